@@ -1,0 +1,28 @@
+"""Supervised local learning for OpenMMLab: FBA and the methods it is compared with.
+
+Importing the package registers :class:`LocalBackbone`, :class:`FBAHook` and
+:class:`LocalOptimWrapper` in MMEngine's root registries, so that a config of any OpenMMLab
+project names them without a prefix.
+"""
+from importlib.util import find_spec as _find_spec
+
+for _package in ('torch', 'mmengine', 'mmcv'):
+    if _find_spec(_package) is None:
+        raise ImportError(f'fba_mm needs {_package}, which is not installed: '
+                          'pip install -r requirements.txt')
+
+# Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
+from .compat import install_mmcv_ops  # noqa: E402
+
+install_mmcv_ops()
+
+from .engine import AmpLocalOptimWrapper, FBAHook, LocalOptimWrapper  # noqa: E402
+from .errors import LocalLearningError  # noqa: E402
+from .local import LocalBackbone  # noqa: E402
+from .localize import localize  # noqa: E402
+
+__version__ = '0.1.0'
+__all__ = [
+    'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalLearningError', 'LocalOptimWrapper',
+    'localize'
+]

@@ -1,0 +1,5 @@
+"""Where local learning meets MMEngine: the hook, the optimizer wrappers, checkpoints."""
+from .fba_hook import FBAHook
+from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
+
+__all__ = ['AmpLocalOptimWrapper', 'FBAHook', 'LocalOptimWrapper']

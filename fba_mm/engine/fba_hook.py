@@ -1,0 +1,152 @@
+"""``FBAHook``: what a module may see while it trains."""
+from typing import Any, Dict, Optional
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import Tensor, nn
+
+from ..errors import LocalLearningError
+from ..local import FeatureBank, LocalBackbone, LocalStep
+from ..local.task_loss import Losses
+from .local_optim_wrapper import LocalOptimWrapper
+
+
+def find_local_backbone(model: nn.Module) -> LocalBackbone:
+    """The one :class:`LocalBackbone` of a model.
+
+    Args:
+        model: A model of any OpenMMLab project.
+
+    Raises:
+        LocalLearningError: There is none, or more than one.
+    """
+    found = {name: m for name, m in model.named_modules() if isinstance(m, LocalBackbone)}
+    if not found:
+        raise LocalLearningError(
+            'FBAHook found no LocalBackbone in the model: wrap the backbone, model = dict(backbone='
+            "dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone))")
+    if len(found) > 1:
+        raise LocalLearningError(
+            f'the model has {len(found)} LocalBackbones ({", ".join(found)}): wrap one backbone '
+            'only, a module inside a module cannot be trained')
+    return next(iter(found.values()))
+
+
+def check_model(model: nn.Module) -> LocalBackbone:
+    """Refuse, before training, a model that can't be trained locally.
+
+    Args:
+        model: The model, not wrapped for distributed training.
+
+    Raises:
+        LocalLearningError: Names the fault and its mend.
+    """
+    local_backbone = find_local_backbone(model)
+    for auxiliary in local_backbone.auxiliary:
+        auxiliary.check(model)
+    return local_backbone
+
+
+@HOOKS.register_module()
+class FBAHook(Hook):
+    """Links :class:`LocalBackbone` with the optimizer wrapper, and fills the feature bank.
+
+    Catches the preprocessed batch of every training step, so that modules can compute the task's
+    loss on it; opens the bank for the batch and empties it afterwards; writes each module's loss
+    to the log as ``local_1.loss``, ``local_2.loss``, ...
+
+    Args:
+        scope: What modules find in the bank. ``'past'``: maps of earlier modules (no extra
+            compute). ``'all'``: deeper maps too, from an extra forward without gradients.
+            ``'off'``: nothing.
+        log_terms: Also log each term of the local losses (``local_1.loss_cls``, ...).
+
+    Raises:
+        LocalLearningError: Unknown ``scope``; before training: no or several LocalBackbones,
+            another optimizer wrapper, an auxiliary network that doesn't fit, or several processes.
+
+    Example:
+        >>> custom_hooks = [dict(type='FBAHook', scope='past')]
+    """
+
+    def __init__(self, scope: str = 'past', log_terms: bool = False):
+        self.bank = FeatureBank(scope)
+        self.log_terms = log_terms
+        self._model: Optional[nn.Module] = None
+        self._local_backbone: Optional[LocalBackbone] = None
+        self._optim_wrapper: Optional[LocalOptimWrapper] = None
+        self._handles: list = []
+        self._log: Dict[str, Tensor] = {}
+
+    def __deepcopy__(self, memo: dict) -> 'FBAHook':
+        # The model holds this hook's callbacks. A copy of the model, for EMA say, is not trained.
+        return self
+
+    def before_run(self, runner) -> None:
+        """Check everything that a local step needs, before checkpoints are touched."""
+        if is_model_wrapper(runner.model):
+            raise LocalLearningError(
+                'local learning does not train on several processes yet: its gradients would '
+                'differ between them; start one process, without --launcher')
+        if getattr(runner, '_train_loop', None) is None or runner.optim_wrapper is None:
+            return  # Validation or testing alone.
+        local_backbone = check_model(runner.model)
+        if not isinstance(runner.optim_wrapper, LocalOptimWrapper):
+            name = type(runner.optim_wrapper).__name__
+            amp = 'AmpLocalOptimWrapper' if name.startswith('Amp') else 'LocalOptimWrapper'
+            raise LocalLearningError(
+                f'optim_wrapper.type is {name}, which takes no local losses: '
+                f"set optim_wrapper = dict(type='{amp}')")
+        runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
+                           f'{self.bank.scope!r}:\n{local_backbone.describe()}')
+
+    def before_train(self, runner) -> None:
+        """Attach to the model."""
+        self._model = runner.model
+        self._local_backbone = find_local_backbone(runner.model)
+        self._optim_wrapper = runner.optim_wrapper
+        self._parameters = [
+            self._local_backbone.local_parameters(i)
+            for i in range(self._local_backbone.num_modules - 1)
+        ]
+        self._local_backbone.trained_locally = True
+        self._handles = [
+            runner.model.register_forward_pre_hook(self._open, with_kwargs=True),
+            runner.model.register_forward_hook(self._close, always_call=True)
+        ]
+
+    def after_train_iter(self,
+                         runner,
+                         batch_idx: int,
+                         data_batch: Any = None,
+                         outputs: Optional[dict] = None) -> None:
+        """Write the local losses of this iteration to the log."""
+        for name, value in self._log.items():
+            runner.message_hub.update_scalar(f'train/{name}', value)
+        self._log.clear()
+
+    def after_train(self, runner) -> None:
+        """Detach from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _open(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+        if kwargs.get('mode') != 'loss' or not model.training:
+            return
+        inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
+        data_samples = kwargs['data_samples'] if 'data_samples' in kwargs else args[1]
+        self._local_backbone.step = LocalStep(model, self._local_backbone, inputs, data_samples,
+                                              self.bank, self._train_module)
+
+    def _close(self, model: nn.Module, args: tuple, output: Any) -> None:
+        self._local_backbone.step = None
+        self.bank.clear()
+
+    def _train_module(self, index: int, losses: Losses) -> None:
+        loss, terms = self._model.parse_losses(losses)
+        self._optim_wrapper.update_local(loss, self._parameters[index])
+        for name, value in terms.items():
+            if name == 'loss' or self.log_terms:
+                self._log[f'local_{index + 1}.{name}'] = value.detach()

@@ -1,0 +1,12 @@
+"""The one exception that means: a config, a data set or a checkpoint has to be changed."""
+
+
+class LocalLearningError(ValueError):
+    """Something the user wrote can't be trained; the message is one line and names the mend.
+
+    The command-line tools print it without a traceback and exit with status 1. Anything else that
+    escapes them is a defect of this package.
+
+    Example:
+        >>> raise LocalLearningError('num_modules=0: give at least 1 (1 trains by back-propagation)')
+    """

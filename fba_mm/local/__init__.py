@@ -1,0 +1,11 @@
+"""The method: cutting a backbone, auxiliary networks, the feature bank.
+
+Knows torch and the registries, but no runner: training a loss is a callable that
+:mod:`fba_mm.engine` hands in.
+"""
+from .auxiliary import SLM, Auxiliary
+from .feature_bank import FeatureBank
+from .local_backbone import LocalBackbone
+from .local_step import LocalStep
+
+__all__ = ['Auxiliary', 'FeatureBank', 'LocalBackbone', 'LocalStep', 'SLM']

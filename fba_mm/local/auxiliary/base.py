@@ -1,0 +1,66 @@
+"""What every auxiliary network has in common."""
+from abc import ABCMeta, abstractmethod
+from typing import Dict, Optional
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ...errors import LocalLearningError
+from ..local_step import LocalStep
+from ..partition import CutPoint
+from ..task_loss import Losses
+
+
+class Auxiliary(BaseModule, metaclass=ABCMeta):
+    """The training-only network at the end of a module, which gives the module its loss.
+
+    A new method is one subclass in one file of this folder, registered in MMEngine's ``MODELS``.
+
+    Args:
+        cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
+        loss_weight: Factor of the module's losses.
+        init_cfg: Initialization config.
+    """
+
+    def __init__(self,
+                 cut_point: CutPoint,
+                 loss_weight: float = 1.0,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg)
+        if not loss_weight > 0:
+            raise LocalLearningError(
+                f'auxiliary.loss_weight={loss_weight}: a module without a loss does not train, '
+                'give a positive number, or a smaller num_modules')
+        self.cut_point = cut_point
+        self.loss_weight = loss_weight
+
+    @abstractmethod
+    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
+        """The module's losses.
+
+        Args:
+            x: Output of the module, (N, C, H, W), attached to the module's graph.
+            levels: The maps that the module itself contributes to the backbone's output, by their
+                index there, attached too.
+            step: The batch, the bank, and the model around the backbone.
+        """
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before training, a model that this auxiliary network can't serve.
+
+        Args:
+            model: The model around the backbone.
+
+        Raises:
+            LocalLearningError: Names what does not fit, and the mend.
+        """
+
+    def weighted(self, losses: Losses) -> Losses:
+        """The losses times ``loss_weight``; entries that aren't losses stay as they are."""
+        if self.loss_weight == 1:
+            return losses
+        return {
+            name: ([v * self.loss_weight for v in value] if isinstance(value, (list, tuple)) else
+                   value * self.loss_weight) if 'loss' in name else value
+            for name, value in losses.items()
+        }

@@ -1,0 +1,187 @@
+"""FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
+from typing import Dict, Optional, Tuple
+
+import torch
+from mmengine.model import ModuleList
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...errors import LocalLearningError
+from ..feature_bank import FeatureBank
+from ..local_step import LocalStep
+from ..partition import CutPoint, StageMap
+from ..task_loss import Losses, task_loss
+from .base import Auxiliary
+
+
+@MODELS.register_module()
+class SLM(Auxiliary):
+    """Completes a module to a small backbone: one reduced block per deeper stage.
+
+    The maps that the task's neck and head expect are put together (FBA paper, equations 2, 3
+    and 5) from three sources: shallower levels from the feature bank, the module's own level from
+    the module, deeper levels from the SLM's blocks. With ``scope='all'`` the bank also knows the
+    deeper levels: they are added to the SLM's maps for a random half of the images. For the other
+    half the module answers alone, so that the bank cannot starve it of gradient.
+
+    Args:
+        cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
+        channels: Channels of the blocks' outputs. Unset, those of the backbone's stages, which
+            the model's own neck needs.
+        head: None shares the model's own neck and head with the module. Otherwise the config of
+            a model without a backbone (``dict(type='RetinaNet', neck=..., bbox_head=...,
+            train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
+            Its ``neck.in_channels`` is filled in.
+        bank_dropout: Share of the images for which deeper maps of the bank are withheld.
+        loss_weight: Factor of the module's losses.
+        init_cfg: Initialization config.
+
+    Raises:
+        LocalLearningError: ``channels`` without ``head``, a ``head`` with a backbone of its own,
+            or one that does not fit the module's maps or the model's classes.
+
+    Example:
+        >>> auxiliary = dict(type='SLM')                   # shared head
+        >>> auxiliary = dict(type='SLM', channels=64, head=dict(
+        ...     type='RetinaNet', neck=dict(type='FPN', out_channels=64, num_outs=5),
+        ...     bbox_head=dict(type='RetinaHead', in_channels=64, feat_channels=64,
+        ...                    stacked_convs=1, num_classes=80)))
+    """
+
+    def __init__(self,
+                 cut_point: CutPoint,
+                 channels: Optional[int] = None,
+                 head: Optional[dict] = None,
+                 bank_dropout: float = 0.5,
+                 loss_weight: float = 1.0,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(cut_point, loss_weight, init_cfg)
+        if not 0 <= bank_dropout <= 1:
+            raise LocalLearningError(f'auxiliary.bank_dropout={bank_dropout}: give 0 to 1')
+        if channels is not None and head is None:
+            raise LocalLearningError(
+                f'auxiliary.channels={channels} does not fit the model\'s own neck, which expects '
+                'the channels of the backbone: leave channels unset, or give a head')
+        self.bank_dropout = bank_dropout
+        self.blocks = ModuleList()
+        self.level_channels = []
+        in_channels, in_stride = cut_point.channels, cut_point.stride
+        for stage in cut_point.stages:
+            out_channels = stage.channels
+            if stage.stage > cut_point.stage:
+                out_channels = channels or stage.channels
+                stride = max(stage.stride // in_stride, 1)
+                self.blocks.append(cut_point.reduced_block(in_channels, out_channels, stride))
+                in_channels, in_stride = out_channels, stage.stride
+            if stage.level is not None:
+                self.level_channels.append(out_channels)
+        self.head = None if head is None else self._build_head(head)
+
+    def _build_head(self, head: dict) -> nn.Module:
+        if 'type' not in head:
+            raise LocalLearningError(
+                'auxiliary.head has no type: give the config of a model without a backbone, '
+                "such as dict(type='RetinaNet', neck=..., bbox_head=...)")
+        if head.get('backbone') is not None:
+            raise LocalLearningError(
+                'auxiliary.head has a backbone: leave it out, the module is its backbone')
+        head = dict(head, backbone=dict(type='FeatureSource'))
+        # The module's loss is computed on batches that the model has already preprocessed.
+        head.pop('data_preprocessor', None)
+        if head.get('neck') is not None and not isinstance(head['neck'], (list, tuple)):
+            head['neck'] = dict(head['neck'], in_channels=list(self.level_channels))
+        try:
+            return MODELS.build(head)
+        except (TypeError, KeyError, AssertionError, ValueError) as error:
+            raise LocalLearningError(
+                f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
+
+    def features(self, x: Tensor, levels: Dict[int, Tensor], bank: FeatureBank,
+                 image_size: Tuple[int, int]) -> Tuple[Tensor, ...]:
+        """The maps of a whole backbone, as far as the module can tell them.
+
+        Args:
+            x: Output of the module, (N, C, H, W).
+            levels: The module's own levels, by index.
+            bank: Key features of the batch.
+            image_size: Height and width of the batch's images, in pixels.
+
+        Returns:
+            One map (N, C, H, W) for each level that the backbone returns.
+        """
+        maps = dict(levels)
+        blocks = iter(self.blocks)
+        deeper = x
+        for stage in self.cut_point.stages:
+            level = stage.level
+            if stage.stage > self.cut_point.stage:
+                deeper = next(blocks)(deeper)
+                if level is not None:
+                    maps[level] = self._with_context(deeper, bank.get(level))
+            elif level is not None and level not in maps:
+                if stage.stage == self.cut_point.stage:
+                    maps[level] = x
+                else:
+                    maps[level] = self._banked(stage, bank, x, image_size)
+        return tuple(maps[level] for level in sorted(maps))
+
+    def _with_context(self, own: Tensor, banked: Optional[Tensor]) -> Tensor:
+        if banked is None or banked.shape != own.shape:
+            return own
+        keep = torch.rand(len(own), 1, 1, 1, device=own.device) >= self.bank_dropout
+        return own + banked * keep
+
+    @staticmethod
+    def _banked(stage: StageMap, bank: FeatureBank, x: Tensor,
+                image_size: Tuple[int, int]) -> Tensor:
+        banked = bank.get(stage.level)
+        if banked is not None:
+            return banked
+        # No bank, no knowledge: zeros, which as an expanded scalar take no memory.
+        height, width = (-(-size // stage.stride) for size in image_size)
+        return x.new_zeros(()).expand(len(x), stage.channels, height, width)
+
+    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
+        """The task's losses on the completed features. See :class:`Auxiliary`."""
+        features = self.features(x, levels, step.bank, step.inputs.shape[-2:])
+        if self.head is None:
+            losses = step.shared_loss(features)
+        else:
+            losses = task_loss(self.head, self.head.backbone, features, step.inputs,
+                               step.data_samples)
+        return self.weighted(losses)
+
+    def check(self, model: nn.Module) -> None:
+        """Compare the classes of an own head with the model's, and run it once on small maps."""
+        if self.head is None:
+            return
+        own, main = _num_classes(self.head), _num_classes(model)
+        if own != main:
+            raise LocalLearningError(
+                f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
+                'num_classes')
+        maps = tuple(
+            torch.zeros(1, channels, 64 // 2**i, 64 // 2**i)
+            for i, channels in enumerate(self.level_channels))
+        training = self.head.training
+        self.head.eval()
+        try:
+            with torch.no_grad(), self.head.backbone.answering(maps):
+                features = self.head.extract_feat(torch.zeros(1, 3, 64, 64))
+                first = getattr(self.head, 'bbox_head', None) or getattr(
+                    self.head, 'rpn_head', None)
+                if first is not None:
+                    first(features)
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            raise LocalLearningError(
+                'auxiliary.head does not fit its own maps '
+                f'({str(error).strip().splitlines()[0]}): check in_channels of its heads against '
+                'out_channels of its neck') from error
+        finally:
+            self.head.train(training)
+
+
+def _num_classes(model: nn.Module) -> Optional[int]:
+    # A two-stage detector's RPN has one class of its own beside those of the data set.
+    return max((m.num_classes for m in model.modules()
+                if isinstance(getattr(m, 'num_classes', None), int)), default=None)

@@ -1,0 +1,52 @@
+"""Key features of the current batch, which the cut took away from the modules."""
+from typing import Dict, Optional
+
+from torch import Tensor
+
+from ..errors import LocalLearningError
+
+
+class FeatureBank:
+    """Holds the maps that auxiliary networks may look at (FBA paper, equation 3).
+
+    What goes in is detached and aliased, never copied: the network keeps these maps anyway, so
+    that the bank costs no memory.
+
+    Args:
+        scope: ``'past'``: maps of the modules that have already run in this iteration.
+            ``'all'``: maps of all modules; those ahead come from a pass without gradients, which
+            costs one more forward. ``'off'``: the bank stays empty.
+
+    Example:
+        >>> bank = FeatureBank('past')
+        >>> bank.put(0, torch.rand(2, 64, 32, 32))
+        >>> bank.get(0).shape, bank.get(1)
+        (torch.Size([2, 64, 32, 32]), None)
+    """
+
+    scopes = ('past', 'all', 'off')
+
+    def __init__(self, scope: str = 'past'):
+        if scope not in self.scopes:
+            raise LocalLearningError(
+                f'scope={scope!r}: the feature bank knows {", ".join(map(repr, self.scopes))}')
+        self.scope = scope
+        self._maps: Dict[int, Tensor] = {}
+
+    def put(self, level: int, feature: Tensor) -> None:
+        """Bank one map.
+
+        Args:
+            level: Index in the tuple of maps that the backbone returns.
+            feature: Of shape (N, C, H, W).
+        """
+        if self.scope != 'off':
+            self._maps[level] = feature.detach()
+
+    def get(self, level: int) -> Optional[Tensor]:
+        """The map of a level, or None if the bank holds none."""
+        return self._maps.get(level)
+
+    def clear(self) -> None:
+        """Forget the batch."""
+        self._maps.clear()

@@ -1,0 +1,188 @@
+"""``LocalBackbone``: where the network is cut, and what each module learns from."""
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+from mmengine.logging import print_log
+from mmengine.model import ModuleList
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..errors import LocalLearningError
+from .local_step import LocalStep
+from .partition import cut, cut_points, trace_footprints, unroll
+from .task_loss import AnsweringBackbone, untracked_norm
+
+
+@MODELS.register_module()
+class LocalBackbone(AnsweringBackbone):
+    """Trains a backbone in K gradient-isolated modules, each with a loss of its own.
+
+    In training, module i runs on a detached input, its auxiliary network computes a loss, and the
+    gradients are computed at once, so that module i's activations are gone before module i + 1
+    runs (FBA paper, equation 1). The last module has no auxiliary network: its output goes to the
+    model's own neck and head. In evaluation this is exactly the wrapped backbone.
+
+    Training needs :class:`FBAHook` in ``custom_hooks`` and ``optim_wrapper.type`` set to
+    ``LocalOptimWrapper``.
+
+    Args:
+        backbone: Config of the backbone to wrap.
+        num_modules: K. A number (1 is back-propagation; cuts are placed so that the largest
+            module keeps as little as possible for its backward pass), ``'stages'`` for one module
+            per stage, or ``'blocks'`` for the finest cut.
+        auxiliary: Config of the auxiliary networks, without their ``cut_point``.
+        init_cfg: Initialization config. The wrapped backbone keeps its own.
+
+    Raises:
+        LocalLearningError: The backbone can't be cut, or not in so many modules.
+
+    Example:
+        >>> model = dict(backbone=dict(
+        ...     _delete_=True, type='LocalBackbone', backbone=_base_.model.backbone,
+        ...     num_modules=4, auxiliary=dict(type='SLM')))
+    """
+
+    def __init__(self,
+                 backbone: dict,
+                 num_modules: Union[int, str] = 4,
+                 auxiliary: dict = dict(type='SLM'),
+                 init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg)
+        self.backbone = MODELS.build(backbone)
+        self.auxiliary = ModuleList()
+        # FBAHook sets these: the first for good, the second for the length of a forward pass.
+        self.trained_locally = False
+        self.step: Optional[LocalStep] = None
+        self._initialize_auxiliary_at: Optional[str] = None
+        self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
+
+        # Back-propagation needs no partition, and so no known family of backbones.
+        if num_modules == 1 and not isinstance(num_modules, bool):
+            self.segments, self.module_segments, self.footprints = [], [range(0)], []
+            return
+        unrolled = unroll(self.backbone)
+        self.segments = unrolled.segments
+        self.footprints = trace_footprints(self.backbone, self.segments)
+        self.module_segments: List[range] = cut(self.footprints, self.segments, num_modules)
+        points = cut_points(unrolled, self.footprints, self.module_segments)
+        for point in points[:-1]:
+            self.auxiliary.append(MODELS.build(dict(auxiliary), default_args=dict(cut_point=point)))
+
+    @property
+    def num_modules(self) -> int:
+        """Number of modules, K."""
+        return len(self.module_segments)
+
+    def local_parameters(self, index: int) -> List[nn.Parameter]:
+        """Parameters that only module ``index``'s loss trains: its layers' and its auxiliary's.
+
+        Args:
+            index: 0 to K - 2. The last module is trained by the model's own loss.
+        """
+        parameters = [
+            p for i in self.module_segments[index]
+            for p in self.segments[i].parameters(self.backbone)
+        ]
+        return [
+            p for p in (*parameters, *self.auxiliary[index].parameters()) if p.requires_grad
+        ]
+
+    def describe(self) -> str:
+        """One line per module: its segments, and whether an auxiliary network trains it."""
+        lines = []
+        for k, module in enumerate(self.module_segments):
+            names = [self.segments[i].name for i in module] or ['whole backbone']
+            span = names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
+            trainer = 'the model\'s own loss'
+            if k < len(self.auxiliary):
+                count = sum(p.numel() for p in self.auxiliary[k].parameters())
+                name = type(self.auxiliary[k]).__name__
+                trainer = f'{name} with {count / 1e6:.2f} M parameters of its own'
+            lines.append(f'  module {k + 1}: {span}, trained by {trainer}')
+        return '\n'.join(lines)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """The backbone's maps; in training, all modules but the last have been trained on them.
+
+        Args:
+            x: Images after preprocessing, (N, 3, H, W).
+
+        Raises:
+            LocalLearningError: In training, if no :class:`FBAHook` is there to train it.
+        """
+        if self._answer is not None:
+            return self._answer
+        if self.num_modules == 1 or not (self.training and torch.is_grad_enabled()):
+            return self.backbone(x)
+        if not self.trained_locally:
+            raise LocalLearningError(
+                'LocalBackbone does not train without FBAHook: add '
+                "custom_hooks = [dict(type='FBAHook')] to the config")
+        if self.step is None:
+            # A pass that asks for outputs, not for losses: nothing to train on.
+            return self.backbone(x)
+        return self._forward_local(x, self.step)
+
+    def _forward_local(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
+        if step.bank.scope == 'all':
+            self._look_ahead(x, step)
+        outputs: Dict[int, Tensor] = {}
+        last = self.num_modules - 1
+        for k in range(last):
+            x, levels = self._run_module(k, x)
+            step.train(k, self.auxiliary[k].loss(x, levels, step))
+            # What the next module and the bank see is the same storage, without the graph.
+            x = x.detach()
+            for level, feature in levels.items():
+                outputs[level] = feature.detach()
+                step.bank.put(level, outputs[level])
+            del levels
+        _, levels = self._run_module(last, x)
+        outputs.update(levels)
+        return tuple(outputs[level] for level in sorted(outputs))
+
+    def _run_module(self, index: int, x: Tensor) -> Tuple[Tensor, Dict[int, Tensor]]:
+        levels: Dict[int, Tensor] = {}
+        for i in self.module_segments[index]:
+            segment = self.segments[i]
+            x = segment.run(self.backbone, x)
+            if segment.level is not None:
+                levels[segment.level] = x
+        return x, levels
+
+    def _look_ahead(self, x: Tensor, step: LocalStep) -> None:
+        # Weights that autocast casts under no_grad would stay in its cache, without a graph, and
+        # the modules would then train on the cached casts: without the cache, they don't.
+        device_type = x.device.type
+        with torch.no_grad(), untracked_norm(self.backbone), torch.autocast(
+                device_type, enabled=torch.is_autocast_enabled(device_type), cache_enabled=False):
+            for level, feature in enumerate(self.backbone(x)):
+                step.bank.put(level, feature)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """Accept the keys of the unwrapped backbone, so that stock checkpoints load."""
+        stock = {key for key in self.backbone.state_dict(keep_vars=True)}
+        renamed = [
+            key for key in state_dict
+            if key.startswith(prefix) and key[len(prefix):] in stock
+        ]
+        for key in renamed:
+            state_dict[f'{prefix}backbone.{key[len(prefix):]}'] = state_dict.pop(key)
+        auxiliary = f'{prefix}auxiliary.'
+        self._initialize_auxiliary_at = auxiliary if renamed and not any(
+            key.startswith(auxiliary) for key in state_dict) else None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _expect_missing_auxiliary(module: LocalBackbone, incompatible_keys) -> None:
+    """After a stock checkpoint, auxiliary networks are new, which is no mismatch."""
+    prefix = module._initialize_auxiliary_at
+    if prefix is None:
+        return
+    missing = incompatible_keys.missing_keys
+    expected = [key for key in missing if key.startswith(prefix)]
+    missing[:] = [key for key in missing if not key.startswith(prefix)]
+    if expected:
+        print_log(
+            'LocalBackbone: the checkpoint is one of the unwrapped model; '
+            'the auxiliary networks start from their own initialization', 'current')

@@ -1,0 +1,96 @@
+"""Where to cut: the largest module shall be as small as possible."""
+from typing import List, Sequence, Union
+
+from ...errors import LocalLearningError
+from .footprint import Footprint
+from .segment import Segment
+
+
+def cut(footprints: Sequence[Footprint],
+        segments: Sequence[Segment],
+        num_modules: Union[int, str] = 4) -> List[range]:
+    """Choose which segments make up which module.
+
+    Args:
+        footprints: From :func:`trace_footprints`, one for each segment.
+        segments: The segments themselves.
+        num_modules: A number K; ``'blocks'`` for the finest cut (stem and every residual block);
+            or ``'stages'`` for one module per stage, the stem with the first.
+
+    Returns:
+        K ranges of segment indices, in order.
+
+    Raises:
+        LocalLearningError: ``num_modules`` is not between 1 and the number of trainable segments.
+    """
+    units = _trainable_units(footprints)
+    if num_modules == 'blocks':
+        return units
+    if num_modules == 'stages':
+        return _by_stage(units, segments)
+    if isinstance(num_modules, bool) or not isinstance(num_modules, int):
+        raise LocalLearningError(
+            f"num_modules={num_modules!r}: give a number, 'blocks' or 'stages'")
+    if not 1 <= num_modules <= len(units):
+        frozen = sum(f.frozen for f in footprints)
+        raise LocalLearningError(
+            f'num_modules={num_modules}: give 1 (back-propagation) to {len(units)}, the number of '
+            f'blocks of this backbone that are trained' +
+            (f' ({frozen} of {len(footprints)} are frozen)' if frozen else ''))
+    costs = [sum(footprints[i].saved_bytes for i in unit) for unit in units]
+    bounds = _smallest_maximum(costs, num_modules)
+    return [range(units[a].start, units[b - 1].stop) for a, b in bounds]
+
+
+def _trainable_units(footprints: Sequence[Footprint]) -> List[range]:
+    """Join frozen segments to the next trained one: a module with nothing to train has no loss."""
+    units, start = [], 0
+    for i, footprint in enumerate(footprints):
+        if not footprint.frozen:
+            units.append(range(start, i + 1))
+            start = i + 1
+    if start < len(footprints) and units:
+        units[-1] = range(units[-1].start, len(footprints))
+    if not units:
+        raise LocalLearningError(
+            'every stage of the backbone is frozen, there is nothing to train locally: lower '
+            'frozen_stages, or train the unwrapped backbone')
+    return units
+
+
+def _by_stage(units: Sequence[range], segments: Sequence[Segment]) -> List[range]:
+    modules: List[range] = []
+    stages: List[int] = []
+    for unit in units:
+        stage = max(segments[unit[-1]].stage, 0)
+        if stages and stages[-1] == stage:
+            modules[-1] = range(modules[-1].start, unit.stop)
+        else:
+            modules.append(unit)
+            stages.append(stage)
+    return modules
+
+
+def _smallest_maximum(costs: Sequence[int], num_modules: int) -> List[tuple]:
+    """Cut a sequence in parts so that the largest sum is smallest, then the squares' sum.
+
+    Exact, by dynamic programming over (parts, position); sequences have at most some dozens of
+    segments. The sum of squares keeps the parts even where the maximum leaves a choice.
+    """
+    n = len(costs)
+    prefix = [0]
+    for cost in costs:
+        prefix.append(prefix[-1] + cost)
+    best = {(0, 0): ((0, 0), [])}
+    for parts in range(1, num_modules + 1):
+        for end in range(parts, n + 1):
+            options = []
+            for start in range(parts - 1, end):
+                if (parts - 1, start) not in best:
+                    continue
+                (largest, squares), bounds = best[parts - 1, start]
+                size = prefix[end] - prefix[start]
+                options.append(((max(largest, size), squares + size * size),
+                                bounds + [(start, end)]))
+            best[parts, end] = min(options)
+    return best[num_modules, n][1]

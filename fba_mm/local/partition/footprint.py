@@ -1,0 +1,105 @@
+"""What each segment of a backbone produces and keeps for its backward pass."""
+from dataclasses import dataclass
+from typing import List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ...errors import LocalLearningError
+from .segment import Segment
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Shape and memory of one segment, for one image of the shape that was traced.
+
+    Attributes:
+        name: The segment's name.
+        channels: Channels of its output.
+        stride: Pixels of the input per position of the output, along the height.
+        saved_bytes: Bytes that autograd keeps for the segment's backward pass, parameters aside.
+        frozen: Whether no parameter of the segment is trained.
+    """
+    name: str
+    channels: int
+    stride: int
+    saved_bytes: int
+    frozen: bool
+
+
+class _Trace(nn.Module):
+    """Runs the segments one by one, and counts what each leaves with autograd."""
+
+    def __init__(self, backbone: nn.Module, segments: Sequence[Segment]):
+        super().__init__()
+        self.backbone = backbone
+        self.segments = segments
+
+    def forward(self, x: Tensor, own: set) -> List[Tuple[Tensor, int]]:
+        results = []
+        # One map is saved by the segment that made it and by the one that reads it: it counts
+        # once, for its maker.
+        seen = set(own)
+        for segment in self.segments:
+            saved = []
+
+            def pack(tensor: Tensor) -> Tensor:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in seen:
+                    seen.add(storage._cdata)
+                    saved.append(storage.nbytes())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                x = segment.run(self.backbone, x)
+            results.append((x, sum(saved)))
+        return results
+
+
+def trace_footprints(backbone: nn.Module,
+                     segments: Sequence[Segment],
+                     input_shape: Tuple[int, int, int] = (3, 256, 256)) -> List[Footprint]:
+    """Find what each segment makes and keeps, without computing anything.
+
+    The segments run on torch's meta device, where tensors have shapes but no memory. What autograd
+    saves is what ``torch.autograd.graph.saved_tensors_hooks`` sees, so that checkpointed blocks,
+    frozen layers and normalization in evaluation mode count for what they keep.
+
+    Args:
+        backbone: The backbone that the segments belong to. It is left as it was.
+        segments: From :func:`unroll`.
+        input_shape: (channels, height, width) of one image, in pixels.
+
+    Raises:
+        LocalLearningError: The backbone doesn't run on an image of this shape.
+    """
+    trace = _Trace(backbone, segments)
+    tensors = {}
+    for name, tensor in (*trace.named_parameters(), *trace.named_buffers()):
+        meta = torch.empty_like(tensor, device='meta')
+        tensors[name] = meta.requires_grad_(tensor.requires_grad)
+    # Buffers are never saved under their own name in training, but frozen norms keep them.
+    own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
+    image = torch.empty(2, *input_shape, device='meta')
+    training = backbone.training
+    backbone.train()
+    try:
+        results = functional_call(trace, tensors, (image, own))
+    except (RuntimeError, NotImplementedError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise LocalLearningError(
+            f'backbone {type(backbone).__name__} does not run on images of shape {input_shape} '
+            f'({first_line}): check its config, and its plugins, on the unwrapped model first'
+        ) from error
+    finally:
+        backbone.train(training)
+    return [
+        Footprint(
+            segment.name,
+            channels=out.shape[1],
+            stride=round(input_shape[1] / out.shape[2]),
+            saved_bytes=saved // 2,
+            frozen=not any(p.requires_grad for p in segment.parameters(backbone)))
+        for segment, (out, saved) in zip(segments, results)
+    ]

@@ -1,0 +1,97 @@
+"""How ResNet and its descendants (ResNetV1d, ResNeXt, ...) unroll.
+
+mmdet, mmpretrain and mmseg define the same ``forward``: stem, max pooling, ``layer1`` to
+``layer4``, each a sequence of residual blocks.
+"""
+from functools import partial
+
+from mmcv.cnn import ConvModule
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from .family import backbone_family
+from .segment import Segment, Unrolled, run_submodule
+
+
+def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
+    if backbone.deep_stem:
+        x = backbone.stem(x)
+    else:
+        x = backbone.relu(backbone.norm1(backbone.conv1(x)))
+    return backbone.maxpool(x)
+
+
+class ReducedResidualBlock(BaseModule):
+    """One residual block with fewer channels, to stand in for a whole stage.
+
+    Keeps the kernel sizes and the stride of the block that it is reduced from (the φ of the FBA
+    paper's equation 2).
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        stride: Stride of the 3×3 convolution, and of the shortcut.
+        bottleneck: 1×1, 3×3, 1×1 with a quarter of the channels inside, instead of two 3×3.
+        norm_cfg: Config of the normalization layers.
+
+    Example:
+        >>> ReducedResidualBlock(64, 128, stride=2)(torch.rand(2, 64, 8, 8)).shape
+        torch.Size([2, 128, 4, 4])
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int,
+                 stride: int = 1,
+                 bottleneck: bool = False,
+                 norm_cfg: dict = dict(type='BN')):
+        super().__init__()
+        conv = partial(ConvModule, norm_cfg=norm_cfg)
+        if bottleneck:
+            width = max(out_channels // 4, 1)
+            self.residual = nn.Sequential(
+                conv(in_channels, width, 1),
+                conv(width, width, 3, stride=stride, padding=1),
+                conv(width, out_channels, 1, act_cfg=None))
+        else:
+            self.residual = nn.Sequential(
+                conv(in_channels, out_channels, 3, stride=stride, padding=1),
+                conv(out_channels, out_channels, 3, padding=1, act_cfg=None))
+        self.shortcut = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = conv(in_channels, out_channels, 1, stride=stride, act_cfg=None)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
+        return self.relu(self.residual(x) + self.shortcut(x))
+
+
+@backbone_family('ResNet')
+def unroll_resnet(backbone: nn.Module) -> Unrolled:
+    """Stem, then one segment per residual block.
+
+    Args:
+        backbone: A ``ResNet`` of mmdet, mmpretrain or mmseg, or a subclass with its ``forward``.
+    """
+    stem = ('stem', ) if backbone.deep_stem else ('conv1', backbone.norm1_name)
+    segments = [Segment('stem', _run_stem, stem, stage=-1)]
+    levels = sorted(backbone.out_indices)
+    for stage, layer_name in enumerate(backbone.res_layers):
+        blocks = [name for name, _ in backbone.get_submodule(layer_name).named_children()]
+        for block in blocks:
+            path = f'{layer_name}.{block}'
+            ends_level = block == blocks[-1] and stage in levels
+            segments.append(
+                Segment(
+                    path,
+                    partial(run_submodule, path=path), (path, ),
+                    stage=stage,
+                    level=levels.index(stage) if ends_level else None))
+    # An auxiliary network starts from scratch: its norm layers train even where the pretrained
+    # backbone's are frozen.
+    norm_cfg = dict(getattr(backbone, 'norm_cfg', None) or dict(type='BN'), requires_grad=True)
+    last = backbone.get_submodule(f'{backbone.res_layers[-1]}.0')
+    reduced_block = partial(
+        ReducedResidualBlock, bottleneck=hasattr(last, 'conv3'), norm_cfg=norm_cfg)
+    return Unrolled(segments, reduced_block)

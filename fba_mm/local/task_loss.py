@@ -1,0 +1,90 @@
+"""Features → the task's own loss.
+
+Every OpenMMLab model computes its loss from what ``self.backbone(inputs)`` returns. Let the
+backbone answer with given features instead, and ``model.loss()`` becomes the loss of those
+features, whatever the neck, the head and the task are.
+"""
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, Optional, Tuple, Union
+
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Losses = Dict[str, Union[Tensor, List[Tensor]]]
+
+
+class AnsweringBackbone(BaseModule):
+    """A backbone that can be told what to answer."""
+
+    def __init__(self, init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg)
+        self._answer: Optional[Tuple[Tensor, ...]] = None
+
+    @contextmanager
+    def answering(self, features: Tuple[Tensor, ...]) -> Iterator[None]:
+        """Within this context, ``forward`` returns ``features`` and computes nothing.
+
+        Args:
+            features: As the backbone returns them, (N, C, H, W) each.
+        """
+        self._answer = features
+        try:
+            yield
+        finally:
+            self._answer = None
+
+
+@MODELS.register_module()
+class FeatureSource(AnsweringBackbone):
+    """The backbone of an auxiliary network's own model: it has no layers and only answers."""
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """Return the features that were given to :meth:`answering`."""
+        return self._answer
+
+
+@contextmanager
+def untracked_norm(module: nn.Module, skip: Optional[nn.Module] = None) -> Iterator[None]:
+    """Normalize with the batch's statistics, but leave the running ones alone.
+
+    Running statistics belong to what the network sees in evaluation: the deepest features for a
+    shared head, the trained pass for a backbone that runs a second time for the bank.
+
+    Args:
+        module: Module whose batch normalization layers are meant.
+        skip: A submodule to leave out.
+    """
+    skipped = set() if skip is None else set(skip.modules())
+    norms = [
+        m for m in module.modules()
+        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats and m not in skipped
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+def task_loss(model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
+              inputs: Tensor, data_samples: list) -> Losses:
+    """The losses that a model's neck and head compute on given features.
+
+    Args:
+        model: Any OpenMMLab model with ``loss(inputs, data_samples)``.
+        source: The model's backbone, or the part of it that answers.
+        features: As the backbone returns them, (N, C, H, W) each.
+        inputs: The batch of images, (N, 3, H, W).
+        data_samples: The batch's targets.
+
+    Returns:
+        The model's dict of losses.
+    """
+    with source.answering(features), untracked_norm(model, skip=source):
+        return model.loss(inputs, data_samples)
+
+

@@ -1,0 +1,110 @@
+"""A stock config → its local-learning form."""
+import copy
+from typing import Optional, Union
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+
+from .errors import LocalLearningError
+
+# The optimizer wrapper that does the same and takes local losses too.
+_LOCAL_FORM = {
+    'OptimWrapper': 'LocalOptimWrapper',
+    'AmpOptimWrapper': 'AmpLocalOptimWrapper',
+    'LocalOptimWrapper': 'LocalOptimWrapper',
+    'AmpLocalOptimWrapper': 'AmpLocalOptimWrapper',
+}
+
+
+def load_config(config: str) -> Config:
+    """Load a config by path, or by name from an installed OpenMMLab package.
+
+    Args:
+        config: ``'configs/retinanet_r50_fba.py'`` or
+            ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+
+    Raises:
+        LocalLearningError: It doesn't exist, or can't be read.
+    """
+    try:
+        return get_config(config) if '::' in config else Config.fromfile(config)
+    except FileNotFoundError as error:
+        where = 'package' if '::' in config else 'path'
+        raise LocalLearningError(f'config {config} not found ({error}): check its {where}'
+                                 ) from error
+    except LocalLearningError:
+        raise
+    except Exception as error:  # A config is Python code: anything may come out of it.
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise LocalLearningError(
+            f'config {config} cannot be read: {type(error).__name__}: {reason}') from error
+
+
+def localize(config: Union[str, Config],
+             num_modules: Union[int, str] = 4,
+             scope: str = 'past',
+             apply: str = 'end',
+             auxiliary: Optional[dict] = None,
+             auxiliary_lr_mult: Optional[float] = None,
+             auxiliary_decay_mult: Optional[float] = None) -> Config:
+    """Make any OpenMMLab config train its backbone by local learning.
+
+    Args:
+        config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
+        num_modules: K, ``'stages'`` or ``'blocks'``; see :class:`LocalBackbone`.
+        scope: What the feature bank offers; see :class:`FBAHook`.
+        apply: When gradients are applied; see :class:`LocalOptimWrapper`.
+        auxiliary: Config of the auxiliary networks; unset, FBA's with a shared head.
+        auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
+        auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
+
+    Returns:
+        A new config.
+
+    Raises:
+        LocalLearningError: The config has no backbone, or is a local-learning config already.
+
+    Example:
+        >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
+        >>> cfg.model.backbone.type
+        'LocalBackbone'
+    """
+    cfg = load_config(config) if isinstance(config, str) else copy.deepcopy(config)
+    backbone = cfg.get('model', {}).get('backbone')
+    if backbone is None:
+        raise LocalLearningError(
+            'the config has no model.backbone to cut: give the config of a detector, classifier '
+            'or segmentor')
+    if backbone.type == 'LocalBackbone':
+        raise LocalLearningError(
+            'model.backbone is a LocalBackbone already: change its num_modules instead')
+    cfg.model.backbone = ConfigDict(
+        type='LocalBackbone',
+        backbone=backbone,
+        num_modules=num_modules,
+        auxiliary=auxiliary or dict(type='SLM'))
+
+    hooks = [h for h in cfg.get('custom_hooks') or [] if h['type'] != 'FBAHook']
+    cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
+
+    optim_wrapper = cfg.get('optim_wrapper')
+    if optim_wrapper is not None:
+        kind = optim_wrapper.get('type', 'OptimWrapper')
+        if kind not in _LOCAL_FORM:
+            raise LocalLearningError(
+                f'optim_wrapper.type={kind} has no local form: use one of '
+                f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
+        optim_wrapper.type = _LOCAL_FORM[kind]
+        optim_wrapper.apply = apply
+        multipliers = dict(lr_mult=auxiliary_lr_mult, decay_mult=auxiliary_decay_mult)
+        multipliers = {key: value for key, value in multipliers.items() if value is not None}
+        if multipliers:
+            paramwise = optim_wrapper.setdefault('paramwise_cfg', ConfigDict())
+            paramwise.setdefault('custom_keys', ConfigDict())['backbone.auxiliary'] = multipliers
+
+    imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
+    names = imports['imports']
+    names = [names] if isinstance(names, str) else list(names)
+    if 'fba_mm' not in names:
+        cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
+    return cfg

@@ -1,0 +1,122 @@
+"""Small detectors and batches that the tests share."""
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+import fba_mm  # noqa: F401
+
+NUM_CLASSES = 3
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.manual_seed(0)
+    # A scope of its own for each test: MMEngine keeps the last one made.
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+def retinanet(depth: int = 18, num_modules=4, norm: str = 'BN', **backbone) -> dict:
+    """A narrow RetinaNet that trains from scratch; ``num_modules=None`` leaves it unwrapped."""
+    auxiliary = backbone.pop('auxiliary', dict(type='SLM'))
+    resnet = dict(
+        type='mmdet.ResNet',
+        depth=depth,
+        base_channels=8,
+        stem_channels=8,
+        norm_cfg=dict(type=norm, num_groups=4) if norm == 'GN' else dict(type=norm),
+        norm_eval=False)
+    resnet.update(backbone)
+    expansion = 1 if resnet['depth'] < 50 else 4
+    width = resnet['base_channels'] * expansion
+    return dict(
+        type='mmdet.RetinaNet',
+        data_preprocessor=dict(
+            type='mmdet.DetDataPreprocessor', mean=[127.5] * 3, std=[64.] * 3, pad_size_divisor=32),
+        backbone=resnet if num_modules is None else dict(
+            type='LocalBackbone', backbone=resnet, num_modules=num_modules, auxiliary=auxiliary),
+        neck=dict(
+            type='FPN',
+            in_channels=[width * 2**i for i in range(4)],
+            out_channels=16,
+            start_level=1,
+            add_extra_convs='on_input',
+            num_outs=5),
+        bbox_head=retina_head(),
+        train_cfg=dict(
+            assigner=dict(
+                type='MaxIoUAssigner', pos_iou_thr=.5, neg_iou_thr=.4, min_pos_iou=0,
+                ignore_iof_thr=-1),
+            sampler=dict(type='PseudoSampler'),
+            allowed_border=-1,
+            pos_weight=-1,
+            debug=False),
+        test_cfg=dict(
+            nms_pre=1000, min_bbox_size=0, score_thr=.0, nms=dict(type='nms', iou_threshold=.5),
+            max_per_img=100))
+
+
+def retina_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
+    """A RetinaNet head with one convolution."""
+    return dict(
+        type='RetinaHead',
+        num_classes=num_classes,
+        in_channels=channels,
+        stacked_convs=1,
+        feat_channels=channels,
+        anchor_generator=dict(
+            type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.],
+            strides=[8, 16, 32, 64, 128]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
+        loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        loss_bbox=dict(type='L1Loss'))
+
+
+def own_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
+    """An auxiliary network with a neck and a head of its own."""
+    model = retinanet(None)
+    return dict(
+        type='SLM',
+        channels=channels,
+        head=dict(
+            type='mmdet.RetinaNet',
+            neck=dict(
+                type='FPN', out_channels=channels, start_level=1, add_extra_convs='on_input',
+                num_outs=5),
+            bbox_head=retina_head(channels, num_classes),
+            train_cfg=model['train_cfg'],
+            test_cfg=model['test_cfg']))
+
+
+def build(cfg: dict) -> torch.nn.Module:
+    """Build a model from a copy of its config, with weights that depend on the seed alone."""
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(cfg))
+    model.init_weights()
+    return model.train()
+
+
+def batch(size: int = 64, images: int = 2, seed: int = 0) -> dict:
+    """A batch as a dataloader gives it: uint8 images and samples with two boxes each."""
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import InstanceData
+    generator = torch.Generator().manual_seed(seed)
+    inputs, samples = [], []
+    for _ in range(images):
+        inputs.append(
+            torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8))
+        corner = torch.rand(2, 2, generator=generator) * size * .4
+        extent = size * (.25 + .25 * torch.rand(2, 2, generator=generator))
+        sample = DetDataSample(
+            metainfo=dict(
+                img_shape=(size, size), ori_shape=(size, size), scale_factor=(1., 1.),
+                batch_input_shape=(size, size), pad_shape=(size, size)))
+        sample.gt_instances = InstanceData(
+            bboxes=torch.cat([corner, corner + extent], 1),
+            labels=torch.randint(0, NUM_CLASSES, (2, ), generator=generator))
+        sample.ignored_instances = InstanceData(
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        samples.append(sample)
+    return dict(inputs=inputs, data_samples=samples)
