@@ -14,6 +14,10 @@ _LOCAL_FORM = {
     'LocalOptimWrapper': 'LocalOptimWrapper',
     'AmpLocalOptimWrapper': 'AmpLocalOptimWrapper',
 }
+_STOCK_FORM = {
+    'LocalOptimWrapper': 'OptimWrapper',
+    'AmpLocalOptimWrapper': 'AmpOptimWrapper',
+}
 
 
 def load_config(config: str) -> Config:
@@ -107,4 +111,36 @@ def localize(config: Union[str, Config],
     names = [names] if isinstance(names, str) else list(names)
     if 'fba_mm' not in names:
         cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
+    return cfg
+
+
+def stock_form(config: Config) -> Config:
+    """Undo :func:`localize`: the config of the same model without local learning.
+
+    Args:
+        config: A local-learning config. It is not changed.
+
+    Returns:
+        A new config.
+
+    Raises:
+        LocalLearningError: It has no LocalBackbone.
+
+    Example:
+        >>> stock_form(localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')).model.backbone.type
+        'ResNet'
+    """
+    cfg = copy.deepcopy(config)
+    backbone = cfg.get('model', {}).get('backbone')
+    if backbone is None or backbone.type != 'LocalBackbone':
+        raise LocalLearningError(
+            'the config has no LocalBackbone: its checkpoints are stock ones already')
+    cfg.model.backbone = backbone.backbone
+    cfg.custom_hooks = [h for h in cfg.get('custom_hooks') or [] if h['type'] != 'FBAHook']
+    optim_wrapper = cfg.get('optim_wrapper')
+    if optim_wrapper is not None:
+        optim_wrapper.type = _STOCK_FORM.get(optim_wrapper.type, optim_wrapper.type)
+        optim_wrapper.pop('apply', None)
+        (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).pop(
+            'backbone.auxiliary', None)
     return cfg

@@ -1,6 +1,7 @@
 """``FBAHook``: what a module may see while it trains."""
 from typing import Any, Dict, Optional
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -33,16 +34,23 @@ def find_local_backbone(model: nn.Module) -> LocalBackbone:
     return next(iter(found.values()))
 
 
-def check_model(model: nn.Module) -> LocalBackbone:
-    """Refuse, before training, a model that can't be trained locally.
+def check_local_training(model: nn.Module, optim_wrapper: type) -> LocalBackbone:
+    """Refuse, before training, what can't be trained locally.
 
     Args:
         model: The model, not wrapped for distributed training.
+        optim_wrapper: Class of the optimizer wrapper.
 
     Raises:
         LocalLearningError: Names the fault and its mend.
     """
     local_backbone = find_local_backbone(model)
+    if not issubclass(optim_wrapper, LocalOptimWrapper):
+        name = optim_wrapper.__name__
+        local_form = 'AmpLocalOptimWrapper' if name.startswith('Amp') else 'LocalOptimWrapper'
+        raise LocalLearningError(
+            f'optim_wrapper.type is {name}, which takes no local losses: '
+            f"set optim_wrapper = dict(type='{local_form}')")
     for auxiliary in local_backbone.auxiliary:
         auxiliary.check(model)
     return local_backbone
@@ -77,6 +85,7 @@ class FBAHook(Hook):
         self._local_backbone: Optional[LocalBackbone] = None
         self._optim_wrapper: Optional[LocalOptimWrapper] = None
         self._handles: list = []
+        self._generator = torch.Generator()
         self._log: Dict[str, Tensor] = {}
 
     def __deepcopy__(self, memo: dict) -> 'FBAHook':
@@ -91,13 +100,7 @@ class FBAHook(Hook):
                 'differ between them; start one process, without --launcher')
         if getattr(runner, '_train_loop', None) is None or runner.optim_wrapper is None:
             return  # Validation or testing alone.
-        local_backbone = check_model(runner.model)
-        if not isinstance(runner.optim_wrapper, LocalOptimWrapper):
-            name = type(runner.optim_wrapper).__name__
-            amp = 'AmpLocalOptimWrapper' if name.startswith('Amp') else 'LocalOptimWrapper'
-            raise LocalLearningError(
-                f'optim_wrapper.type is {name}, which takes no local losses: '
-                f"set optim_wrapper = dict(type='{amp}')")
+        local_backbone = check_local_training(runner.model, type(runner.optim_wrapper))
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
 
@@ -115,6 +118,10 @@ class FBAHook(Hook):
             runner.model.register_forward_pre_hook(self._open, with_kwargs=True),
             runner.model.register_forward_hook(self._close, always_call=True)
         ]
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Seed this iteration's chance, so that a resumed training draws the same."""
+        self._generator.manual_seed((runner.seed or 0) * 1_000_003 + runner.iter)
 
     def after_train_iter(self,
                          runner,
@@ -138,7 +145,7 @@ class FBAHook(Hook):
         inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
         data_samples = kwargs['data_samples'] if 'data_samples' in kwargs else args[1]
         self._local_backbone.step = LocalStep(model, self._local_backbone, inputs, data_samples,
-                                              self.bank, self._train_module)
+                                              self.bank, self._train_module, self._generator)
 
     def _close(self, model: nn.Module, args: tuple, output: Any) -> None:
         self._local_backbone.step = None

@@ -1,5 +1,5 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
-from typing import Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -159,17 +159,36 @@ class LocalBackbone(AnsweringBackbone):
             for level, feature in enumerate(self.backbone(x)):
                 step.bank.put(level, feature)
 
+    @staticmethod
+    def wrapped_keys(state_dict: Mapping[str, Any], prefix: str,
+                     expected: Iterable[str]) -> Dict[str, Any]:
+        """Rename the entries of an unwrapped backbone to those of a wrapped one.
+
+        Args:
+            state_dict: Entries of a model, or of a part of it.
+            prefix: Where this module stands in it, ``'backbone.'`` for instance.
+            expected: Names of the entries of the model with the wrapped backbone.
+        """
+        inner = f'{prefix}backbone.'
+        stock = {
+            prefix + name[len(inner):]: name
+            for name in expected if name.startswith(inner)
+        }
+        wrapped = any(key in state_dict for key in stock.values())
+        return dict(state_dict) if wrapped else {
+            stock.get(key, key): value
+            for key, value in state_dict.items()
+        }
+
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Accept the keys of the unwrapped backbone, so that stock checkpoints load."""
-        stock = {key for key in self.backbone.state_dict(keep_vars=True)}
-        renamed = [
-            key for key in state_dict
-            if key.startswith(prefix) and key[len(prefix):] in stock
-        ]
-        for key in renamed:
-            state_dict[f'{prefix}backbone.{key[len(prefix):]}'] = state_dict.pop(key)
+        expected = [f'{prefix}backbone.{name}' for name in self.backbone.state_dict()]
+        renamed = self.wrapped_keys(state_dict, prefix, expected)
+        is_stock = renamed.keys() != state_dict.keys()
+        state_dict.clear()
+        state_dict.update(renamed)
         auxiliary = f'{prefix}auxiliary.'
-        self._initialize_auxiliary_at = auxiliary if renamed and not any(
+        self._initialize_auxiliary_at = auxiliary if is_stock and not any(
             key.startswith(auxiliary) for key in state_dict) else None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

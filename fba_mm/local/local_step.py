@@ -1,7 +1,8 @@
 """What a module may use while it trains."""
 from dataclasses import dataclass
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 
 from .feature_bank import FeatureBank
@@ -19,6 +20,8 @@ class LocalStep:
         data_samples: The batch's targets.
         bank: Key features of this batch.
         train: ``train(i, losses)`` computes the gradients of module i's losses, now.
+        generator: Source of chance on the CPU, seeded for this iteration: what is drawn from it
+            does not depend on whether training was interrupted before.
     """
     model: nn.Module
     source: AnsweringBackbone
@@ -26,6 +29,7 @@ class LocalStep:
     data_samples: list
     bank: FeatureBank
     train: Callable[[int, Losses], None]
+    generator: Optional[torch.Generator] = None
 
     def shared_loss(self, features: Tuple[Tensor, ...]) -> Losses:
         """The losses of the model's own neck and head on given features.

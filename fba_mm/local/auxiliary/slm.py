@@ -7,7 +7,6 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...errors import LocalLearningError
-from ..feature_bank import FeatureBank
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
 from ..task_loss import Losses, task_loss
@@ -96,15 +95,14 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
 
-    def features(self, x: Tensor, levels: Dict[int, Tensor], bank: FeatureBank,
-                 image_size: Tuple[int, int]) -> Tuple[Tensor, ...]:
+    def features(self, x: Tensor, levels: Dict[int, Tensor],
+                 step: LocalStep) -> Tuple[Tensor, ...]:
         """The maps of a whole backbone, as far as the module can tell them.
 
         Args:
             x: Output of the module, (N, C, H, W).
             levels: The module's own levels, by index.
-            bank: Key features of the batch.
-            image_size: Height and width of the batch's images, in pixels.
+            step: The batch and the bank.
 
         Returns:
             One map (N, C, H, W) for each level that the backbone returns.
@@ -117,33 +115,34 @@ class SLM(Auxiliary):
             if stage.stage > self.cut_point.stage:
                 deeper = next(blocks)(deeper)
                 if level is not None:
-                    maps[level] = self._with_context(deeper, bank.get(level))
+                    maps[level] = self._with_context(
+                        deeper, step.bank.get(level), step.generator)
             elif level is not None and level not in maps:
                 if stage.stage == self.cut_point.stage:
                     maps[level] = x
                 else:
-                    maps[level] = self._banked(stage, bank, x, image_size)
+                    maps[level] = self._banked(stage, x, step)
         return tuple(maps[level] for level in sorted(maps))
 
-    def _with_context(self, own: Tensor, banked: Optional[Tensor]) -> Tensor:
+    def _with_context(self, own: Tensor, banked: Optional[Tensor],
+                      generator: Optional[torch.Generator]) -> Tensor:
         if banked is None or banked.shape != own.shape:
             return own
-        keep = torch.rand(len(own), 1, 1, 1, device=own.device) >= self.bank_dropout
-        return own + banked * keep
+        keep = torch.rand(len(own), 1, 1, 1, generator=generator) >= self.bank_dropout
+        return own + banked * keep.to(banked.device)
 
     @staticmethod
-    def _banked(stage: StageMap, bank: FeatureBank, x: Tensor,
-                image_size: Tuple[int, int]) -> Tensor:
-        banked = bank.get(stage.level)
+    def _banked(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
+        banked = step.bank.get(stage.level)
         if banked is not None:
             return banked
         # No bank, no knowledge: zeros, which as an expanded scalar take no memory.
-        height, width = (-(-size // stage.stride) for size in image_size)
+        height, width = (-(-size // stage.stride) for size in step.inputs.shape[-2:])
         return x.new_zeros(()).expand(len(x), stage.channels, height, width)
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the completed features. See :class:`Auxiliary`."""
-        features = self.features(x, levels, step.bank, step.inputs.shape[-2:])
+        features = self.features(x, levels, step)
         if self.head is None:
             losses = step.shared_loss(features)
         else:

@@ -1,0 +1,9 @@
+# Local learning with FBA. Inherit it beside a stock config, then wrap the backbone and take the
+# optimizer wrapper that accepts local losses:
+#
+#     _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/fba.py']
+#     model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
+#                                backbone=_base_.model.backbone, num_modules=4))
+#     optim_wrapper = dict(type='LocalOptimWrapper')
+custom_imports = dict(imports=['fba_mm'], allow_failed_imports=False)
+custom_hooks = [dict(type='FBAHook')]

@@ -1,0 +1,92 @@
+"""What the command-line tools have in common."""
+import argparse
+import os
+import os.path as osp
+import sys
+from typing import Any, Callable
+
+from mmengine.config import Config, DictAction
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from .errors import LocalLearningError
+from .localize import load_config
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a tool: a user's error is one line on stderr and exit status 1, without a traceback.
+
+    Args:
+        main: The tool.
+    """
+    try:
+        main()
+    except LocalLearningError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that OpenMMLab's training and testing tools share.
+
+    Args:
+        parser: The tool's parser.
+    """
+    parser.add_argument('--work-dir', help='the directory to save logs and models in')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher')
+    # torch.distributed.launch passes --local-rank, torchrun sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='load checkpoints even if that runs code from them; only for files of known authors')
+
+
+def config_from(args: argparse.Namespace) -> Config:
+    """Load the config that a tool was given, with the common arguments applied.
+
+    Args:
+        args: Parsed arguments, with ``config`` and those of :func:`add_common_arguments`.
+
+    Raises:
+        LocalLearningError: The config can't be read, or an override doesn't fit it.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = load_config(args.config)
+    if args.cfg_options:
+        try:
+            cfg.merge_from_dict(args.cfg_options)
+        except (TypeError, KeyError, IndexError, AssertionError) as error:
+            raise LocalLearningError(
+                f'--cfg-options {args.cfg_options} do not fit the config ({error}): check the '
+                'keys against it') from error
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
+        cfg.work_dir = osp.join('./work_dirs', name)
+    if osp.exists(cfg.work_dir) and not osp.isdir(cfg.work_dir):
+        raise LocalLearningError(f'work_dir {cfg.work_dir} is a file: choose another --work-dir')
+    return cfg
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner that a config asks for.
+
+    Args:
+        cfg: The config.
+    """
+    return Runner.from_cfg(cfg) if 'runner_type' not in cfg else RUNNERS.build(cfg)

@@ -1,0 +1,265 @@
+"""Checkpoints: reading them safely, comparing them with a model, exporting them.
+
+A checkpoint is a pickle, and a pickle from a stranger is a program. Two ways lead from one to
+running code in MMEngine: unpickling (it falls back to ``weights_only=False`` when the safe way
+fails), and resuming (it executes the config text that the checkpoint carries). Both are closed
+here unless the user says that the file is trusted.
+"""
+import os
+import pickle
+import re
+import tempfile
+from typing import Any, Dict, List, Mapping, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from ..errors import LocalLearningError
+from ..local import LocalBackbone
+
+_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
+def _history_method(owner: type, name: str) -> Any:
+    """Stands in for ``getattr`` in checkpoints, where MMEngine's history buffers need it."""
+    if owner is HistoryBuffer and name in _STATISTICS:
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'attribute {name} of {owner}')
+
+
+def _safe_globals() -> list:
+    multiarray = getattr(np, '_core', None) or np.core
+    dtypes = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', '?')}
+    return [
+        np.ndarray, np.dtype, *dtypes, HistoryBuffer, slice, (_history_method, 'builtins.getattr'),
+        (multiarray.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
+        (multiarray.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
+        (multiarray.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+        (multiarray.multiarray.scalar, 'numpy._core.multiarray.scalar')
+    ]
+
+
+def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -> dict:
+    """Read a checkpoint file without running code from it.
+
+    Args:
+        path: A local file.
+        trust: Unpickle whatever the file asks for. Only for files whose author you know.
+        map_location: As :func:`torch.load` takes it.
+
+    Returns:
+        The checkpoint. Unless trusted, it comes without ``meta['config']``, a program text that
+        MMEngine would execute on resuming.
+
+    Raises:
+        LocalLearningError: The file is missing or corrupt, or needs to run code to load.
+    """
+    if not os.path.isfile(path):
+        raise LocalLearningError(f'checkpoint {path} not found: check its path')
+    try:
+        if trust:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=False)
+        else:
+            with torch.serialization.safe_globals(_safe_globals()):
+                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        asked = re.search(r'(?:GLOBAL|global|attribute|reduce)\s+`?([\w.]+)', str(error))
+        if 'Weights only' not in str(error) and 'attribute' not in str(error) or not asked:
+            raise _corrupt(path, error) from error
+        raise LocalLearningError(
+            f'checkpoint {path} wants to run code ({asked.group(0)}) and was not loaded: if you '
+            'know its author, pass --trust-checkpoint') from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
+            AttributeError, ImportError, UnicodeDecodeError) as error:
+        raise _corrupt(path, error) from error
+    if not isinstance(checkpoint, Mapping):
+        raise LocalLearningError(
+            f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: give '
+            'a file that MMEngine or torch.save(model.state_dict()) wrote')
+    if not trust and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    return checkpoint
+
+
+def _corrupt(path: str, error: Exception) -> LocalLearningError:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return LocalLearningError(
+        f'checkpoint {path} is corrupt or no checkpoint ({first_line[:160]}): use an earlier one, '
+        'or download it again')
+
+
+def guard_checkpoints(trust: bool = False) -> None:
+    """Make every checkpoint that this process reads be read safely, MMEngine's own reads included.
+
+    Args:
+        trust: Leave everything as it is.
+    """
+    if trust:
+        return
+    # Reads of MMEngine that don't go through the loader below: torch itself refuses then.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    CheckpointLoader.register_scheme(
+        prefixes='',
+        loader=lambda filename, map_location: read_checkpoint(filename, map_location=map_location),
+        force=True)
+
+
+class Fit(NamedTuple):
+    """How a checkpoint compares with a model, in names of the model's entries.
+
+    Attributes:
+        missing: Entries that the checkpoint lacks; those of auxiliary networks are left out if
+            it is a checkpoint of the unwrapped model.
+        mismatched: Entries of another shape, as ``'name (shape in checkpoint, in model)'``.
+        unexpected: Entries that the model lacks.
+        backbone: The missing and mismatched ones that belong to a wrapped backbone.
+        total: Number of the model's entries.
+    """
+    missing: List[str]
+    mismatched: List[str]
+    unexpected: List[str]
+    backbone: List[str]
+    total: int
+
+
+def state_dict_of(checkpoint: Mapping) -> Dict[str, Tensor]:
+    """The weights in a checkpoint, without the ``module.`` of distributed training.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returned.
+    """
+    state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+    return {
+        re.sub(r'^module\.', '', key): value
+        for key, value in state_dict.items() if isinstance(value, Tensor)
+    }
+
+
+def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
+    """Compare a checkpoint's weights with a model's.
+
+    Args:
+        model: The model, with or without a :class:`LocalBackbone`.
+        state_dict: Weights of a checkpoint, of the model as it is or of its unwrapped form.
+    """
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    given = {k: v.shape for k, v in state_dict.items()}
+    wrapped = [
+        f'{name}.' if name else '' for name, m in model.named_modules()
+        if isinstance(m, LocalBackbone)
+    ]
+    for prefix in wrapped:
+        given = LocalBackbone.wrapped_keys(given, prefix, expected)
+        if not any(k.startswith(f'{prefix}auxiliary.') for k in given):
+            expected = {k: v for k, v in expected.items() if not k.startswith(f'{prefix}auxiliary.')}
+    missing = [k for k in expected if k not in given and not k.endswith('num_batches_tracked')]
+    mismatched = {
+        k: f'{k} ({tuple(given[k])} in the checkpoint, {tuple(expected[k])} in the model)'
+        for k in expected if k in given and given[k] != expected[k]
+    }
+    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', )
+    return Fit(missing, list(mismatched.values()), [k for k in given if k not in expected],
+               [k for k in (*missing, *mismatched) if k.startswith(inner)], len(expected))
+
+
+def check_fit(model: nn.Module, path: str, purpose: str, trust: bool = False) -> None:
+    """Refuse a checkpoint that isn't one of this model.
+
+    Args:
+        model: The model that it will be loaded into.
+        path: A local file. Anything with a ``://`` is left to MMEngine.
+        purpose: ``'test'``: every weight has to be there. ``'resume'``: those of auxiliary
+            networks as well. ``'load'`` (training starts from it): those of the backbone; a head
+            for other classes may differ, and MMEngine's log says so.
+        trust: As for :func:`read_checkpoint`.
+
+    Raises:
+        LocalLearningError: It does not fit; or it can't be read.
+    """
+    if '://' in path:
+        if purpose == 'resume':
+            raise LocalLearningError(f'cannot resume from {path}: download it, give its path')
+        return
+    checkpoint = read_checkpoint(path, trust=trust)
+    state_dict = state_dict_of(checkpoint)
+    fit = compare(model, state_dict)
+    if purpose == 'resume':
+        absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
+        if absent:
+            raise LocalLearningError(
+                f'cannot resume from {path}: it has no {", ".join(absent)}; start from its weights '
+                f'instead, --cfg-options load_from={path}')
+        stock = any('.auxiliary.' in k for k in model.state_dict()) and not any(
+            '.auxiliary.' in k for k in state_dict)
+        if stock:
+            raise LocalLearningError(
+                f'cannot resume from {path}: it has no auxiliary networks, so it was not trained '
+                f'locally; start from its weights instead, --cfg-options load_from={path}')
+    faults = fit.missing + fit.mismatched
+    if purpose == 'load':
+        faults = fit.backbone
+    if faults:
+        mend = 'give the config that it was trained with'
+        if any('.backbone.' in k for k in fit.unexpected) and purpose != 'resume':
+            mend += ', or export it first with tools/export.py'
+        shown = (fit.mismatched + fit.missing)[0]
+        raise LocalLearningError(
+            f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '
+            f'differ or are missing, such as {shown}: {mend}')
+    if fit.unexpected and purpose != 'load':
+        print_log(
+            f'{path} has {len(fit.unexpected)} entries that the model lacks, such as '
+            f'{fit.unexpected[0]}; they are ignored', 'current')
+
+
+def export_checkpoint(model: nn.Module, checkpoint: Mapping) -> dict:
+    """Turn a checkpoint of a local-learning config into one of its stock config.
+
+    Args:
+        model: The local-learning model, for the names in it.
+        checkpoint: What :func:`read_checkpoint` returned.
+
+    Returns:
+        ``state_dict`` with the stock names, without auxiliary networks; and ``meta`` without the
+        config. Optimizer state and log history, which belong to the local training, stay behind.
+
+    Raises:
+        LocalLearningError: The model has no :class:`LocalBackbone`.
+    """
+    prefixes = [name for name, m in model.named_modules() if isinstance(m, LocalBackbone)]
+    if not prefixes:
+        raise LocalLearningError(
+            'the config has no LocalBackbone: its checkpoints are stock ones already')
+    state_dict = state_dict_of(checkpoint)
+    for prefix in prefixes:
+        inner, auxiliary = f'{prefix}.backbone.', f'{prefix}.auxiliary.'
+        state_dict = {
+            f'{prefix}.{k[len(inner):]}' if k.startswith(inner) else k: v
+            for k, v in state_dict.items() if not k.startswith(auxiliary)
+        }
+    meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k != 'config'}
+    return dict(meta=meta, state_dict=state_dict)
+
+
+def write_checkpoint(checkpoint: dict, path: str) -> None:
+    """Write a checkpoint completely, or not at all.
+
+    Args:
+        checkpoint: What to write.
+        path: Where to. A file that is there is replaced in one step.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

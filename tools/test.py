@@ -1,0 +1,64 @@
+"""Evaluate a checkpoint; a local-learning config evaluates as its stock config does.
+
+    python tools/test.py configs/retinanet_r50_fba.py work_dirs/retinanet_r50_fba/epoch_12.pth
+"""
+import argparse
+
+from mmengine.config import ConfigDict
+from mmengine.evaluator import DumpResults
+
+from fba_mm import command_line
+from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
+from fba_mm.engine.preflight import build_model, check_data, readable_errors
+from fba_mm.errors import LocalLearningError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Test a model')
+    parser.add_argument(
+        'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
+    parser.add_argument('checkpoint', help='checkpoint file, of this config or of its stock form')
+    parser.add_argument('--out', help='write the predictions to this pickle file')
+    parser.add_argument('--show', action='store_true', help='show the predictions')
+    parser.add_argument('--show-dir', help='save painted images in this directory')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    command_line.add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
+        raise LocalLearningError(f'--out {args.out}: give a name that ends in .pkl')
+    guard_checkpoints(args.trust_checkpoint)
+    cfg = command_line.config_from(args)
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        visualization = cfg.get('default_hooks', {}).get('visualization')
+        if visualization is None:
+            raise LocalLearningError(
+                '--show: default_hooks has no visualization hook, add it to the config')
+        visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
+        if args.show_dir:
+            visualization.test_out_dir = args.show_dir
+    if cfg.get('test_dataloader') is None:
+        raise LocalLearningError('the config has no test_dataloader: give a complete config')
+    check_data(cfg, 'test')
+    check_fit(build_model(cfg), args.checkpoint, 'test', args.trust_checkpoint)
+    if args.tta:
+        if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+            raise LocalLearningError('--tta: the config has no tta_model and tta_pipeline, add them')
+        cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+    with readable_errors('testing cannot start'):
+        runner = command_line.build_runner(cfg)
+        runner.test_loop
+    if args.out is not None:
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    runner.test()
+
+
+if __name__ == '__main__':
+    command_line.run(main)

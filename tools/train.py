@@ -1,0 +1,83 @@
+"""Train a model by local learning, or any model of an OpenMMLab config.
+
+    python tools/train.py configs/retinanet_r50_fba.py
+    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
+"""
+import argparse
+
+from mmengine.runner import find_latest_checkpoint
+
+from fba_mm import command_line
+from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
+from fba_mm.engine.preflight import build_model, check_training, readable_errors
+from fba_mm.errors import LocalLearningError
+from fba_mm.localize import localize
+
+
+def _modules(value: str):
+    return int(value) if value.lstrip('-').isdigit() else value
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model')
+    parser.add_argument(
+        'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
+    parser.add_argument(
+        '--local',
+        type=_modules,
+        metavar='K',
+        help="train the config's backbone by local learning, in K modules ('stages' and 'blocks' "
+        'are good too)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint; without a value, from the latest in the work directory')
+    command_line.add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    guard_checkpoints(args.trust_checkpoint)
+    cfg = command_line.config_from(args)
+    if args.local is not None:
+        cfg = localize(cfg, num_modules=args.local)
+    if args.amp:
+        local = 'Local' in cfg.optim_wrapper.get('type', 'OptimWrapper')
+        cfg.optim_wrapper.type = 'AmpLocalOptimWrapper' if local else 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise LocalLearningError(
+                '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, set it')
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+
+    model = build_model(cfg)
+    check_training(cfg, model)
+    if cfg.get('resume'):
+        path = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
+        purpose = 'resume'
+    else:
+        path, purpose = cfg.get('load_from'), 'load'
+    if path:
+        check_fit(model, path, purpose, args.trust_checkpoint)
+    del model
+
+    with readable_errors('training cannot start'):
+        runner = command_line.build_runner(cfg)
+        # Building the loops reads the annotations: faults in them shall be found here.
+        runner.train_loop
+        if cfg.get('val_dataloader') is not None:
+            runner.val_loop
+    runner.train()
+
+
+if __name__ == '__main__':
+    command_line.run(main)
