@@ -1,0 +1,9 @@
+"""What lets the installed OpenMMLab versions work together.
+
+``mmcv_ops.py`` is the entrance; the ``*_ops.py`` files beside it hold the operators that it offers
+in place of mmcv's compiled ones, under the names and signatures of ``mmcv._ext``.
+"""
+
+from fba_mm.compat.mmcv_ops import MissingOpError, install_mmcv_ops
+
+__all__ = ['MissingOpError', 'install_mmcv_ops']
