@@ -4,6 +4,7 @@ from typing import Any, Dict, Optional
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
@@ -98,25 +99,37 @@ class FBAHook(Hook):
             raise LocalLearningError(
                 'local learning does not train on several processes yet: its gradients would '
                 'differ between them; start one process, without --launcher')
-        if getattr(runner, '_train_loop', None) is None or runner.optim_wrapper is None:
-            return  # Validation or testing alone.
+        if not isinstance(runner.optim_wrapper, OptimWrapper):
+            return  # Validation or testing alone: the runner builds no optimizer then.
         local_backbone = check_local_training(runner.model, type(runner.optim_wrapper))
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
 
     def before_train(self, runner) -> None:
-        """Attach to the model."""
-        self._model = runner.model
-        self._local_backbone = find_local_backbone(runner.model)
-        self._optim_wrapper = runner.optim_wrapper
+        """Attach to the model that is trained."""
+        self.attach(runner.model, runner.optim_wrapper)
+
+    def attach(self, model: nn.Module, optim_wrapper: LocalOptimWrapper) -> None:
+        """Train ``model`` locally from now on, whoever calls its ``train_step``.
+
+        Args:
+            model: A model with one :class:`LocalBackbone`.
+            optim_wrapper: Applies the gradients of the local losses.
+
+        Raises:
+            LocalLearningError: The model has no or several LocalBackbones.
+        """
+        self._model = model
+        self._local_backbone = find_local_backbone(model)
+        self._optim_wrapper = optim_wrapper
         self._parameters = [
             self._local_backbone.local_parameters(i)
             for i in range(self._local_backbone.num_modules - 1)
         ]
         self._local_backbone.trained_locally = True
         self._handles = [
-            runner.model.register_forward_pre_hook(self._open, with_kwargs=True),
-            runner.model.register_forward_hook(self._close, always_call=True)
+            model.register_forward_pre_hook(self._open, with_kwargs=True),
+            model.register_forward_hook(self._close, always_call=True)
         ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -131,6 +144,10 @@ class FBAHook(Hook):
         """Write the local losses of this iteration to the log."""
         for name, value in self._log.items():
             runner.message_hub.update_scalar(f'train/{name}', value)
+        self.clear_log()
+
+    def clear_log(self) -> None:
+        """Forget the local losses of the last iteration."""
         self._log.clear()
 
     def after_train(self, runner) -> None:

@@ -1,0 +1,55 @@
+"""One training step of a config, outside of a runner, to measure it."""
+from types import SimpleNamespace
+from typing import Any, Dict
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS, MODELS, DefaultScope
+from torch import Tensor
+
+from fba_mm.engine import FBAHook
+
+
+class TrainingStep:
+    """Builds a config's model and optimizer, and does one training step when called.
+
+    Args:
+        cfg: A complete training config, with or without local learning.
+        device: Where to train.
+
+    Example:
+        >>> step = TrainingStep(Config.fromfile('configs/demo/retinanet_r18_fba_digits.py'))
+        >>> losses = step(batch)  # a batch of the config's dataloader
+    """
+
+    def __init__(self, cfg: Config, device: str = 'cpu'):
+        self.scope = cfg.get('default_scope', 'mmengine')
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self.model = MODELS.build(cfg.model).to(device).train()
+            self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
+            hooks = [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'FBAHook']
+            self._hooks = [HOOKS.build(hook) for hook in hooks]
+        self._iteration = SimpleNamespace(seed=0, iter=0)
+        for hook in self._hooks:
+            assert isinstance(hook, FBAHook)
+            hook.attach(self.model, self.optim_wrapper)
+
+    def __call__(self, data: Any) -> Dict[str, Tensor]:
+        """Forward, backward and the optimizer's step on one batch.
+
+        Args:
+            data: What the config's dataloader yields.
+
+        Returns:
+            The model's log variables.
+        """
+        for hook in self._hooks:
+            hook.before_train_iter(self._iteration, 0)
+        self._iteration.iter += 1
+        with DefaultScope.overwrite_default_scope(self.scope):
+            log = self.model.train_step(data, self.optim_wrapper)
+        # MMEngine's log values share no graph, but local ones are kept by the hook until logged.
+        for hook in self._hooks:
+            hook.clear_log()
+        return {name: torch.as_tensor(value) for name, value in log.items()}
