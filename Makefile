@@ -1,0 +1,23 @@
+# `make demo` and `make test` on a fresh clone: Python 3.11 with pip is all they need.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+RUN := NO_ALBUMENTATIONS_UPDATE=1 $(VENV)/bin/python
+
+.PHONY: demo test install clean
+
+# The stamp lies in the environment: delete the environment, and it is made again.
+$(VENV)/installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --progress-bar off -r requirements.txt
+	touch $@
+
+install: $(VENV)/installed
+
+demo: install
+	$(RUN) tools/demo.py
+
+test: install
+	$(RUN) -m pytest tests
+
+clean:
+	rm -rf $(VENV) build *.egg-info
