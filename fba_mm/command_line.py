@@ -29,6 +29,18 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(130)
 
 
+class _Overrides(DictAction):
+    """``DictAction`` with errors that name the argument at fault."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, IndexError) as error:
+            raise LocalLearningError(
+                f'{option_string} {" ".join(values)}: give key=value pairs, lists as key="[a,b]"'
+            ) from error
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that OpenMMLab's training and testing tools share.
 
@@ -39,7 +51,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_Overrides,
         help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b')
     parser.add_argument(
         '--launcher',
@@ -68,7 +80,7 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.cfg_options:
         try:
             cfg.merge_from_dict(args.cfg_options)
-        except (TypeError, KeyError, IndexError, AssertionError) as error:
+        except (TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
             raise LocalLearningError(
                 f'--cfg-options {args.cfg_options} do not fit the config ({error}): check the '
                 'keys against it') from error
@@ -78,9 +90,20 @@ def config_from(args: argparse.Namespace) -> Config:
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
         cfg.work_dir = osp.join('./work_dirs', name)
-    if osp.exists(cfg.work_dir) and not osp.isdir(cfg.work_dir):
-        raise LocalLearningError(f'work_dir {cfg.work_dir} is a file: choose another --work-dir')
+    _check_writable(cfg.work_dir)
     return cfg
+
+
+def _check_writable(work_dir: str) -> None:
+    folder = osp.abspath(work_dir)
+    while not osp.lexists(folder):
+        folder = osp.dirname(folder)
+    if not osp.isdir(folder):
+        raise LocalLearningError(
+            f'work_dir {work_dir}: {folder} is a file, choose another --work-dir')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LocalLearningError(
+            f'work_dir {work_dir}: {folder} is not writable, choose another --work-dir')
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -32,8 +32,8 @@ from fba_mm.errors import LocalLearningError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
-    'BP': ROOT / 'configs/demo/retinanet_r18_digits.py',
-    'FBA': ROOT / 'configs/demo/retinanet_r18_fba_digits.py'
+    'BP': ROOT / 'configs/demo/retinanet_r34_digits.py',
+    'FBA': ROOT / 'configs/demo/retinanet_r34_fba_digits.py'
 }
 SHOWN = ('Epoch(', 'Local learning in', '  module ', 'error:')
 
@@ -100,7 +100,7 @@ def draw_detections(cfg: Config, checkpoint: Path, out_file: Path, count: int = 
     cfg = cfg.copy()
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', line_width=2))
+        visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='demo', line_width=2))
         visualizer.dataset_meta = dict(dataset.metainfo, palette='random')
     model = init_detector(cfg, str(checkpoint), palette='random', device='cpu')
     scale, tiles = 3, []

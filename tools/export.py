@@ -6,8 +6,8 @@ import argparse
 import os
 
 from fba_mm import command_line
-from fba_mm.engine.checkpoint import (check_fit, export_checkpoint, read_checkpoint,
-                                      write_checkpoint)
+from fba_mm.engine.checkpoint import (check_fit, export_checkpoint, guard_checkpoints,
+                                      read_checkpoint, write_checkpoint)
 from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import load_config, stock_form
@@ -32,6 +32,9 @@ def main() -> None:
     for path in filter(None, (args.out, args.out_config)):
         if os.path.exists(path) and not args.overwrite:
             raise LocalLearningError(f'{path} exists: choose another name, or pass --overwrite')
+    if args.out_config and not args.out_config.endswith('.py'):
+        raise LocalLearningError(f'--out-config {args.out_config}: give a name that ends in .py')
+    guard_checkpoints(args.trust_checkpoint)
     cfg = load_config(args.config)
     # Nothing is downloaded for a model whose weights come from the checkpoint.
     model = build_model(cfg)
@@ -42,7 +45,12 @@ def main() -> None:
     write_checkpoint(exported, args.out)
     print(f'{args.out}: {len(exported["state_dict"])} entries, loads strictly into the stock model')
     if args.out_config:
-        stock.dump(args.out_config)
+        try:
+            os.makedirs(os.path.dirname(os.path.abspath(args.out_config)), exist_ok=True)
+            stock.dump(args.out_config)
+        except OSError as error:
+            raise LocalLearningError(
+                f'cannot write {args.out_config} ({error.strerror}): give another path') from error
         print(f'{args.out_config}: the stock config')
 
 

@@ -54,6 +54,8 @@ def main() -> None:
 
     with readable_errors('testing cannot start'):
         runner = command_line.build_runner(cfg)
+    with readable_errors('test_dataloader or test_evaluator cannot be built',
+                         'check its dataset and the data'):
         runner.test_loop
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))

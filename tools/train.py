@@ -15,7 +15,10 @@ from fba_mm.localize import localize
 
 
 def _modules(value: str):
-    return int(value) if value.lstrip('-').isdigit() else value
+    try:
+        return int(value)
+    except ValueError:
+        return value
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,12 +49,12 @@ def main() -> None:
     cfg = command_line.config_from(args)
     if args.local is not None:
         cfg = localize(cfg, num_modules=args.local)
-    if args.amp:
-        local = 'Local' in cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if args.amp and cfg.get('optim_wrapper') is not None:
+        local = 'Local' in str(cfg.optim_wrapper.get('type', 'OptimWrapper'))
         cfg.optim_wrapper.type = 'AmpLocalOptimWrapper' if local else 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise LocalLearningError(
                 '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, set it')
         cfg.auto_scale_lr.enable = True
@@ -60,21 +63,25 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
 
     model = build_model(cfg)
-    check_training(cfg, model)
+    optim_wrapper = check_training(cfg, model)
     if cfg.get('resume'):
         path = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
         purpose = 'resume'
     else:
         path, purpose = cfg.get('load_from'), 'load'
     if path:
-        check_fit(model, path, purpose, args.trust_checkpoint)
-    del model
+        check_fit(model, path, purpose, args.trust_checkpoint,
+                  getattr(optim_wrapper, 'optimizer', None))
+    del model, optim_wrapper
 
     with readable_errors('training cannot start'):
         runner = command_line.build_runner(cfg)
-        # Building the loops reads the annotations: faults in them shall be found here.
+    # Building the loops reads the annotations: faults in them shall be found here.
+    with readable_errors('train_dataloader cannot be built', 'check its dataset and the data'):
         runner.train_loop
-        if cfg.get('val_dataloader') is not None:
+    if cfg.get('val_dataloader') is not None:
+        with readable_errors('val_dataloader or val_evaluator cannot be built',
+                             'check its dataset and the data'):
             runner.val_loop
     runner.train()
 

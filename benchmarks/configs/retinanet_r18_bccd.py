@@ -1,6 +1,6 @@
 # RetinaNet with half of ResNet-18's channels on blood cells (BCCD in COCO format, 292 and 72
 # photos), from scratch, by back-propagation.
-_base_ = '../../configs/demo/retinanet_r18_digits.py'
+_base_ = '../../configs/demo/retinanet_r34_digits.py'
 
 data_root = 'data/bccd/'
 metainfo = dict(classes=('WBC', 'RBC', 'Platelets'))
@@ -34,10 +34,10 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_test.json')
 test_evaluator = val_evaluator
 
 model = dict(
-    backbone=dict(base_channels=32, stem_channels=32),
+    backbone=dict(depth=18, base_channels=32, stem_channels=32),
     neck=dict(in_channels=[64, 128, 256], out_channels=64),
     bbox_head=dict(
-        num_classes=3, in_channels=64, feat_channels=64,
+        num_classes=3, in_channels=64, feat_channels=64, stacked_convs=2,
         anchor_generator=dict(ratios=[1.0], octave_base_scale=3)),
     test_cfg=dict(nms_pre=1000, max_per_img=100))
 

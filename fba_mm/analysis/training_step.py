@@ -19,7 +19,7 @@ class TrainingStep:
         device: Where to train.
 
     Example:
-        >>> step = TrainingStep(Config.fromfile('configs/demo/retinanet_r18_fba_digits.py'))
+        >>> step = TrainingStep(Config.fromfile('configs/demo/retinanet_r34_fba_digits.py'))
         >>> losses = step(batch)  # a batch of the config's dataloader
     """
 

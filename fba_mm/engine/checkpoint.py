@@ -5,17 +5,21 @@ running code in MMEngine: unpickling (it falls back to ``weights_only=False`` wh
 fails), and resuming (it executes the config text that the checkpoint carries). Both are closed
 here unless the user says that the file is trusted.
 """
+import functools
 import os
 import pickle
 import re
 import tempfile
-from typing import Any, Dict, List, Mapping, NamedTuple
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
@@ -30,16 +34,41 @@ def _history_method(owner: type, name: str) -> Any:
     raise pickle.UnpicklingError(f'attribute {name} of {owner}')
 
 
+@functools.lru_cache(maxsize=None)
 def _safe_globals() -> list:
-    multiarray = getattr(np, '_core', None) or np.core
-    dtypes = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', '?')}
+    multiarray = (getattr(np, '_core', None) or np.core).multiarray
+    numbers = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'
+    dtypes = {type(np.dtype(name)) for name in numbers}
     return [
-        np.ndarray, np.dtype, *dtypes, HistoryBuffer, slice, (_history_method, 'builtins.getattr'),
-        (multiarray.multiarray._reconstruct, 'numpy.core.multiarray._reconstruct'),
-        (multiarray.multiarray._reconstruct, 'numpy._core.multiarray._reconstruct'),
-        (multiarray.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-        (multiarray.multiarray.scalar, 'numpy._core.multiarray.scalar')
+        np.ndarray, np.dtype, *dtypes, HistoryBuffer, slice,
+        _named('builtins.getattr', _history_method), *[
+            _named(f'numpy.{core}.multiarray.{function.__name__}', function)
+            for core in ('core', '_core') for function in (multiarray._reconstruct,
+                                                           multiarray.scalar)
+        ]
     ]
+
+
+def _named(name: str, function: Callable) -> Callable:
+    """The function under the name by which a pickle asks for it."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, call.__name__ = name.rsplit('.', 1)
+    call.__qualname__ = call.__name__
+    return call
+
+
+@contextmanager
+def _allowed_globals() -> Iterator[None]:
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_safe_globals())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -> dict:
@@ -57,38 +86,52 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
     Raises:
         LocalLearningError: The file is missing or corrupt, or needs to run code to load.
     """
+    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise LocalLearningError(f'checkpoint {path} not found: check its path')
     try:
         if trust:
             checkpoint = torch.load(path, map_location=map_location, weights_only=False)
         else:
-            with torch.serialization.safe_globals(_safe_globals()):
+            with _allowed_globals():
                 checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r'(?:GLOBAL|global|attribute|reduce)\s+`?([\w.]+)', str(error))
-        if 'Weights only' not in str(error) and 'attribute' not in str(error) or not asked:
-            raise _corrupt(path, error) from error
-        raise LocalLearningError(
-            f'checkpoint {path} wants to run code ({asked.group(0)}) and was not loaded: if you '
-            'know its author, pass --trust-checkpoint') from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
-            AttributeError, ImportError, UnicodeDecodeError) as error:
-        raise _corrupt(path, error) from error
-    if not isinstance(checkpoint, Mapping):
+    except Exception as error:  # A faulty file may make the unpickler raise anything.
+        raise _unreadable(path, error) from error
+    if not isinstance(checkpoint, dict):
         raise LocalLearningError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: give '
             'a file that MMEngine or torch.save(model.state_dict()) wrote')
-    if not trust and isinstance(checkpoint.get('meta'), dict):
-        checkpoint['meta'].pop('config', None)
+    return checkpoint if trust else _without_config(path, checkpoint)
+
+
+def _without_config(path: str, checkpoint: dict) -> dict:
+    # dict.items(), for the file may hold an OrderedDict with a ``get`` or ``pop`` of its own.
+    checkpoint = {key: value for key, value in dict.items(checkpoint)}
+    meta = checkpoint.get('meta', {})
+    if not isinstance(meta, dict):
+        raise _corrupt(path, f'its meta is a {type(meta).__name__}')
+    if 'meta' in checkpoint:
+        checkpoint['meta'] = {k: v for k, v in dict.items(meta) if k != 'config'}
     return checkpoint
 
 
-def _corrupt(path: str, error: Exception) -> LocalLearningError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _unreadable(path: str, error: Exception) -> LocalLearningError:
+    asked = re.search(
+        r'(?:GLOBAL|attribute|unrecognized function) <?(?:(?:built-in )?function |class )?'
+        r"'?([\w.]+)", str(error))
+    refused = isinstance(error, pickle.UnpicklingError) and (
+        'Weights only' in str(error) or 'attribute' in str(error))
+    if not (refused and asked):
+        return _corrupt(path, str(error).strip() or type(error).__name__)
     return LocalLearningError(
-        f'checkpoint {path} is corrupt or no checkpoint ({first_line[:160]}): use an earlier one, '
-        'or download it again')
+        f'checkpoint {path} wants to run code ({asked.group(1)}) and was not loaded: if you know '
+        'its author, pass --trust-checkpoint')
+
+
+def _corrupt(path: str, reason: str) -> LocalLearningError:
+    return LocalLearningError(
+        f'checkpoint {path} is corrupt or no checkpoint ({reason.splitlines()[0][:160]}): use an '
+        'earlier one, or download it again')
 
 
 def guard_checkpoints(trust: bool = False) -> None:
@@ -99,12 +142,46 @@ def guard_checkpoints(trust: bool = False) -> None:
     """
     if trust:
         return
-    # Reads of MMEngine that don't go through the loader below: torch itself refuses then.
+    # Reads of MMEngine that don't go through the loaders below: torch itself refuses then.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
-    CheckpointLoader.register_scheme(
-        prefixes='',
-        loader=lambda filename, map_location: read_checkpoint(filename, map_location=map_location),
-        force=True)
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    # MMEngine's own list offers the real getattr, which leads to everything.
+    if hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
+        mmengine_checkpoint.get_torch_safe_globals = _safe_globals
+    loaders = dict(CheckpointLoader._schemes, **{'': load_from_local})
+    for prefix, loader in loaders.items():
+        CheckpointLoader.register_scheme(prefix, _readable_loader(loader), force=True)
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """Takes the place of MMEngine's loader of this name.
+
+    Args:
+        filename: A local file.
+        map_location: As :func:`torch.load` takes it.
+    """
+    return read_checkpoint(filename, map_location=map_location)
+
+
+def _readable_loader(loader: Callable) -> Callable:
+
+    @functools.wraps(loader)
+    def load(filename: str, map_location: Any = None) -> dict:
+        try:
+            with _allowed_globals():
+                checkpoint = loader(filename, map_location=map_location)
+        except LocalLearningError:
+            raise
+        except pickle.UnpicklingError as error:
+            raise _unreadable(filename, error) from error
+        except Exception as error:
+            raise LocalLearningError(
+                f'checkpoint {filename} cannot be loaded ({type(error).__name__}: '
+                f'{" ".join(str(error).split())[:160]}): check its address, or download it and '
+                'give its path') from error
+        return _without_config(filename, checkpoint)
+
+    return load
 
 
 class Fit(NamedTuple):
@@ -165,7 +242,11 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
                [k for k in (*missing, *mismatched) if k.startswith(inner)], len(expected))
 
 
-def check_fit(model: nn.Module, path: str, purpose: str, trust: bool = False) -> None:
+def check_fit(model: nn.Module,
+              path: str,
+              purpose: str,
+              trust: bool = False,
+              optimizer: Optional[Optimizer] = None) -> None:
     """Refuse a checkpoint that isn't one of this model.
 
     Args:
@@ -175,6 +256,7 @@ def check_fit(model: nn.Module, path: str, purpose: str, trust: bool = False) ->
             networks as well. ``'load'`` (training starts from it): those of the backbone; a head
             for other classes may differ, and MMEngine's log says so.
         trust: As for :func:`read_checkpoint`.
+        optimizer: The one that training is to go on with, on resuming.
 
     Raises:
         LocalLearningError: It does not fit; or it can't be read.
@@ -188,6 +270,8 @@ def check_fit(model: nn.Module, path: str, purpose: str, trust: bool = False) ->
     fit = compare(model, state_dict)
     if purpose == 'resume':
         absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
+        absent += [f'meta.{key}' for key in ('epoch', 'iter') if key not in checkpoint.get(
+            'meta', ('epoch', 'iter'))]
         if absent:
             raise LocalLearningError(
                 f'cannot resume from {path}: it has no {", ".join(absent)}; start from its weights '
@@ -199,20 +283,40 @@ def check_fit(model: nn.Module, path: str, purpose: str, trust: bool = False) ->
                 f'cannot resume from {path}: it has no auxiliary networks, so it was not trained '
                 f'locally; start from its weights instead, --cfg-options load_from={path}')
     faults = fit.missing + fit.mismatched
-    if purpose == 'load':
+    if purpose == 'resume':
+        faults += fit.unexpected
+    elif purpose == 'load':
         faults = fit.backbone
     if faults:
         mend = 'give the config that it was trained with'
         if any('.backbone.' in k for k in fit.unexpected) and purpose != 'resume':
             mend += ', or export it first with tools/export.py'
-        shown = (fit.mismatched + fit.missing)[0]
+        shown = (fit.mismatched + fit.missing + fit.unexpected)[0]
         raise LocalLearningError(
             f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '
-            f'differ or are missing, such as {shown}: {mend}')
+            f'differ, such as {shown}: {mend}')
+    if purpose == 'resume' and optimizer is not None:
+        _check_optimizer(optimizer, checkpoint['optimizer'], path)
     if fit.unexpected and purpose != 'load':
         print_log(
             f'{path} has {len(fit.unexpected)} entries that the model lacks, such as '
             f'{fit.unexpected[0]}; they are ignored', 'current')
+
+
+def _check_optimizer(optimizer: Optimizer, state: Mapping, path: str) -> None:
+    groups = state.get('param_groups', [])
+    # None and flags stand for what some versions of torch have and others lack.
+    settings = {
+        key for key, value in optimizer.defaults.items()
+        if value is not None and not isinstance(value, bool)
+    }
+    own = [len(group['params']) for group in optimizer.param_groups]
+    if own != [len(group['params']) for group in groups] or any(
+            settings - set(group) for group in groups):
+        raise LocalLearningError(
+            f'cannot resume from {path}: its optimizer state is not one of '
+            f'{type(optimizer).__name__} with these parameter groups; keep the optim_wrapper that '
+            f'it was trained with, or start from its weights, --cfg-options load_from={path}')
 
 
 def export_checkpoint(model: nn.Module, checkpoint: Mapping) -> dict:
@@ -234,10 +338,10 @@ def export_checkpoint(model: nn.Module, checkpoint: Mapping) -> dict:
         raise LocalLearningError(
             'the config has no LocalBackbone: its checkpoints are stock ones already')
     state_dict = state_dict_of(checkpoint)
-    for prefix in prefixes:
-        inner, auxiliary = f'{prefix}.backbone.', f'{prefix}.auxiliary.'
+    for prefix in (f'{name}.' if name else '' for name in prefixes):
+        inner, auxiliary = f'{prefix}backbone.', f'{prefix}auxiliary.'
         state_dict = {
-            f'{prefix}.{k[len(inner):]}' if k.startswith(inner) else k: v
+            prefix + k[len(inner):] if k.startswith(inner) else k: v
             for k, v in state_dict.items() if not k.startswith(auxiliary)
         }
     meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k != 'config'}
@@ -250,11 +354,28 @@ def write_checkpoint(checkpoint: dict, path: str) -> None:
     Args:
         checkpoint: What to write.
         path: Where to. A file that is there is replaced in one step.
+
+    Raises:
+        LocalLearningError: It can't be written there.
     """
     folder = os.path.dirname(os.path.abspath(path))
-    os.makedirs(folder, exist_ok=True)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if os.path.isdir(path):
+            raise IsADirectoryError('it is a directory')
+        _write_atomically(checkpoint, folder, path)
+    except OSError as error:
+        raise LocalLearningError(
+            f'cannot write {path} ({error.strerror or error}): give another path') from error
+
+
+def _write_atomically(checkpoint: dict, folder: str, path: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
     try:
+        # Temporary files are the owner's alone, checkpoints are as readable as other files.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
         with os.fdopen(handle, 'wb') as file:
             torch.save(checkpoint, file)
             file.flush()

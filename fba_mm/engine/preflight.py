@@ -1,10 +1,12 @@
 """What can be found wrong with a config before anything is trained or written."""
 import os
+import re
 from contextlib import contextmanager
-from typing import Iterator, Optional
+from typing import Any, ContextManager, Iterator, Optional
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, DefaultScope
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope
 from torch import nn
 
 from ..errors import LocalLearningError
@@ -13,11 +15,12 @@ from .fba_hook import check_local_training
 
 
 @contextmanager
-def readable_errors(what: str) -> Iterator[None]:
+def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]:
     """Turn what a faulty config makes OpenMMLab raise into one line.
 
     Args:
         what: What is being done, as in ``'the model cannot be built'``.
+        mend: What the user should do about it.
 
     Raises:
         LocalLearningError: Anything was raised.
@@ -27,9 +30,16 @@ def readable_errors(what: str) -> Iterator[None]:
     except LocalLearningError:
         raise
     except Exception as error:  # The config chooses what code runs here.
-        reason = ' '.join(str(error).split())[:300] or 'no reason given'
-        raise LocalLearningError(f'{what} ({type(error).__name__}: {reason}): check the config '
-                                 ) from error
+        # str() of a KeyError is the repr of its message.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        reason = ' '.join(str(message).split()) or 'no reason given'
+        unknown = re.match(r'(\S+) is not in the (\S+) registry', reason)
+        if unknown:
+            raise LocalLearningError(
+                f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
+                'its spelling, or name the module that registers it in custom_imports') from error
+        raise LocalLearningError(
+            f'{what} ({type(error).__name__}: {reason[:300]}): {mend}') from error
 
 
 def build_model(cfg: Config) -> nn.Module:
@@ -41,20 +51,30 @@ def build_model(cfg: Config) -> nn.Module:
     Raises:
         LocalLearningError: It can't be built.
     """
-    if cfg.get('model') is None:
+    if not (cfg.get('model') or {}).get('type'):
         raise LocalLearningError('the config has no model: give a complete config')
-    with readable_errors('the model cannot be built'):
-        scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
-        with scope:
-            return MODELS.build(cfg.model)
+    with readable_errors('the model cannot be built'), _scope(cfg):
+        return MODELS.build(cfg.model)
 
 
-def check_training(cfg: Config, model: nn.Module) -> None:
+def _scope(cfg: Config) -> ContextManager:
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def _name(kind: Any) -> str:
+    """The bare name of a config's ``type``, which may have a scope or be the class itself."""
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
     """Refuse a config that can't be trained.
 
     Args:
         cfg: The config.
         model: Its model, from :func:`build_model`.
+
+    Returns:
+        The config's optimizer wrapper, for this model.
 
     Raises:
         LocalLearningError: Names the fault and its mend.
@@ -63,20 +83,28 @@ def check_training(cfg: Config, model: nn.Module) -> None:
         if cfg.get(key) is None:
             raise LocalLearningError(f'the config has no {key}: give a complete training config')
     check_data(cfg, 'train', 'val')
-    hooks = {hook['type'] for hook in cfg.get('custom_hooks') or []}
+    hooks = {_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
     local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
-    if 'FBAHook' not in hooks:
-        if any(m.num_modules > 1 for m in local):
-            raise LocalLearningError(
-                'the model has a LocalBackbone, but custom_hooks has no FBAHook to train it: add '
-                "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py")
-        return
-    optim_wrapper = OPTIM_WRAPPERS.get(cfg.optim_wrapper.get('type', 'OptimWrapper'))
-    if optim_wrapper is None:
+    if 'FBAHook' not in hooks and any(m.num_modules > 1 for m in local):
         raise LocalLearningError(
-            f'optim_wrapper.type={cfg.optim_wrapper.type!r} is not registered: set it to '
-            "'LocalOptimWrapper'")
-    check_local_training(model, optim_wrapper)
+            'the model has a LocalBackbone, but custom_hooks has no FBAHook to train it: add '
+            "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py")
+    if 'FBAHook' in hooks:
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        with _scope(cfg):
+            wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        if wrapper is None:
+            raise LocalLearningError(
+                f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'")
+        check_local_training(model, wrapper)
+    optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
+    with _scope(cfg):
+        if isinstance(optimizer, str) and OPTIMIZERS.get(optimizer) is None:
+            raise LocalLearningError(
+                f'optim_wrapper.optimizer.type={optimizer!r} is not registered: check its '
+                "spelling, as in 'SGD' and 'AdamW'")
+    with readable_errors('the optimizer wrapper cannot be built'), _scope(cfg):
+        return build_optim_wrapper(model, cfg.optim_wrapper)
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -117,6 +145,17 @@ def _check_dataset(dataset: Optional[dict], where: str) -> None:
             raise LocalLearningError(
                 f'{where}.{key}: {path} does not exist: put the data there, or set '
                 f'--cfg-options {where}.data_root=PATH')
+        if key == 'ann_file' and path.endswith('.json') and not _is_closed_json(path):
+            raise LocalLearningError(
+                f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
+
+
+def _is_closed_json(path: str) -> bool:
+    """Whether the file starts and ends as JSON does; reading a large one twice would take long."""
+    with open(path, 'rb') as file:
+        start = file.read(100).lstrip()[:1]
+        file.seek(max(os.path.getsize(path) - 100, 0))
+        return start + file.read().rstrip()[-1:] in (b'{}', b'[]')
 
 
 def _join(root: str, path: str) -> str:

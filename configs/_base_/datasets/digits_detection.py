@@ -4,7 +4,7 @@ data_root = 'data/digits_on_photos/'
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
 
 # What the data set is built with.
-digits = dict(num_train=800, num_val=120, image_size=160)
+digits = dict(num_train=800, num_val=120, image_size=160, digits_per_image=(3, 8))
 image_scale = (160, 160)
 # Digits are not mirrored: no RandomFlip.
 train_pipeline = [

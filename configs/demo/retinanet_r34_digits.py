@@ -1,5 +1,5 @@
 # A small RetinaNet that learns to find handwritten digits on photos from scratch, in minutes on a
-# CPU, by back-propagation. retinanet_r18_fba_digits.py is its local-learning twin.
+# CPU, by back-propagation. retinanet_r34_fba_digits.py is its local-learning twin.
 _base_ = ['mmdet::_base_/default_runtime.py', '../_base_/datasets/digits_detection.py']
 
 model = dict(
@@ -10,9 +10,9 @@ model = dict(
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
         pad_size_divisor=32),
-    # A quarter of ResNet-18's channels.
+    # A quarter of ResNet-34's channels.
     backbone=dict(
-        type='ResNet', depth=18, base_channels=16, stem_channels=16, norm_cfg=dict(type='BN'),
+        type='ResNet', depth=34, base_channels=16, stem_channels=16, norm_cfg=dict(type='BN'),
         norm_eval=False, out_indices=(1, 2, 3)),
     neck=dict(
         type='FPN', in_channels=[32, 64, 128], out_channels=48, add_extra_convs='on_output',
@@ -22,7 +22,7 @@ model = dict(
         num_classes=10,
         in_channels=48,
         feat_channels=48,
-        stacked_convs=2,
+        stacked_convs=1,
         anchor_generator=dict(
             type='AnchorGenerator', octave_base_scale=2, scales_per_octave=2, ratios=[1.4],
             strides=[8, 16, 32, 64]),
