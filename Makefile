@@ -16,8 +16,9 @@ install: $(VENV)/installed
 demo: install
 	$(RUN) tools/demo.py
 
+# One thread: the tests' networks are small, and threads that wait for a busy core cost more.
 test: install
-	$(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,12 +7,15 @@ picture of what FBA detects and one of the memory along a training step.
 """
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from pathlib import Path
-from typing import Dict, List
+from typing import Deque, Dict, List
 
 import mmcv
 import numpy as np
@@ -38,29 +41,51 @@ CONFIGS = {
 SHOWN = ('Epoch(', 'Local learning in', '  module ', 'error:')
 
 
-def train(name: str, work_dir: Path, overrides: List[str], console: Console) -> float:
-    """Train one config with tools/train.py, as a user would, and show its progress.
+def train(work_dirs: Dict[str, Path], overrides: List[str]) -> None:
+    """Train all configs side by side with tools/train.py, as a user would, and show their progress.
 
-    Returns:
-        Seconds that it took.
+    Each gets its share of the cores: small networks gain little from a second one, and two
+    processes that both want all cores hold each other up.
     """
-    console.rule(f'{name}: tools/train.py {CONFIGS[name].relative_to(ROOT)}')
-    command = [
-        sys.executable, str(ROOT / 'tools/train.py'), str(CONFIGS[name]), '--work-dir',
-        str(work_dir), '--cfg-options', *overrides
-    ]
-    start = time.perf_counter()
-    tail: List[str] = []
-    with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            tail = [*tail[-29:], line.rstrip()]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads_each()))
+    processes = {
+        name: subprocess.Popen([
+            sys.executable, str(ROOT / 'tools/train.py'), str(CONFIGS[name]), '--work-dir',
+            str(work_dir), '--cfg-options', *overrides
+        ], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        for name, work_dir in work_dirs.items()
+    }
+    tails: Dict[str, Deque[str]] = {name: deque(maxlen=30) for name in processes}
+
+    def show(name: str) -> None:
+        for line in processes[name].stdout:
+            tails[name].append(line.rstrip())
             if any(mark in line for mark in SHOWN):
-                print(line.split(' - INFO - ')[-1].rstrip(), flush=True)
-    if process.returncode:
-        print('\n'.join(tail), file=sys.stderr)
-        raise LocalLearningError(f'training {name} failed, see above and the log in {work_dir}')
-    return time.perf_counter() - start
+                print(f'{name:>4} | {line.split(" - INFO - ")[-1].rstrip()}', flush=True)
+
+    readers = [threading.Thread(target=show, args=(name, ), daemon=True) for name in processes]
+    try:
+        for reader in readers:
+            reader.start()
+        failed = None
+        # When one fails, the other is of no use.
+        while not failed and any(process.poll() is None for process in processes.values()):
+            time.sleep(0.5)
+            failed = next((name for name, process in processes.items() if process.poll()), None)
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for reader in readers:
+            reader.join()
+    if failed:
+        print('\n'.join(tails[failed]), file=sys.stderr)
+        raise LocalLearningError(
+            f'training {failed} failed, see above and the log in {work_dirs[failed]}')
+
+
+def threads_each() -> int:
+    """Threads for one of the trainings that run side by side."""
+    return max((os.cpu_count() or 1) // len(CONFIGS), 1)
 
 
 def final_metrics(work_dir: Path) -> Dict[str, float]:
@@ -122,10 +147,10 @@ def draw_detections(cfg: Config, checkpoint: Path, out_file: Path, count: int = 
     mmcv.imwrite(mmcv.rgb2bgr(np.concatenate(rows)), str(out_file))
 
 
-def print_table(console: Console, metrics: dict, steps: dict, seconds: dict) -> dict:
+def print_table(console: Console, metrics: dict, steps: dict) -> dict:
     """Print the comparison, and return its figures."""
     table = Table(title='RetinaNet on digits, from scratch, the same epochs and data')
-    for column in ('', 'mAP', 'AP50', 'peak memory of a step', 'time of a step', 'training'):
+    for column in ('', 'mAP', 'AP50', 'peak memory', 'time per iteration'):
         table.add_column(column, justify='left' if not column else 'right')
     figures = {}
     for name, step in steps.items():
@@ -134,18 +159,16 @@ def print_table(console: Console, metrics: dict, steps: dict, seconds: dict) -> 
             mAP=metrics[name]['coco/bbox_mAP'],
             AP50=metrics[name]['coco/bbox_mAP_50'],
             peak_MiB=round(memory.peak_bytes / 2**20, 1),
-            step_s=round(step['seconds'], 3),
-            training_s=round(seconds[name]))
+            iteration_s=round(step['seconds'], 3))
         row = figures[name]
         table.add_row(name, f'{row["mAP"]:.3f}', f'{row["AP50"]:.3f}', f'{row["peak_MiB"]} MiB',
-                      f'{row["step_s"]} s', f'{row["training_s"]} s')
+                      f'{row["iteration_s"]} s')
     bp, fba = figures['BP'], figures['FBA']
     table.add_row('FBA / BP', '', '', f'{fba["peak_MiB"] / bp["peak_MiB"]:.2f}',
-                  f'{fba["step_s"] / bp["step_s"]:.2f}',
-                  f'{fba["training_s"] / bp["training_s"]:.2f}')
+                  f'{fba["iteration_s"] / bp["iteration_s"]:.2f}')
     console.print(table)
-    console.print('Peak memory: live tensors above parameters, buffers and optimizer state. '
-                  'Time of a step: median, by turns.')
+    console.print('Peak memory: live tensors above parameters, buffers and optimizer state. Time: '
+                  f'median of iterations by turns, {torch.get_num_threads()} thread(s).')
     return figures
 
 
@@ -173,15 +196,16 @@ def main() -> None:
         overrides += [f'train_cfg.max_epochs={args.epochs}', f'train_cfg.val_interval={args.epochs}',
                       f'default_hooks.checkpoint.interval={args.epochs}',
                       f'param_scheduler.1.T_max={args.epochs}']
-    cfgs, metrics, seconds = {}, {}, {}
-    for name in CONFIGS:
-        seconds[name] = train(name, out / name.lower(), overrides, console)
-        metrics[name] = final_metrics(out / name.lower())
-        cfgs[name] = Config.fromfile(out / name.lower() / CONFIGS[name].name)
+    console.rule('Training by back-propagation and by FBA, side by side')
+    work_dirs = {name: out / name.lower() for name in CONFIGS}
+    train(work_dirs, overrides)
+    metrics = {name: final_metrics(work_dir) for name, work_dir in work_dirs.items()}
+    cfgs = {name: Config.fromfile(work_dirs[name] / CONFIGS[name].name) for name in CONFIGS}
 
-    console.rule('Comparing one training step of each')
+    console.rule('Comparing one training iteration of each')
+    torch.set_num_threads(threads_each())
     steps = compare_steps(cfgs)
-    figures = print_table(console, metrics, steps, seconds)
+    figures = print_table(console, metrics, steps)
     (out / 'figures.json').write_text(json.dumps(figures, indent=2) + '\n')
     draw_memory({name: step['memory'] for name, step in steps.items()}, out / 'memory.png')
     latest = Path((out / 'fba' / 'last_checkpoint').read_text().strip())
