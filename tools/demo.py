@@ -21,9 +21,9 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import Runner
-from mmengine.structures import InstanceData
+from mmengine.visualization import Visualizer
 from rich.console import Console
 from rich.table import Table
 
@@ -120,31 +120,44 @@ def compare_steps(cfgs: Dict[str, Config],
 
 
 def draw_detections(cfg: Config, checkpoint: Path, out_file: Path, count: int = 8) -> None:
-    """Draw ground truth and detections, side by side, of the first validation images."""
+    """Draw ground truth and detections, side by side, of some validation images."""
     from mmdet.apis import inference_detector, init_detector
-    cfg = cfg.copy()
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
-        visualizer = VISUALIZERS.build(dict(type='DetLocalVisualizer', name='demo', line_width=2))
-        visualizer.dataset_meta = dict(dataset.metainfo, palette='random')
-    model = init_detector(cfg, str(checkpoint), palette='random', device='cpu')
-    scale, tiles = 3, []
+    model = init_detector(cfg.copy(), str(checkpoint), palette='random', device='cpu')
+    visualizer = Visualizer.get_instance('demo')
+    tiles = []
     # Spread over the set: neighbours in it may show the same photo.
     for index in np.linspace(0, len(dataset) - 1, count).astype(int):
-        image_path = dataset.get_data_info(int(index))['img_path']
-        sample = inference_detector(model, image_path)
-        truth = dataset[int(index)]['data_samples'].gt_instances
-        factor = truth.bboxes.tensor.new_tensor(sample.scale_factor).repeat(2)
-        sample.gt_instances = InstanceData(
-            bboxes=truth.bboxes.tensor / factor * scale, labels=truth.labels)
-        sample.pred_instances.bboxes = sample.pred_instances.bboxes * scale
-        image = mmcv.imrescale(mmcv.imread(image_path, channel_order='rgb'), float(scale))
-        visualizer.add_datasample(
-            'detections', image, data_sample=sample, draw_gt=True, pred_score_thr=0.3)
-        pair = visualizer.get_image()
-        tiles.append(np.pad(pair, ((4, 4), (8, 8), (0, 0)), constant_values=255))
-    rows = [np.concatenate(tiles[i:i + 2], axis=1) for i in range(0, len(tiles), 2)]
-    mmcv.imwrite(mmcv.rgb2bgr(np.concatenate(rows)), str(out_file))
+        info = dataset.get_data_info(int(index))
+        found = inference_detector(model, info['img_path']).pred_instances
+        found = found[found.scores > 0.3]
+        image = mmcv.imread(info['img_path'], channel_order='rgb')
+        truth = info['instances']
+        pair = [
+            draw_boxes(visualizer, image, [i['bbox'] for i in truth],
+                       [str(i['bbox_label']) for i in truth]),
+            draw_boxes(visualizer, image, found.bboxes.tolist(),
+                       [f'{c}: {s:.0%}' for c, s in zip(found.labels, found.scores)])
+        ]
+        tiles.append(np.pad(np.hstack(pair), ((6, 6), (12, 12), (0, 0)), constant_values=255))
+    mmcv.imwrite(
+        mmcv.rgb2bgr(np.vstack([np.hstack(tiles[i:i + 2]) for i in range(0, count, 2)])),
+        str(out_file))
+
+
+def draw_boxes(visualizer: Visualizer, image: np.ndarray, boxes: list, labels: List[str],
+               scale: int = 3) -> np.ndarray:
+    """Draw labelled boxes on an image that is enlarged first."""
+    visualizer.set_image(mmcv.imrescale(image, float(scale)))
+    height, width = image.shape[0] * scale, image.shape[1] * scale
+    if boxes:
+        boxes = (np.array(boxes) * scale).clip(1, (width - 1, height - 1) * 2)
+        visualizer.draw_bboxes(boxes, edge_colors='white', line_widths=3)
+        visualizer.draw_texts(
+            labels, boxes[:, :2] + 2, font_sizes=15, colors='white',
+            bboxes=[dict(facecolor='black', alpha=0.7, pad=1, edgecolor='none')] * len(boxes))
+    return visualizer.get_image()
 
 
 def print_table(console: Console, metrics: dict, steps: dict) -> dict:
