@@ -3,6 +3,8 @@ import copy
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 import fba_mm  # noqa: F401
@@ -13,6 +15,8 @@ NUM_CLASSES = 3
 @pytest.fixture(autouse=True)
 def _reproducible():
     torch.manual_seed(0)
+    # init_weights() logs every parameter.
+    MMLogger.get_current_instance().setLevel('WARNING')
     # A scope of its own for each test: MMEngine keeps the last one made.
     with DefaultScope.overwrite_default_scope('mmdet'):
         yield
@@ -27,7 +31,9 @@ def retinanet(depth: int = 18, num_modules=4, norm: str = 'BN', **backbone) -> d
         base_channels=8,
         stem_channels=8,
         norm_cfg=dict(type=norm, num_groups=4) if norm == 'GN' else dict(type=norm),
-        norm_eval=False)
+        norm_eval=False,
+        # Otherwise blocks start as identities: nothing that goes wrong in one could be seen.
+        zero_init_residual=False)
     resnet.update(backbone)
     expansion = 1 if resnet['depth'] < 50 else 4
     width = resnet['base_channels'] * expansion
@@ -76,7 +82,7 @@ def retina_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
 
 def own_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
     """An auxiliary network with a neck and a head of its own."""
-    model = retinanet(None)
+    model = retinanet(num_modules=None)
     return dict(
         type='SLM',
         channels=channels,
@@ -93,7 +99,7 @@ def own_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
 def build(cfg: dict) -> torch.nn.Module:
     """Build a model from a copy of its config, with weights that depend on the seed alone."""
     torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(cfg))
+    model = MODELS.build(ConfigDict(copy.deepcopy(cfg)))
     model.init_weights()
     return model.train()
 

@@ -27,7 +27,8 @@ class Trainer:
         self.runner = SimpleNamespace(
             model=model,
             optim_wrapper=self.optim_wrapper,
-            _train_loop=object(),
+            seed=0,
+            iter=0,
             logger=MMLogger.get_current_instance(),
             message_hub=MessageHub.get_instance('tests'))
         self.log = {}
@@ -36,10 +37,12 @@ class Trainer:
 
     def step(self, data):
         """One iteration; returns the log variables."""
+        self.hook.before_train_iter(self.runner, 0, data)
         log = self.model.train_step(data, self.optim_wrapper)
         self.log = dict(self.hook._log)
         self.hook.after_train_iter(self.runner, 0, data, log)
-        return {k: float(v) for k, v in log.items()}
+        self.runner.iter += 1
+        return {k: float(v.detach()) for k, v in log.items()}
 
     def gradients(self, data):
         """Gradients of one iteration, which is not applied."""

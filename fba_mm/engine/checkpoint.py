@@ -81,7 +81,8 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
 
     Returns:
         The checkpoint. Unless trusted, it comes without ``meta['config']``, a program text that
-        MMEngine would execute on resuming.
+        MMEngine would execute on resuming, and without names of files in other directories that
+        MMEngine would delete.
 
     Raises:
         LocalLearningError: The file is missing or corrupt, or needs to run code to load.
@@ -101,18 +102,43 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
         raise LocalLearningError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: give '
             'a file that MMEngine or torch.save(model.state_dict()) wrote')
-    return checkpoint if trust else _without_config(path, checkpoint)
+    return checkpoint if trust else _disarmed(path, checkpoint)
 
 
-def _without_config(path: str, checkpoint: dict) -> dict:
+def _disarmed(path: str, checkpoint: dict) -> dict:
+    """The checkpoint without what MMEngine would execute, or delete as files of its own."""
     # dict.items(), for the file may hold an OrderedDict with a ``get`` or ``pop`` of its own.
-    checkpoint = {key: value for key, value in dict.items(checkpoint)}
-    meta = checkpoint.get('meta', {})
-    if not isinstance(meta, dict):
-        raise _corrupt(path, f'its meta is a {type(meta).__name__}')
-    if 'meta' in checkpoint:
-        checkpoint['meta'] = {k: v for k, v in dict.items(meta) if k != 'config'}
+    checkpoint = dict(dict.items(checkpoint))
+    for key in ('meta', 'message_hub'):
+        if key in checkpoint:
+            checkpoint[key] = _plain(path, key, checkpoint[key])
+    checkpoint.get('meta', {}).pop('config', None)
+    hub = checkpoint.get('message_hub', {})
+    if 'runtime_info' in hub:
+        folder = os.path.dirname(os.path.abspath(path))
+        hub['runtime_info'] = {
+            key: value
+            for key, value in _plain(path, 'runtime_info', hub['runtime_info']).items()
+            if not _names_other_files(key, value, folder)
+        }
     return checkpoint
+
+
+def _plain(path: str, key: str, value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise _corrupt(path, f'its {key} is a {type(value).__name__}')
+    return dict(dict.items(value))
+
+
+def _names_other_files(key: Any, value: Any, folder: str) -> bool:
+    # CheckpointHook removes the former best checkpoint, directories with all that is in them.
+    if str(key).startswith('best_ckpt'):
+        return not (isinstance(value, str) and value.endswith('.pth')
+                    and os.path.dirname(os.path.abspath(value)) == folder)
+    # It removes checkpoints by number too, and any text would make a file name.
+    if key == 'keep_ckpt_ids':
+        return not (isinstance(value, list) and all(type(number) is int for number in value))
+    return False
 
 
 def _unreadable(path: str, error: Exception) -> LocalLearningError:
@@ -179,7 +205,7 @@ def _readable_loader(loader: Callable) -> Callable:
                 f'checkpoint {filename} cannot be loaded ({type(error).__name__}: '
                 f'{" ".join(str(error).split())[:160]}): check its address, or download it and '
                 'give its path') from error
-        return _without_config(filename, checkpoint)
+        return _disarmed(filename, checkpoint)
 
     return load
 
@@ -231,7 +257,8 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
     for prefix in wrapped:
         given = LocalBackbone.wrapped_keys(given, prefix, expected)
         if not any(k.startswith(f'{prefix}auxiliary.') for k in given):
-            expected = {k: v for k, v in expected.items() if not k.startswith(f'{prefix}auxiliary.')}
+            auxiliary = f'{prefix}auxiliary.'
+            expected = {k: v for k, v in expected.items() if not k.startswith(auxiliary)}
     missing = [k for k in expected if k not in given and not k.endswith('num_batches_tracked')]
     mismatched = {
         k: f'{k} ({tuple(given[k])} in the checkpoint, {tuple(expected[k])} in the model)'

@@ -1,4 +1,5 @@
 """What can be found wrong with a config before anything is trained or written."""
+import copy
 import os
 import re
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ def build_model(cfg: Config) -> nn.Module:
     if not (cfg.get('model') or {}).get('type'):
         raise LocalLearningError('the config has no model: give a complete config')
     with readable_errors('the model cannot be built'), _scope(cfg):
-        return MODELS.build(cfg.model)
+        # A copy: some heads write into their config, and can't be built from it again.
+        return MODELS.build(copy.deepcopy(cfg.model))
 
 
 def _scope(cfg: Config) -> ContextManager:
@@ -141,7 +143,9 @@ def _check_dataset(dataset: Optional[dict], where: str) -> None:
         if isinstance(prefix, str):
             paths.append(('data_prefix', _join(root, prefix)))
     for key, path in paths:
-        if path and '://' not in path and not os.path.exists(path):
+        if not path or '://' in path:
+            continue
+        if not os.path.exists(path):
             raise LocalLearningError(
                 f'{where}.{key}: {path} does not exist: put the data there, or set '
                 f'--cfg-options {where}.data_root=PATH')

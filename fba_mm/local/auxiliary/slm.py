@@ -110,13 +110,14 @@ class SLM(Auxiliary):
         maps = dict(levels)
         blocks = iter(self.blocks)
         deeper = x
+        # Drawn once: an image's deeper maps are withheld at all levels or at none.
+        offered = torch.rand(len(x), 1, 1, 1, generator=step.generator) >= self.bank_dropout
         for stage in self.cut_point.stages:
             level = stage.level
             if stage.stage > self.cut_point.stage:
                 deeper = next(blocks)(deeper)
                 if level is not None:
-                    maps[level] = self._with_context(
-                        deeper, step.bank.get(level), step.generator)
+                    maps[level] = self._with_context(deeper, step.bank.get(level), offered)
             elif level is not None and level not in maps:
                 if stage.stage == self.cut_point.stage:
                     maps[level] = x
@@ -124,12 +125,11 @@ class SLM(Auxiliary):
                     maps[level] = self._banked(stage, x, step)
         return tuple(maps[level] for level in sorted(maps))
 
-    def _with_context(self, own: Tensor, banked: Optional[Tensor],
-                      generator: Optional[torch.Generator]) -> Tensor:
+    @staticmethod
+    def _with_context(own: Tensor, banked: Optional[Tensor], offered: Tensor) -> Tensor:
         if banked is None or banked.shape != own.shape:
             return own
-        keep = torch.rand(len(own), 1, 1, 1, generator=generator) >= self.bank_dropout
-        return own + banked * keep.to(banked.device)
+        return own + banked * offered.to(banked.device)
 
     @staticmethod
     def _banked(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
@@ -154,19 +154,21 @@ class SLM(Auxiliary):
         """Compare the classes of an own head with the model's, and run it once on small maps."""
         if self.head is None:
             return
-        own, main = _num_classes(self.head), _num_classes(model)
+        own = _num_classes(self.head)
+        main = _num_classes(model, skip=model.backbone)
         if own != main:
             raise LocalLearningError(
                 f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
                 'num_classes')
+        like = next(self.head.parameters())
         maps = tuple(
-            torch.zeros(1, channels, 64 // 2**i, 64 // 2**i)
+            like.new_zeros(1, channels, 64 // 2**i, 64 // 2**i)
             for i, channels in enumerate(self.level_channels))
         training = self.head.training
         self.head.eval()
         try:
             with torch.no_grad(), self.head.backbone.answering(maps):
-                features = self.head.extract_feat(torch.zeros(1, 3, 64, 64))
+                features = self.head.extract_feat(like.new_zeros(1, 3, 64, 64))
                 first = getattr(self.head, 'bbox_head', None) or getattr(
                     self.head, 'rpn_head', None)
                 if first is not None:
@@ -180,7 +182,9 @@ class SLM(Auxiliary):
             self.head.train(training)
 
 
-def _num_classes(model: nn.Module) -> Optional[int]:
+def _num_classes(model: nn.Module, skip: Optional[nn.Module] = None) -> Optional[int]:
+    skipped = set() if skip is None else set(skip.modules())
     # A two-stage detector's RPN has one class of its own beside those of the data set.
     return max((m.num_classes for m in model.modules()
-                if isinstance(getattr(m, 'num_classes', None), int)), default=None)
+                if m not in skipped and isinstance(getattr(m, 'num_classes', None), int)),
+               default=None)

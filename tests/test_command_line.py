@@ -1,0 +1,113 @@
+"""What the tools share: arguments, the config they make, and how they end."""
+import argparse
+import os
+
+import pytest
+
+from fba_mm import LocalLearningError, command_line
+
+
+def _parse(*args):
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    command_line.add_common_arguments(parser)
+    return parser.parse_args(args)
+
+
+@pytest.fixture()
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    (tmp_path / 'my.model.py').write_text(
+        'a = dict(b=[1, 2], c=dict(d=3))\nname = "x"\nempty = None\n')
+    return 'my.model.py'
+
+
+def test_user_error_is_one_line(capsys):
+
+    def main():
+        raise LocalLearningError('x is wrong: set y')
+
+    with pytest.raises(SystemExit) as info:
+        command_line.run(main)
+    assert info.value.code == 1
+    assert capsys.readouterr() == ('', 'error: x is wrong: set y\n')
+
+
+def test_interrupt_is_no_traceback(capsys):
+
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as info:
+        command_line.run(main)
+    assert info.value.code == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
+def test_defect_keeps_its_traceback():
+
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(main)
+
+
+def test_overrides(config):
+    cfg = command_line.config_from(
+        _parse(config, '--cfg-options', 'a.b=[3,4,5]', 'a.c.d=7', 'name=y', 'new.key=1.5',
+               'flag=True'))
+    assert cfg.a.b == [3, 4, 5] and cfg.a.c.d == 7 and cfg.name == 'y'
+    assert cfg.new.key == 1.5 and cfg.flag is True
+
+
+@pytest.mark.parametrize('option', ['a', 'a.b=[1,(2', 'a.b.9=1', 'a.c.d.e=1', 'name.x.y=1'])
+def test_overrides_that_do_not_fit(option, config):
+    with pytest.raises(LocalLearningError, match='--cfg-options') as info:
+        command_line.config_from(_parse(config, '--cfg-options', option))
+    assert '\n' not in str(info.value)
+
+
+def test_work_dir_by_name(config):
+    assert command_line.config_from(_parse(config)).work_dir == './work_dirs/my.model'
+    assert command_line.config_from(_parse(config, '--work-dir', 'a/b')).work_dir == 'a/b'
+    assert not os.path.exists('work_dirs') and not os.path.exists('a')
+
+
+@pytest.mark.parametrize('work_dir', ['file', 'file/below/it', 'dangling'])
+def test_work_dir_that_cannot_be(work_dir, config):
+    open('file', 'w').close()
+    os.symlink('nowhere', 'dangling')
+    with pytest.raises(LocalLearningError, match='is a file, choose another --work-dir'):
+        command_line.config_from(_parse(config, '--work-dir', work_dir))
+
+
+@pytest.mark.parametrize('argument', ['--local_rank=3', '--local-rank=3'])
+def test_local_rank_of_older_launchers(argument, config, monkeypatch):
+    monkeypatch.delenv('LOCAL_RANK')
+    assert command_line.config_from(_parse(config, argument)).launcher == 'none'
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+def test_runner_of_the_config_s_own_type(monkeypatch):
+    from mmengine.config import Config
+    from mmengine.registry import RUNNERS
+
+    @RUNNERS.register_module(name='OwnRunner')
+    class OwnRunner:
+
+        def __init__(self, cfg):
+            self.cfg = cfg
+
+        @classmethod
+        def from_cfg(cls, cfg):
+            return cls(cfg)
+
+    try:
+        assert isinstance(
+            command_line.build_runner(Config(dict(runner_type='OwnRunner'))), OwnRunner)
+    finally:
+        RUNNERS.module_dict.pop('OwnRunner')
+
+

@@ -1,0 +1,78 @@
+"""Where to cut, against all ways to cut."""
+import random
+from itertools import combinations
+
+import pytest
+
+from fba_mm import LocalLearningError
+from fba_mm.local.partition import Footprint, Segment, cut
+
+
+def footprints(costs, frozen=()):
+    return [Footprint(str(i), channels=8, stride=4, saved_bytes=cost, frozen=i in frozen)
+            for i, cost in enumerate(costs)]
+
+
+def segments(stages):
+    return [Segment(str(i), run=None, submodules=(), stage=stage) for i, stage in enumerate(stages)]
+
+
+def all_cuts(n, num_modules):
+    for inner in combinations(range(1, n), num_modules - 1):
+        bounds = (0, *inner, n)
+        yield [range(a, b) for a, b in zip(bounds, bounds[1:])]
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_the_largest_module_is_as_small_as_it_can_be(seed):
+    chance = random.Random(seed)
+    n = chance.randint(1, 9)
+    costs = [chance.choice([chance.randint(0, 9), chance.randint(0, 1000)]) for _ in range(n)]
+    for num_modules in range(1, n + 1):
+        def sizes(modules):
+            return sorted((sum(costs[i] for i in module) for module in modules), reverse=True)
+
+        modules = cut(footprints(costs), segments([0] * n), num_modules)
+        assert len(modules) == num_modules
+        assert [i for module in modules for i in module] == list(range(n))
+        best = min(all_cuts(n, num_modules),
+                   key=lambda m: (sizes(m)[0], sum(s * s for s in sizes(m))))
+        assert sizes(modules)[0] == sizes(best)[0]
+        # Where the largest leaves a choice, the others are even.
+        assert sum(s * s for s in sizes(modules)) == sum(s * s for s in sizes(best))
+
+
+def test_blocks_and_stages():
+    stages = segments([-1, 0, 0, 1, 2, 2])
+    costs = footprints([5, 4, 3, 2, 1, 1])
+    assert cut(costs, stages, 'blocks') == [range(i, i + 1) for i in range(6)]
+    assert cut(costs, stages, 'stages') == [range(0, 3), range(3, 4), range(4, 6)]
+
+
+@pytest.mark.parametrize('frozen, units', [
+    ({0}, [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]),
+    ({0, 1, 2}, [range(0, 4), range(4, 5)]),
+    ({1, 3}, [range(0, 1), range(1, 3), range(3, 5)]),
+    ({3, 4}, [range(0, 1), range(1, 2), range(2, 5)]),
+])
+def test_frozen_segments_join_what_is_trained(frozen, units):
+    costs, stages = footprints([7, 1, 1, 1, 1], frozen), segments([-1, 0, 1, 2, 3])
+    assert cut(costs, stages, 'blocks') == units
+    assert cut(costs, stages, len(units)) == units
+    for num_modules in range(1, len(units) + 1):
+        for module in cut(costs, stages, num_modules):
+            assert not all(i in frozen for i in module)
+    with pytest.raises(LocalLearningError,
+                       match=f'to {len(units)}, .*{len(frozen)} of 5 are frozen'):
+        cut(costs, stages, len(units) + 1)
+
+
+def test_everything_frozen():
+    with pytest.raises(LocalLearningError, match='every stage .* is frozen.*lower frozen_stages'):
+        cut(footprints([1, 1], {0, 1}), segments([-1, 0]), 1)
+
+
+@pytest.mark.parametrize('num_modules', [0, -3, 4, True, False, 2., '2', None, 'block'])
+def test_wrong_numbers(num_modules):
+    with pytest.raises(LocalLearningError, match=f'num_modules={num_modules!r}: give'):
+        cut(footprints([1, 1, 1]), segments([-1, 0, 1]), num_modules)

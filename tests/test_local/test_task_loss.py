@@ -1,0 +1,94 @@
+"""The task's own loss on given features, and nothing else of the model."""
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+from fba_mm.local.task_loss import FeatureSource, task_loss, untracked_norm
+
+from ..conftest import batch, build, own_head, retinanet
+
+
+def detector_with_norms():
+    cfg = retinanet(num_modules=2)
+    cfg['neck']['norm_cfg'] = dict(type='BN')
+    return build(cfg)
+
+
+def maps(requires_grad=False):
+    return tuple(
+        torch.rand(2, 8 * 2**i, 16 // 2**i, 16 // 2**i, requires_grad=requires_grad)
+        for i in range(4))
+
+
+def test_loss_is_that_of_neck_and_head():
+    model = detector_with_norms()
+    data = model.data_preprocessor(batch(), training=True)
+    features = maps(requires_grad=True)
+    losses = task_loss(model, model.backbone, features, **data)
+    expected = model.bbox_head.loss(model.neck(features), data['data_samples'])
+    assert losses.keys() == expected.keys() == {'loss_cls', 'loss_bbox'}
+    for name in losses:
+        assert all(torch.equal(a, b) for a, b in zip(losses[name], expected[name]))
+    model.parse_losses(losses)[0].backward()
+    assert all(f.grad is not None for f in features[1:])  # The neck starts at the second.
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_an_own_model_answers_by_its_source():
+    head = dict(own_head()['head'], backbone=dict(type='FeatureSource'))
+    head['neck'] = dict(head['neck'], in_channels=[8, 16, 32, 64])
+    model = build(head)
+    assert type(model.backbone) is FeatureSource is MODELS.get('FeatureSource')
+    assert not list(model.backbone.parameters())
+    data = build(retinanet(num_modules=None)).data_preprocessor(batch(), training=True)
+    features = maps()
+    losses = task_loss(model, model.backbone, features, **data)
+    expected = model.bbox_head.loss(model.neck(features), data['data_samples'])
+    for name in losses:
+        assert all(torch.equal(a, b) for a, b in zip(losses[name], expected[name]))
+
+
+@pytest.mark.parametrize('failing', [False, True])
+def test_answering_ends(failing):
+    source = FeatureSource()
+    features = maps()
+    try:
+        with source.answering(features):
+            assert source(torch.zeros(1)) is features
+            if failing:
+                raise KeyError
+    except KeyError:
+        pass
+    assert source(torch.zeros(1)) is None
+
+
+def test_running_statistics_stay_out_of_it():
+    model = detector_with_norms()
+    data = model.data_preprocessor(batch(), training=True)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    with torch.no_grad():
+        task_loss(model, model.backbone, maps(), **data)
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+    with torch.no_grad():
+        model.neck(maps())
+    assert not all(torch.equal(value, before[name]) for name, value in model.named_buffers())
+
+
+def test_untracked_norm_uses_the_batch_and_skips_what_it_is_told():
+    inner, outer = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+    fixed, stateless = torch.nn.BatchNorm2d(3).eval(), torch.nn.BatchNorm2d(
+        3, track_running_stats=False)
+    model = torch.nn.ModuleList([inner, outer, fixed, stateless])
+    x = torch.rand(4, 3, 5, 5) * 3
+    expected = torch.nn.functional.batch_norm(x, None, None, training=True)
+    try:
+        with untracked_norm(model, skip=inner):
+            torch.testing.assert_close(outer(x), expected)
+            torch.testing.assert_close(inner(x), expected)
+            torch.testing.assert_close(fixed(x), x, rtol=1e-4, atol=1e-4)
+            raise KeyError
+    except KeyError:
+        pass
+    assert [norm.track_running_stats for norm in model] == [True, True, True, False]
+    assert [int(norm.num_batches_tracked) for norm in (inner, outer, fixed)] == [1, 0, 0]
+    assert outer.running_mean.eq(0).all() and inner.running_mean.ne(0).all()

@@ -1,0 +1,178 @@
+"""Stock configs to local-learning ones and back."""
+import copy
+
+import pytest
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+
+from fba_mm import LocalBackbone, LocalLearningError, localize
+from fba_mm.localize import load_config, stock_form
+
+from .conftest import build, retinanet
+
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+
+
+def small_config(**settings) -> Config:
+    """A config in a few lines."""
+    model = retinanet(num_modules=None)
+    settings = dict(dict(optim_wrapper=dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, weight_decay=1e-4))), **settings)
+    return Config(dict(model=model, default_scope='mmdet', **settings))
+
+
+def test_a_stock_name():
+    stock = load_config(RETINANET)
+    cfg = localize(RETINANET, num_modules='blocks', scope='all', apply='eager')
+    assert cfg.model.backbone == dict(
+        type='LocalBackbone', backbone=stock.model.backbone, num_modules='blocks',
+        auxiliary=dict(type='SLM'))
+    assert cfg.custom_hooks == [dict(type='FBAHook', scope='all')]
+    assert cfg.optim_wrapper == dict(stock.optim_wrapper, type='LocalOptimWrapper', apply='eager')
+    assert cfg.custom_imports == dict(imports=['fba_mm'], allow_failed_imports=False)
+    changed = {'model', 'custom_hooks', 'optim_wrapper', 'custom_imports'}
+    assert {key for key in cfg if cfg.get(key) != stock.get(key)} == changed
+    assert {k: v for k, v in cfg.model.items() if k != 'backbone'} == {
+        k: v for k, v in stock.model.items() if k != 'backbone'}
+    # What a runner writes beside its checkpoints can be read again.
+    assert Config.fromstring(cfg.pretty_text, '.py').to_dict() == cfg.to_dict()
+
+    cfg.model.backbone.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build(cfg.model)
+    assert isinstance(model.backbone, LocalBackbone)
+    # 17, of which stem and first stage are frozen and join the first block behind them.
+    assert model.backbone.num_modules == 13
+
+
+def test_a_path(tmp_path):
+    path = tmp_path / 'small.py'
+    small_config().dump(path)
+    assert localize(str(path)).model.backbone.num_modules == 4
+
+
+def test_the_given_config_is_not_changed():
+    cfg = small_config(custom_hooks=[dict(type='EMAHook')],
+                       custom_imports=dict(imports=['math'], allow_failed_imports=False))
+    before = copy.deepcopy(cfg.to_dict())
+    auxiliary = dict(type='SLM', bank_dropout=.1)
+    local = localize(cfg, auxiliary=auxiliary, auxiliary_lr_mult=2.)
+    local.model.backbone.backbone.depth = 34
+    local.model.backbone.auxiliary.bank_dropout = .9
+    local.custom_hooks[0].type = 'None'
+    assert cfg.to_dict() == before
+    assert auxiliary == dict(type='SLM', bank_dropout=.1)
+
+
+def test_hooks_and_imports_are_kept():
+    cfg = localize(small_config(
+        custom_hooks=[dict(type='EMAHook', momentum=.1), dict(type='FBAHook', scope='off'),
+                      dict(type='NumClassCheckHook')],
+        custom_imports=dict(imports=['math', 'json'], allow_failed_imports=True)))
+    assert cfg.custom_hooks == [dict(type='EMAHook', momentum=.1), dict(type='NumClassCheckHook'),
+                                dict(type='FBAHook', scope='past')]
+    assert cfg.custom_imports == dict(imports=['math', 'json', 'fba_mm'],
+                                      allow_failed_imports=True)
+    one = localize(small_config(custom_imports=dict(imports='math')))
+    assert one.custom_imports.imports == ['math', 'fba_mm']
+    there = localize(small_config(custom_imports=dict(imports=['fba_mm', 'math'])))
+    assert there.custom_imports.imports == ['fba_mm', 'math']
+
+
+@pytest.mark.parametrize('stock, local', [
+    (dict(), 'LocalOptimWrapper'),
+    (dict(type='OptimWrapper'), 'LocalOptimWrapper'),
+    (dict(type='AmpOptimWrapper', loss_scale='dynamic'), 'AmpLocalOptimWrapper'),
+    (dict(type='LocalOptimWrapper'), 'LocalOptimWrapper'),
+])
+def test_optimizer_wrappers(stock, local):
+    settings = dict(optimizer=dict(type='SGD', lr=.1), clip_grad=dict(max_norm=1.), **stock)
+    cfg = localize(small_config(optim_wrapper=settings))
+    assert cfg.optim_wrapper == dict(settings, type=local, apply='end')
+
+
+def test_a_model_alone():
+    cfg = localize(small_config(optim_wrapper=None))
+    assert cfg.optim_wrapper is None and cfg.model.backbone.type == 'LocalBackbone'
+
+
+def test_auxiliary_networks_with_an_optimizer_of_their_own():
+    cfg = localize(
+        small_config(optim_wrapper=dict(
+            type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, weight_decay=1e-4),
+            paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=.1)}))),
+        auxiliary_lr_mult=3., auxiliary_decay_mult=0.)
+    model = build(cfg.model)
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).optimizer.param_groups
+    found = {id(p): (group['lr'], group['weight_decay']) for group in groups
+             for p in group['params']}
+    for name, parameter in model.named_parameters():
+        # The key for the whole backbone stands for what it stood for.
+        expected = (.03, 0.) if name.startswith('backbone.auxiliary.') else (
+            .001 if name.startswith('backbone.') else .01, 1e-4)
+        assert found[id(parameter)] == pytest.approx(expected), name
+    assert 'paramwise_cfg' not in localize(small_config()).optim_wrapper
+    only = localize(small_config(), auxiliary_decay_mult=.5).optim_wrapper.paramwise_cfg
+    assert only == dict(custom_keys={'backbone.auxiliary': dict(decay_mult=.5)})
+
+
+def test_there_and_back():
+    stock = load_config(RETINANET)
+    stock.custom_hooks = [dict(type='EMAHook')]
+    for settings in (dict(), dict(apply='eager', auxiliary_lr_mult=2.)):
+        back = stock_form(localize(stock, **settings))
+        assert back.model == stock.model
+        assert back.custom_hooks == stock.custom_hooks
+        given = {k: v for k, v in back.optim_wrapper.items() if k != 'paramwise_cfg'}
+        assert given == stock.optim_wrapper
+
+
+# What a user gets wrong
+
+
+@pytest.mark.parametrize('model', [None, dict(), dict(type='EDSR', generator=dict(type='Net'))])
+def test_no_backbone(model):
+    cfg = Config(dict(model=model) if model is not None else dict(lr=1))
+    with pytest.raises(LocalLearningError, match='no model.backbone to cut: give the config of'):
+        localize(cfg)
+
+
+def test_local_already():
+    with pytest.raises(LocalLearningError, match='LocalBackbone already: change its num_modules'):
+        localize(localize(small_config()))
+    with pytest.raises(LocalLearningError, match='no LocalBackbone'):
+        stock_form(small_config())
+
+
+def test_unknown_optimizer_wrapper():
+    cfg = small_config(optim_wrapper=dict(type='ApexOptimWrapper', optimizer=dict(type='SGD')))
+    with pytest.raises(LocalLearningError,
+                       match='type=ApexOptimWrapper has no local form: use one of OptimWrapper'):
+        localize(cfg)
+
+
+@pytest.mark.parametrize('content, message', [
+    ('model = dict(', r'bad.py cannot be read: \w*SyntaxError'),
+    ('model = undefined', 'bad.py cannot be read: NameError.*undefined'),
+    ("_base_ = './missing.py'", 'missing.py'),
+    ("raise KeyError('two\\nlines')", 'bad.py cannot be read: KeyError: .*two'),
+])
+def test_configs_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / 'bad.py'
+    path.write_text(content)
+    with pytest.raises(LocalLearningError, match=message) as caught:
+        localize(str(path))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name, message', [
+    ('configs/nowhere.py', 'config configs/nowhere.py not found .*: check its path'),
+    ('mmdet::retinanet/nowhere.py', 'config mmdet::retinanet/nowhere.py not found'),
+    ('no_such_package::retinanet.py', 'no_such_package'),
+    ('configs', 'config configs '),
+])
+def test_configs_that_are_not_there(name, message):
+    with pytest.raises(LocalLearningError, match=message) as caught:
+        localize(name)
+    assert '\n' not in str(caught.value)

@@ -1,0 +1,131 @@
+"""A training that was stopped and resumed is the training that was never stopped."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from .in_process import ROOT, run_tool
+
+SGD = "dict(_delete_=True, type='SGD', lr=.02, momentum=.9)"
+# MMEngine's checkpoints do not hold gradients that are still being accumulated: the number of
+# iterations before a checkpoint is even where two are accumulated.
+EVEN = "\ntrain_dataloader['dataset']['indices'] = 8"
+VARIANTS = {
+    'past, end, AdamW': '',
+    'all, eager, SGD': f"""
+custom_hooks = [dict(type='FBAHook', scope='all', log_terms=True)]
+optim_wrapper = dict(apply='eager', optimizer={SGD}, clip_grad=None)""",
+    'all, end, accumulating': EVEN + """
+custom_hooks = [dict(type='FBAHook', scope='all')]
+optim_wrapper = dict(accumulative_counts=2)""",
+    'past, eager, accumulating, SGD': EVEN + f"""
+optim_wrapper = dict(accumulative_counts=2, apply='eager', optimizer={SGD})""",
+    'bfloat16': "optim_wrapper = dict(type='AmpLocalOptimWrapper', dtype='bfloat16')",
+    'float16, scaled, eager': """
+optim_wrapper = dict(type='AmpLocalOptimWrapper', dtype='float16', apply='eager',
+                     loss_scale=dict(init_scale=1024., growth_interval=3))
+train_dataloader['dataset']['indices'] = 4""",
+    'EMA': "custom_hooks = [dict(type='FBAHook'), dict(type='EMAHook', momentum=.1)]",
+    'BP': "model = dict(backbone=dict(num_modules=1))",
+}
+BY_ITERATION = """
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=8)
+train_dataloader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
+default_hooks['checkpoint'].update(by_epoch=False, interval=4)
+log_processor['by_epoch'] = False
+"""
+
+
+def losses(work_dir):
+    """What the log says of each iteration, by its number; later runs overrule earlier ones."""
+    steps = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json'), key=os.path.getmtime):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if 'loss' in row:
+                steps[row['iter']] = {
+                    key: value for key, value in row.items()
+                    if 'loss' in key or key in ('lr', 'grad_norm')
+                }
+    return steps
+
+
+def assert_resumed_alike(config, checkpoint, tmp_path):
+    """Train without a stop, and again from a checkpoint in the middle."""
+    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+    assert run_tool('train', config, '--work-dir', whole).status == 0
+    assert run_tool('train', config, '--work-dir', resumed, '--resume',
+                    whole / checkpoint).status == 0
+    expected, got = losses(whole), losses(resumed)
+    assert sorted(got) == sorted(expected)[len(expected) // 2:]
+    assert got == {step: expected[step] for step in got}
+    last = sorted(path.name for path in resumed.glob('*.pth'))[-1]
+    ours, theirs = (torch.load(root / last, weights_only=False) for root in (resumed, whole))
+    for key in ('state_dict', 'ema_state_dict'):
+        for name, tensor in theirs.get(key, {}).items():
+            assert torch.equal(tensor, ours[key][name]), name
+    return expected
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_resume_by_epoch(variant, config, tmp_path):
+    expected = assert_resumed_alike(config(VARIANTS[variant]), 'epoch_1.pth', tmp_path)
+    last = max(expected)
+    local = [key for key in expected[last] if key.startswith('local_')]
+    assert bool(local) == (variant != 'BP')
+    assert expected[last] != expected[last // 2]
+
+
+@pytest.mark.parametrize('variant', ['all, eager, SGD', 'all, end, accumulating'])
+def test_resume_by_iteration(variant, config, tmp_path):
+    text = VARIANTS[variant] + BY_ITERATION
+    assert_resumed_alike(config(text), 'iter_4.pth', tmp_path)
+
+
+def test_resume_in_place(config, tmp_path):
+    """--resume without a value goes on from the latest checkpoint of the work directory."""
+    path, work_dir = config(epochs=2), tmp_path / 'work'
+    assert run_tool('train', path, '--work-dir', work_dir).status == 0
+    expected = losses(work_dir)
+    (work_dir / 'epoch_2.pth').unlink()
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
+    for scalars in work_dir.glob('*/vis_data/scalars.json'):
+        scalars.unlink()
+    assert run_tool('train', path, '--work-dir', work_dir, '--resume').status == 0
+    assert losses(work_dir) == {step: expected[step] for step in range(6, 11)}
+
+
+def test_resume_after_a_kill(config, tmp_path):
+    """The process dies without a chance to clean up; what it wrote last is good to go on from."""
+    path, work_dir = config(epochs=6), tmp_path / 'killed'
+    log = tmp_path / 'log.txt'
+    with log.open('w') as file:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / 'tools/train.py', path, '--work-dir', work_dir],
+            stdout=file, stderr=subprocess.STDOUT, cwd=tmp_path)
+        deadline = time.monotonic() + 120
+        while not (work_dir / 'epoch_2.pth').exists() or len(losses(work_dir)) < 11:
+            assert process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
+            time.sleep(.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    before = losses(work_dir)
+    assert max(before) < 30, 'it had finished already'
+    assert run_tool('train', path, '--work-dir', work_dir, '--resume').status == 0
+    assert run_tool('train', path, '--work-dir', tmp_path / 'whole').status == 0
+    expected = losses(tmp_path / 'whole')
+    assert losses(work_dir) == expected and sorted(expected) == list(range(1, 31))
+    assert before == {step: expected[step] for step in before}
+
+
+def test_resume_with_nothing_there_starts(config, tmp_path):
+    """A job script may always say --resume."""
+    work_dir = tmp_path / 'work'
+    assert run_tool('train', config(epochs=1), '--work-dir', work_dir, '--resume').status == 0
+    assert sorted(losses(work_dir)) == [1, 2, 3, 4, 5]
