@@ -48,7 +48,8 @@ def main() -> None:
     check_fit(build_model(cfg), args.checkpoint, 'test', args.trust_checkpoint)
     if args.tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-            raise LocalLearningError('--tta: the config has no tta_model and tta_pipeline, add them')
+            raise LocalLearningError(
+                '--tta: the config has no tta_model and tta_pipeline, add them')
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 

@@ -53,7 +53,7 @@ def check_local_training(model: nn.Module, optim_wrapper: type) -> LocalBackbone
             f'optim_wrapper.type is {name}, which takes no local losses: '
             f"set optim_wrapper = dict(type='{local_form}')")
     for auxiliary in local_backbone.auxiliary:
-        auxiliary.check(model)
+        auxiliary.check(model, local_backbone)
     return local_backbone
 
 

@@ -58,11 +58,11 @@ def test_eager_is_the_same_as_stepping_at_the_end(head, optimizer, counts):
         trainer = Trainer(build(cfg), optimizer=OPTIMIZERS[optimizer], apply=apply,
                           accumulative_counts=counts)
         before = copy.deepcopy(trainer.model)
-        # Seven iterations: with three to a step, the last step is that of a single one.
-        trainer.optim_wrapper.initialize_count_status(trainer.model, 0, 7)
-        for i in range(7):
+        # With three iterations to a step, the last step is that of a single one.
+        trainer.optim_wrapper.initialize_count_status(trainer.model, 0, 4)
+        for i in range(4):
             trainer.step(batch(seed=i))
-            stepped = i == 6 or (i + 1) % counts == 0
+            stepped = i == 3 or (i + 1) % counts == 0
             for name, parameter in trainer.model.named_parameters():
                 assert (parameter.grad is None) == stepped, name
             unchanged = [n for (n, p), q in zip(before.named_parameters(),

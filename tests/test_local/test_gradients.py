@@ -225,9 +225,8 @@ def gradient_norms(model, scope, batches):
     return (squares / len(batches)).sqrt()
 
 
-@pytest.mark.parametrize('head', sorted(AUXILIARIES))
-@pytest.mark.parametrize('scope', ['past', 'all'])
-def test_the_bank_does_not_starve_a_module(scope, head):
+@pytest.mark.parametrize('head, scope', [('shared', 'past'), ('shared', 'all'), ('own', 'all')])
+def test_the_bank_does_not_starve_a_module(head, scope):
     # The neck reads all four levels, so that the bank has a word in each module's loss.
     def on_all_levels(cfg):
         cfg['neck']['start_level'] = 0

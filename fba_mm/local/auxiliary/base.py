@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import Losses
+from ..task_loss import AnsweringBackbone, Losses
 
 
 class Auxiliary(BaseModule, metaclass=ABCMeta):
@@ -45,11 +45,12 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             step: The batch, the bank, and the model around the backbone.
         """
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Refuse, before training, a model that this auxiliary network can't serve.
 
         Args:
             model: The model around the backbone.
+            source: The backbone in it, which holds the auxiliary networks.
 
         Raises:
             LocalLearningError: Names what does not fit, and the mend.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
-from ..task_loss import Losses, task_loss
+from ..task_loss import AnsweringBackbone, Losses, task_loss
 from .base import Auxiliary
 
 
@@ -150,12 +150,12 @@ class SLM(Auxiliary):
                                step.data_samples)
         return self.weighted(losses)
 
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes of an own head with the model's, and run it once on small maps."""
         if self.head is None:
             return
         own = _num_classes(self.head)
-        main = _num_classes(model, skip=model.backbone)
+        main = _num_classes(model, skip=source)
         if own != main:
             raise LocalLearningError(
                 f'auxiliary.head predicts {own} classes, the model {main}: give both the same '

@@ -191,7 +191,7 @@ def test_a_head_that_fits_is_left_as_it_was(head):
     model = build(retinanet(num_modules=4, auxiliary=head))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for auxiliary in model.backbone.auxiliary:
-        auxiliary.check(model)
+        auxiliary.check(model, model.backbone)
     assert all(m.training for m in model.backbone.auxiliary.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -203,6 +203,6 @@ def test_a_head_is_checked_where_it_is(place):
     auxiliary = model.backbone.auxiliary[0]
     seen = []
     auxiliary.head.neck.register_forward_pre_hook(lambda module, args: seen.extend(args[0]))
-    auxiliary.check(model)
+    auxiliary.check(model, model.backbone)
     weight = auxiliary.head.neck.lateral_convs[0].conv.weight
     assert {(x.device, x.dtype) for x in seen} == {(weight.device, weight.dtype)}
