@@ -182,7 +182,7 @@ def test_a_head_that_does_not_fit_its_neck():
     head['head']['bbox_head']['in_channels'] = 32
     model = build(retinanet(num_modules=4, auxiliary=head))
     with pytest.raises(LocalLearningError, match='does not fit its own maps .*in_channels') as info:
-        model.backbone.auxiliary[0].check(model)
+        model.backbone.auxiliary[0].check(model, model.backbone)
     assert '\n' not in str(info.value)
 
 
