@@ -16,7 +16,7 @@ from rich.table import Table
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step
-from fba_mm.localize import load_config
+from fba_mm.config import load_config
 
 STOCK = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 LIGHT = 64

@@ -9,8 +9,11 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .config import load_config
 from .errors import LocalLearningError
-from .localize import load_config
+
+# A tool has no business asking the network for newer versions of a package.
+os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 
 
 def run(main: Callable[[], Any]) -> None:

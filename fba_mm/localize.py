@@ -3,8 +3,8 @@ import copy
 from typing import Optional, Union
 
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
 
+from .config import load_config, type_name
 from .errors import LocalLearningError
 
 # The optimizer wrapper that does the same and takes local losses too.
@@ -18,30 +18,6 @@ _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
     'AmpLocalOptimWrapper': 'AmpOptimWrapper',
 }
-
-
-def load_config(config: str) -> Config:
-    """Load a config by path, or by name from an installed OpenMMLab package.
-
-    Args:
-        config: ``'configs/retinanet_r50_fba.py'`` or
-            ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
-
-    Raises:
-        LocalLearningError: It doesn't exist, or can't be read.
-    """
-    try:
-        return get_config(config) if '::' in config else Config.fromfile(config)
-    except FileNotFoundError as error:
-        where = 'package' if '::' in config else 'path'
-        raise LocalLearningError(f'config {config} not found ({error}): check its {where}'
-                                 ) from error
-    except LocalLearningError:
-        raise
-    except Exception as error:  # A config is Python code: anything may come out of it.
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise LocalLearningError(
-            f'config {config} cannot be read: {type(error).__name__}: {reason}') from error
 
 
 def localize(config: Union[str, Config],
@@ -79,7 +55,7 @@ def localize(config: Union[str, Config],
         raise LocalLearningError(
             'the config has no model.backbone to cut: give the config of a detector, classifier '
             'or segmentor')
-    if backbone.type == 'LocalBackbone':
+    if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
             'model.backbone is a LocalBackbone already: change its num_modules instead')
     cfg.model.backbone = ConfigDict(
@@ -88,12 +64,12 @@ def localize(config: Union[str, Config],
         num_modules=num_modules,
         auxiliary=auxiliary or dict(type='SLM'))
 
-    hooks = [h for h in cfg.get('custom_hooks') or [] if h['type'] != 'FBAHook']
+    hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
 
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
-        kind = optim_wrapper.get('type', 'OptimWrapper')
+        kind = type_name(optim_wrapper.get('type', 'OptimWrapper'))
         if kind not in _LOCAL_FORM:
             raise LocalLearningError(
                 f'optim_wrapper.type={kind} has no local form: use one of '
@@ -132,14 +108,15 @@ def stock_form(config: Config) -> Config:
     """
     cfg = copy.deepcopy(config)
     backbone = cfg.get('model', {}).get('backbone')
-    if backbone is None or backbone.type != 'LocalBackbone':
+    if backbone is None or type_name(backbone.get('type')) != 'LocalBackbone':
         raise LocalLearningError(
             'the config has no LocalBackbone: its checkpoints are stock ones already')
     cfg.model.backbone = backbone.backbone
-    cfg.custom_hooks = [h for h in cfg.get('custom_hooks') or [] if h['type'] != 'FBAHook']
+    cfg.custom_hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
-        optim_wrapper.type = _STOCK_FORM.get(optim_wrapper.type, optim_wrapper.type)
+        kind = optim_wrapper.get('type', 'OptimWrapper')
+        optim_wrapper.type = _STOCK_FORM.get(type_name(kind), kind)
         optim_wrapper.pop('apply', None)
         (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).pop(
             'backbone.auxiliary', None)

@@ -3,11 +3,13 @@ import copy
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
-from fba_mm import LocalBackbone, LocalLearningError, localize
-from fba_mm.localize import load_config, stock_form
+from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
+from fba_mm.config import load_config
+from fba_mm.localize import stock_form
 
 from .conftest import build, retinanet
 
@@ -128,6 +130,45 @@ def test_there_and_back():
         assert given == stock.optim_wrapper
 
 
+def test_types_given_as_classes_and_with_scopes(tmp_path):
+    path = tmp_path / 'pure.py'
+    path.write_text("""
+from mmdet.models import ResNet, RetinaNet
+from mmengine.hooks import EMAHook
+from mmengine.optim import AmpOptimWrapper
+
+from fba_mm import FBAHook
+
+model = dict(type=RetinaNet, backbone=dict(type=ResNet, depth=18))
+optim_wrapper = dict(type=AmpOptimWrapper)
+custom_hooks = [dict(type=EMAHook), dict(type=FBAHook)]
+""")
+    stock = load_config(str(path))
+    local = localize(str(path))
+    assert local.optim_wrapper.type == 'AmpLocalOptimWrapper'
+    assert [hook.type for hook in local.custom_hooks] == [EMAHook, 'FBAHook']
+    assert stock_form(local).model == stock.model
+
+    scoped = small_config(optim_wrapper=dict(type='mmengine.OptimWrapper'))
+    local = localize(scoped)
+    assert local.optim_wrapper.type == 'LocalOptimWrapper'
+    local.model.backbone.type = LocalBackbone
+    local.optim_wrapper.type = LocalOptimWrapper
+    with pytest.raises(LocalLearningError, match='LocalBackbone already'):
+        localize(local)
+    back = stock_form(local)
+    assert back.optim_wrapper.type == 'OptimWrapper' and back.model == scoped.model
+
+
+def test_nothing_is_installed_by_reading_a_config(monkeypatch):
+    def install(package, *args, **kwargs):
+        raise AssertionError(f'{package} would be installed')
+
+    monkeypatch.setattr('mmengine.hub.hub.install_package', install)
+    with pytest.raises(LocalLearningError, match='not installed'):
+        load_config('no_such_package::retinanet.py')
+
+
 # What a user gets wrong
 
 
@@ -169,7 +210,7 @@ def test_configs_that_cannot_be_read(tmp_path, content, message):
 @pytest.mark.parametrize('name, message', [
     ('configs/nowhere.py', 'config configs/nowhere.py not found .*: check its path'),
     ('mmdet::retinanet/nowhere.py', 'config mmdet::retinanet/nowhere.py not found'),
-    ('no_such_package::retinanet.py', 'no_such_package'),
+    ('no_such_package::retinanet.py', 'the package no_such_package is not installed'),
     ('configs', 'config configs '),
 ])
 def test_configs_that_are_not_there(name, message):

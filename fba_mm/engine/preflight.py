@@ -3,13 +3,14 @@ import copy
 import os
 import re
 from contextlib import contextmanager
-from typing import Any, ContextManager, Iterator, Optional
+from typing import ContextManager, Iterator, Optional
 
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope
 from torch import nn
 
+from ..config import type_name
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from .fba_hook import check_local_training
@@ -63,11 +64,6 @@ def _scope(cfg: Config) -> ContextManager:
     return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
 
 
-def _name(kind: Any) -> str:
-    """The bare name of a config's ``type``, which may have a scope or be the class itself."""
-    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
-
-
 def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
     """Refuse a config that can't be trained.
 
@@ -85,7 +81,7 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
         if cfg.get(key) is None:
             raise LocalLearningError(f'the config has no {key}: give a complete training config')
     check_data(cfg, 'train', 'val')
-    hooks = {_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
+    hooks = {type_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
     local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
     if 'FBAHook' not in hooks and any(m.num_modules > 1 for m in local):
         raise LocalLearningError(

@@ -187,7 +187,7 @@ others = lambda: [name for name in ('mmagic', 'mmseg', 'diffusers', 'mmpretrain'
                   if name in sys.modules]
 print('imported', others())
 from fba_mm.engine.preflight import build_model
-from fba_mm.localize import load_config
+from fba_mm.config import load_config
 build_model(load_config({str(trained.config)!r}))
 print('built', others())
 """

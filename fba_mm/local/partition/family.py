@@ -45,6 +45,6 @@ def unroll(backbone: nn.Module) -> Unrolled:
         own = '' if owner is type(backbone) else f' (it runs as {owner.__name__} does)'
         raise LocalLearningError(
             f'backbone {type(backbone).__name__}{own} cannot be cut: use one of the families '
-            f'{", ".join(sorted(_FAMILIES))}, or describe it in a file of fba_mm/local/partition/ '
-            'with @backbone_family')
+            f'{", ".join(sorted(_FAMILIES))}, set num_modules=1 (back-propagation), or describe it in '
+            'a file of fba_mm/local/partition/ with @backbone_family')
     return _FAMILIES[owner.__name__](backbone)

@@ -1,0 +1,54 @@
+"""Configs as users give them: by path or by name, with types as names or as classes."""
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.utils import is_installed
+
+from .errors import LocalLearningError
+
+
+def load_config(config: str) -> Config:
+    """Load a config by path, or by name from an installed OpenMMLab package.
+
+    Args:
+        config: ``'configs/retinanet_r50_fba.py'`` or
+            ``'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'``.
+
+    Raises:
+        LocalLearningError: It doesn't exist, its package isn't installed, or it can't be read.
+
+    Example:
+        >>> load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model.type
+        'RetinaNet'
+    """
+    package = config.split('::')[0] if '::' in config else None
+    if package and not is_installed(package):
+        # MMEngine would go and install whatever has this name in the package index.
+        raise LocalLearningError(
+            f'config {config}: the package {package} is not installed, install it or check its '
+            'spelling, as in mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    try:
+        return get_config(config) if package else Config.fromfile(config)
+    except FileNotFoundError as error:
+        raise LocalLearningError(f'config {config} not found ({error}): check its '
+                                 f'{"name" if package else "path"}') from error
+    except LocalLearningError:
+        raise
+    except Exception as error:  # A config is Python code: anything may come out of it.
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise LocalLearningError(
+            f'config {config} cannot be read: {type(error).__name__}: {reason}') from error
+
+
+def type_name(kind: Any) -> str:
+    """The bare name of a config's ``type``, which may have a scope or be the class itself.
+
+    Args:
+        kind: What stands behind ``type``; None for a config without one.
+
+    Example:
+        >>> type_name('mmdet.ResNet'), type_name(LocalLearningError)
+        ('ResNet', 'LocalLearningError')
+    """
+    return kind.rpartition('.')[2] if isinstance(kind, str) else getattr(kind, '__name__', '')
