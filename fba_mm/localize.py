@@ -23,8 +23,9 @@ _STOCK_FORM = {
 def localize(config: Union[str, Config],
              num_modules: Union[int, str] = 4,
              scope: str = 'past',
-             apply: str = 'end',
+             apply: Optional[str] = None,
              auxiliary: Optional[dict] = None,
+             head_batch_size: Optional[int] = None,
              auxiliary_lr_mult: Optional[float] = None,
              auxiliary_decay_mult: Optional[float] = None) -> Config:
     """Make any OpenMMLab config train its backbone by local learning.
@@ -35,6 +36,7 @@ def localize(config: Union[str, Config],
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks; unset, FBA's with a shared head.
+        head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
 
@@ -63,6 +65,8 @@ def localize(config: Union[str, Config],
         backbone=backbone,
         num_modules=num_modules,
         auxiliary=auxiliary or dict(type='SLM'))
+    if head_batch_size is not None:
+        cfg.model.backbone.head_batch_size = head_batch_size
 
     hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
@@ -75,7 +79,8 @@ def localize(config: Union[str, Config],
                 f'optim_wrapper.type={kind} has no local form: use one of '
                 f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
         optim_wrapper.type = _LOCAL_FORM[kind]
-        optim_wrapper.apply = apply
+        if apply is not None:
+            optim_wrapper.apply = apply
         multipliers = dict(lr_mult=auxiliary_lr_mult, decay_mult=auxiliary_decay_mult)
         multipliers = {key: value for key, value in multipliers.items() if value is not None}
         if multipliers:

@@ -22,6 +22,8 @@ class Trainer:
     def __init__(self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', **kwargs):
         optimizer = optimizer or (lambda p: torch.optim.SGD(p, lr=.01, momentum=.9))
         self.model = model
+        if issubclass(wrapper, LocalOptimWrapper):
+            kwargs.setdefault('apply', 'end')  # Most tests look at gradients, which eager frees.
         self.optim_wrapper = wrapper(optimizer=optimizer(model.parameters()), **kwargs)
         self.hook = FBAHook(scope=scope, log_terms=True)
         self.runner = SimpleNamespace(

@@ -1,5 +1,6 @@
 """``FBAHook``: what a module may see while it trains."""
-from typing import Any, Dict, Optional
+from contextlib import ExitStack
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmengine.hooks import Hook
@@ -9,7 +10,8 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..errors import LocalLearningError
-from ..local import FeatureBank, LocalBackbone, LocalStep
+from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
+from ..local.head_batches import add_losses
 from ..local.task_loss import Losses
 from .local_optim_wrapper import LocalOptimWrapper
 
@@ -88,6 +90,8 @@ class FBAHook(Hook):
         self._handles: list = []
         self._generator = torch.Generator()
         self._log: Dict[str, Tensor] = {}
+        self._heads: List[nn.Module] = []
+        self._answering = ExitStack()
 
     def __deepcopy__(self, memo: dict) -> 'FBAHook':
         # The model holds this hook's callbacks. A copy of the model, for EMA say, is not trained.
@@ -127,6 +131,7 @@ class FBAHook(Hook):
             for i in range(self._local_backbone.num_modules - 1)
         ]
         self._local_backbone.trained_locally = True
+        self._heads = AssignedTargets.heads_of(model)
         self._handles = [
             model.register_forward_pre_hook(self._open, with_kwargs=True),
             model.register_forward_hook(self._close, always_call=True)
@@ -156,17 +161,32 @@ class FBAHook(Hook):
             handle.remove()
         self._handles.clear()
 
-    def _open(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _open(self, model: nn.Module, args: tuple, kwargs: dict) -> Optional[Tuple[tuple, dict]]:
         if kwargs.get('mode') != 'loss' or not model.training:
-            return
-        inputs = kwargs['inputs'] if 'inputs' in kwargs else args[0]
-        data_samples = kwargs['data_samples'] if 'data_samples' in kwargs else args[1]
-        self._local_backbone.step = LocalStep(model, self._local_backbone, inputs, data_samples,
-                                              self.bank, self._train_module, self._generator)
+            return None
+        kwargs = {**dict(zip(('inputs', 'data_samples'), args)), **kwargs}
+        inputs, data_samples = kwargs['inputs'], kwargs['data_samples']
+        local_backbone = self._local_backbone
+        step = LocalStep(model, local_backbone, inputs, data_samples, self.bank,
+                         self._train_module, self._accumulate, self._generator,
+                         local_backbone.head_batch_size)
+        local_backbone.step = step
+        self._answering.enter_context(step.targets.answering(self._heads))
+        # The backbone sees to all images but the last; the model's own loss() sees these only.
+        last = step.slices(model, local_backbone)[-1]
+        if last.start == 0:
+            return None
+        self._answering.enter_context(step.targets.only(last))
+        return (), dict(kwargs, inputs=inputs[last], data_samples=data_samples[last])
 
-    def _close(self, model: nn.Module, args: tuple, output: Any) -> None:
-        self._local_backbone.step = None
+    def _close(self, model: nn.Module, args: tuple, output: Any) -> Any:
+        step, self._local_backbone.step = self._local_backbone.step, None
         self.bank.clear()
+        self._answering.close()
+        return output if step is None or output is None else add_losses(output, step.fed)
+
+    def _accumulate(self, losses: Losses) -> None:
+        self._optim_wrapper.accumulate_local(self._model.parse_losses(losses)[0])
 
     def _train_module(self, index: int, losses: Losses) -> None:
         loss, terms = self._model.parse_losses(losses)

@@ -11,6 +11,10 @@ from torch.optim import Optimizer
 from ..errors import LocalLearningError
 
 
+# Gradients that eager steps collect before the optimizer is called: few calls, little memory.
+_EAGER_BYTES = 4 * 2**20
+
+
 @OPTIM_WRAPPERS.register_module()
 class LocalOptimWrapper(OptimWrapper):
     """An :class:`mmengine.optim.OptimWrapper` that also takes a module's loss during the forward.
@@ -23,14 +27,17 @@ class LocalOptimWrapper(OptimWrapper):
     Args:
         optimizer: The optimizer.
         apply: ``'end'`` applies all gradients together after the iteration, as stock training
-            does. ``'eager'`` applies a module's gradients right after its backward pass and frees
-            them; parameters that modules share still wait for the end. The result is the same,
-            but for gradient clipping, which then takes each module's norm instead of the whole
-            network's.
+            does. ``'eager'`` applies gradients during the backward passes, as soon as some MiB of
+            them are complete, and frees them; what modules share still waits for the last pass.
+            The result is the same, but for gradient clipping, which needs all gradients of what
+            it clips: eager steps then wait for the end of a module's backward pass and take the
+            module's norm, not the whole network's. Unset, ``'end'`` with clipping and ``'eager'``
+            without.
         **kwargs: ``accumulative_counts`` and ``clip_grad`` of ``OptimWrapper``.
 
     Raises:
-        LocalLearningError: ``apply`` is neither.
+        LocalLearningError: ``apply`` is neither, or, in training, a layer gets its gradient in
+            several parts, so that an eager step would come too early.
 
     Example:
         >>> optim_wrapper = dict(
@@ -38,12 +45,22 @@ class LocalOptimWrapper(OptimWrapper):
         ...     paramwise_cfg=dict(custom_keys={'backbone.auxiliary': dict(lr_mult=2.)}))
     """
 
-    def __init__(self, optimizer: Optimizer, apply: str = 'end', **kwargs):
+    def __init__(self, optimizer: Optimizer, apply: Optional[str] = None, **kwargs):
         super().__init__(optimizer, **kwargs)
-        if apply not in ('end', 'eager'):
-            raise LocalLearningError(
-                f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
-        self.apply = apply
+        if apply not in (None, 'end', 'eager'):
+            raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
+        self.apply = apply or ('end' if self.clip_grad_kwargs else 'eager')
+
+    def accumulate_local(self, loss: Tensor) -> None:
+        """Compute the gradients of a part of a module's loss now, and add them up.
+
+        Args:
+            loss: A summand of what :meth:`update_local` or ``update_params`` will be given the
+                rest of, a scalar.
+        """
+        # The forward pass around this may run under autocast, a backward pass should not.
+        with torch.autocast(loss.device.type, enabled=False):
+            self._backward_now(self.scale_loss(loss))
 
     def update_local(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Compute the gradients of a module's loss now, and apply them if that is due.
@@ -52,16 +69,26 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The module's summed loss, a scalar.
             parameters: What this loss alone trains.
         """
-        # The forward pass around this may run under autocast, a backward pass should not.
-        with torch.autocast(loss.device.type, enabled=False):
-            self._backward_now(self.scale_loss(loss))
+        with self._applying_eagerly(parameters):
+            self.accumulate_local(loss)
         if self.apply == 'eager' and self.should_sync():
-            with self._only(parameters):
-                self._apply_gradients()
-            for parameter in parameters:
-                parameter.grad = None
+            self._apply_to(parameters)
         # Casts of weights that will not be needed again in this forward pass.
         torch.clear_autocast_cache()
+
+    def backward(self, loss: Tensor, **kwargs) -> None:
+        """Backward pass of the model's own loss, the last of an iteration.
+
+        Args:
+            loss: The scaled loss.
+            **kwargs: Arguments of ``torch.Tensor.backward``.
+        """
+        with self._applying_eagerly(
+                [p for g in self.optimizer.param_groups for p in g['params'] if p.requires_grad]):
+            self._backward(loss, **kwargs)
+
+    def _backward(self, loss: Tensor, **kwargs) -> None:
+        super().backward(loss, **kwargs)
 
     def _backward_now(self, loss: Tensor) -> None:
         # Unlike backward(), this is no iteration of its own for gradient accumulation.
@@ -70,19 +97,57 @@ class LocalOptimWrapper(OptimWrapper):
     def _apply_gradients(self) -> None:
         OptimWrapper.step(self)
 
+    @property
+    def _applies_in_backward(self) -> bool:
+        """Whether gradients may be applied before the backward pass has ended."""
+        return self.apply == 'eager' and not self.clip_grad_kwargs and self.should_sync()
+
     @contextmanager
-    def _only(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Hide all other gradients: an optimizer passes over parameters without one."""
-        own = {id(p) for p in parameters}
-        hidden = [(p, p.grad) for group in self.optimizer.param_groups for p in group['params']
-                  if id(p) not in own and p.grad is not None]
-        for parameter, _ in hidden:
-            parameter.grad = None
+    def _applying_eagerly(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Within this context, apply these parameters' gradients as backward completes them."""
+        if not self._applies_in_backward:
+            yield
+            return
+        complete: List[nn.Parameter] = []
+        applied = set()
+
+        def on_gradient(parameter: nn.Parameter) -> None:
+            if id(parameter) in applied:
+                raise LocalLearningError(
+                    f'a parameter of shape {tuple(parameter.shape)} gets its gradient in several '
+                    'parts, as with activation checkpointing of a layer that runs more than once: '
+                    "set optim_wrapper.apply='end'")
+            applied.add(id(parameter))
+            complete.append(parameter)
+            if sum(p.grad.nbytes for p in complete) >= _EAGER_BYTES:
+                self._apply_to(complete)
+                complete.clear()
+
+        handles = [p.register_post_accumulate_grad_hook(on_gradient) for p in parameters]
         try:
             yield
+            if complete:
+                self._apply_to(complete)
         finally:
-            for parameter, grad in hidden:
-                parameter.grad = grad
+            for handle in handles:
+                handle.remove()
+
+    def _apply_to(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Apply the gradients of some parameters, as far as they have any, and free them."""
+        own = {id(p) for p in parameters if p.grad is not None}
+        if not own:
+            return
+        groups = self.optimizer.param_groups
+        everything = [group['params'] for group in groups]
+        for group in groups:
+            group['params'] = [p for p in group['params'] if id(p) in own]
+        try:
+            self._apply_gradients()
+        finally:
+            for group, all_of_group in zip(groups, everything):
+                group['params'] = all_of_group
+        for parameter in parameters:
+            parameter.grad = None
 
 
 class _ScaledStep:
@@ -155,9 +220,13 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         with super().optim_context(model), torch.autocast(self.device_type, dtype=self.cast_dtype):
             yield
 
-    def backward(self, loss: Tensor, **kwargs) -> None:
-        """Backward pass of the model's own loss, scaled."""
-        super().backward(self.loss_scaler.scale(loss), **kwargs)
+    def _backward(self, loss: Tensor, **kwargs) -> None:
+        super()._backward(self.loss_scaler.scale(loss), **kwargs)
+
+    @property
+    def _applies_in_backward(self) -> bool:
+        # Scaled gradients are looked at for overflow before any of a module's are applied.
+        return super()._applies_in_backward and not self.loss_scaler.is_enabled()
 
     def _backward_now(self, loss: Tensor) -> None:
         super()._backward_now(self.loss_scaler.scale(loss))

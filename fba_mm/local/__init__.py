@@ -3,9 +3,10 @@
 Knows torch and the registries, but no runner: training a loss is a callable that
 :mod:`fba_mm.engine` hands in.
 """
+from .assigned_targets import AssignedTargets
 from .auxiliary import SLM, Auxiliary
 from .feature_bank import FeatureBank
 from .local_backbone import LocalBackbone
 from .local_step import LocalStep
 
-__all__ = ['Auxiliary', 'FeatureBank', 'LocalBackbone', 'LocalStep', 'SLM']
+__all__ = ['AssignedTargets', 'Auxiliary', 'FeatureBank', 'LocalBackbone', 'LocalStep', 'SLM']

@@ -30,7 +30,12 @@ class LocalBackbone(AnsweringBackbone):
         num_modules: K. A number (1 is back-propagation; cuts are placed so that the largest
             module keeps as little as possible for its backward pass), ``'stages'`` for one module
             per stage, or ``'blocks'`` for the finest cut.
-        auxiliary: Config of the auxiliary networks, without their ``cut_point``.
+        auxiliary: Config of the auxiliary networks, without their ``cut_point``; ``type`` is SLM
+            unless given.
+        head_batch_size: Images that a neck and head see at once, the model's own and the
+            auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
+            single-stage heads without batch normalization, others see the whole batch. Unset, all
+            see the whole batch.
         init_cfg: Initialization config. The wrapped backbone keeps its own.
 
     Raises:
@@ -46,10 +51,17 @@ class LocalBackbone(AnsweringBackbone):
                  backbone: dict,
                  num_modules: Union[int, str] = 4,
                  auxiliary: dict = dict(type='SLM'),
+                 head_batch_size: Optional[int] = None,
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
         self.backbone = MODELS.build(backbone)
         self.auxiliary = ModuleList()
+        if head_batch_size is not None and (isinstance(head_batch_size, bool) or not isinstance(
+                head_batch_size, int) or head_batch_size < 1):
+            raise LocalLearningError(
+                f'head_batch_size={head_batch_size!r}: give a number of images from 1, or leave it '
+                'unset for the whole batch')
+        self.head_batch_size = head_batch_size
         # FBAHook sets these: the first for good, the second for the length of a forward pass.
         self.trained_locally = False
         self.step: Optional[LocalStep] = None
@@ -66,7 +78,8 @@ class LocalBackbone(AnsweringBackbone):
         self.module_segments: List[range] = cut(self.footprints, self.segments, num_modules)
         points = cut_points(unrolled, self.footprints, self.module_segments)
         for point in points[:-1]:
-            self.auxiliary.append(MODELS.build(dict(auxiliary), default_args=dict(cut_point=point)))
+            self.auxiliary.append(MODELS.build(
+                dict(auxiliary), default_args=dict(type='SLM', cut_point=point)))
 
     @property
     def num_modules(self) -> int:
@@ -112,16 +125,19 @@ class LocalBackbone(AnsweringBackbone):
         """
         if self._answer is not None:
             return self._answer
-        if self.num_modules == 1 or not (self.training and torch.is_grad_enabled()):
+        if not (self.training and torch.is_grad_enabled()):
             return self.backbone(x)
-        if not self.trained_locally:
+        if self.num_modules > 1 and not self.trained_locally:
             raise LocalLearningError(
                 'LocalBackbone does not train without FBAHook: add '
                 "custom_hooks = [dict(type='FBAHook')] to the config")
         if self.step is None:
-            # A pass that asks for outputs, not for losses: nothing to train on.
+            # Back-propagation, or a pass that asks for outputs, not for losses.
             return self.backbone(x)
-        return self._forward_local(x, self.step)
+        # Where the head is fed in slices, the model around was given the last one only.
+        x = x if len(x) == len(self.step.inputs) else self.step.inputs
+        features = self.backbone(x) if self.num_modules == 1 else self._forward_local(x, self.step)
+        return self.step.feed_model(features)
 
     def _forward_local(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
         if step.bank.scope == 'all':

@@ -1,12 +1,14 @@
 """What a module may use while it trains."""
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
-from .task_loss import AnsweringBackbone, Losses, task_loss
+from .head_batches import add_losses, can_be_split, feed, slices_of
+from .task_loss import AnsweringBackbone, Losses, map_losses, task_loss
 
 
 @dataclass
@@ -20,8 +22,14 @@ class LocalStep:
         data_samples: The batch's targets.
         bank: Key features of this batch.
         train: ``train(i, losses)`` computes the gradients of module i's losses, now.
+        accumulate: ``accumulate(losses)`` computes the gradients of a part of a module's losses,
+            now; the module's ``train`` follows. Needed with ``head_batch_size``.
         generator: Source of chance on the CPU, seeded for this iteration: what is drawn from it
             does not depend on whether training was interrupted before.
+        head_batch_size: Images that a neck and head see at once, where that is exact; None for
+            the whole batch.
+        targets: Targets that heads have assigned in this iteration.
+        fed: Losses of the model's own head on the images that :meth:`feed_model` has dealt with.
     """
     model: nn.Module
     source: AnsweringBackbone
@@ -29,12 +37,76 @@ class LocalStep:
     data_samples: list
     bank: FeatureBank
     train: Callable[[int, Losses], None]
+    accumulate: Optional[Callable[[Losses], None]] = None
     generator: Optional[torch.Generator] = None
+    head_batch_size: Optional[int] = None
+    targets: AssignedTargets = field(init=False)
+    fed: Losses = field(init=False, default_factory=dict)
 
-    def shared_loss(self, features: Tuple[Tensor, ...]) -> Losses:
+    def __post_init__(self):
+        self.targets = AssignedTargets(self.data_samples)
+
+    def slices(self, model: nn.Module, source: AnsweringBackbone) -> list:
+        """The slices of the batch that a model's neck and head see one after the other.
+
+        Args:
+            model: This or an auxiliary network's own model.
+            source: Its backbone.
+        """
+        size = self.head_batch_size if can_be_split(model, source) else None
+        return slices_of(len(self.data_samples), size)
+
+    def shared_loss(self, features: Tuple[Tensor, ...], loss_weight: float = 1.) -> Losses:
         """The losses of the model's own neck and head on given features.
 
         Args:
             features: As the backbone returns them, (N, C, H, W) each.
+            loss_weight: Factor of the losses.
         """
-        return task_loss(self.model, self.source, features, self.inputs, self.data_samples)
+        return self.head_loss(self.model, self.source, features, loss_weight)
+
+    def head_loss(self, model: nn.Module, source: AnsweringBackbone,
+                  features: Tuple[Tensor, ...], loss_weight: float = 1.) -> Losses:
+        """The losses of a model's neck and head on given features.
+
+        Args:
+            model: A model; only its neck and head are used.
+            source: Its backbone, which answers with the features.
+            features: As the backbone returns them, (N, C, H, W) each.
+            loss_weight: Factor of the losses.
+        """
+
+        def loss_of(features: Tuple[Tensor, ...], images: Optional[slice]) -> Losses:
+            return self._loss_of(model, source, features, images, loss_weight)
+
+        images = self.slices(model, source)
+        if len(images) == 1:
+            return loss_of(features, None)
+        rest, fed = feed(features, images, loss_of, self.accumulate)
+        return add_losses(loss_of(rest, images[-1]), fed)
+
+    def feed_model(self, features: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
+        """Train the model's own neck and head on all but the last slice of the batch.
+
+        Args:
+            features: The whole batch's.
+
+        Returns:
+            The last slice's features. The gradient on them takes along that of all other images.
+        """
+
+        def loss_of(features: Tuple[Tensor, ...], images: slice) -> Losses:
+            return self._loss_of(self.model, self.source, features, images)
+
+        images = self.slices(self.model, self.source)
+        if len(images) == 1:
+            return features
+        rest, self.fed = feed(features, images, loss_of, self.accumulate)
+        return rest
+
+    def _loss_of(self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
+                 images: Optional[slice], loss_weight: float = 1.) -> Losses:
+        part = slice(None) if images is None else images
+        with self.targets.only(images):
+            losses = task_loss(model, source, features, self.inputs[part], self.data_samples[part])
+        return losses if loss_weight == 1 else map_losses(losses, lambda loss: loss * loss_weight)

@@ -5,7 +5,7 @@ backbone answer with given features instead, and ``model.loss()`` becomes the lo
 features, whatever the neck, the head and the task are.
 """
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -88,3 +88,15 @@ def task_loss(model: nn.Module, source: AnsweringBackbone, features: Tuple[Tenso
         return model.loss(inputs, data_samples)
 
 
+def map_losses(losses: Losses, function: Callable[[Tensor], Tensor]) -> Losses:
+    """Apply a function to every loss; entries that aren't losses, accuracies say, stay as they are.
+
+    Args:
+        losses: As a model's ``loss`` returns them: tensors, or lists of tensors.
+        function: What to do with each tensor.
+    """
+    return {
+        name: value if 'loss' not in name else
+        [function(v) for v in value] if isinstance(value, (list, tuple)) else function(value)
+        for name, value in losses.items()
+    }

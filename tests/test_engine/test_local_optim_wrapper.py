@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
@@ -92,20 +93,50 @@ def test_gradients_are_freed_before_the_next_module_runs(apply):
     assert held == [[apply == 'end'] * k for k in range(1, wrapped.num_modules)]
 
 
+@pytest.mark.parametrize('size', [None, 1])
+@pytest.mark.parametrize('step_bytes', [0, 2**13, 2**40])
 @pytest.mark.parametrize('head', ['own', 'shared'])
-def test_every_parameter_is_stepped_once(head):
-    model = build(retinanet(num_modules=4, auxiliary=auxiliary(head)))
+def test_every_parameter_is_stepped_once(head, step_bytes, size, monkeypatch):
+    monkeypatch.setattr('fba_mm.engine.local_optim_wrapper._EAGER_BYTES', step_bytes)
+    cfg = retinanet(num_modules=4, auxiliary=auxiliary(head))
+    cfg['backbone']['head_batch_size'] = size
+    model = build(cfg)
     trainer = Trainer(model, apply='eager')
     names = {id(p): n for n, p in model.named_parameters()}
-    steps = []
-    trainer.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: steps.append(
-        {n for n, p in model.named_parameters() if p.grad is not None}))
+    steps, alive = [], []
+
+    def before_step(optimizer, *_):
+        steps.append([names[id(p)] for group in optimizer.param_groups for p in group['params']
+                      if p.grad is not None])
+        alive.append(sum(p.grad.nbytes for n, p in model.named_parameters()
+                         if p.grad is not None and not n.startswith(('neck.', 'bbox_head.'))))
+
+    trainer.optim_wrapper.optimizer.register_step_pre_hook(before_step)
     trainer.step(batch())
-    assert len(steps) == 4
+    order = [name for step in steps for name in step]
+    assert sorted(order) == sorted(names.values())
     for k in range(3):
-        assert steps[k] == {names[id(p)] for p in model.backbone.local_parameters(k)}
-    assert steps[3] == set(names.values()) - set().union(*steps[:3])
-    assert steps[3] > {n for n in names.values() if n.startswith(('neck.', 'bbox_head.'))}
+        own = {names[id(p)] for p in model.backbone.local_parameters(k)}
+        assert set(order[:len(own)]) == own
+        order = order[len(own):]
+    # What modules share is stepped in the last pass, once the main loss has had its say.
+    assert {n for n in names.values() if n.startswith(('neck.', 'bbox_head.'))} < set(order)
+    if step_bytes == 0:
+        assert len(steps) >= len(names)
+        assert max(alive) == max(p.nbytes for p in model.backbone.parameters())
+    if step_bytes == 2**40:
+        assert [len(step) > 0 for step in steps] == [True] * 4 + [False]
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_layer_that_is_complete_twice_is_refused():
+    layer = torch.nn.Linear(2, 2)
+    wrapper = LocalOptimWrapper(torch.optim.SGD(layer.parameters(), lr=.1), apply='eager')
+    x = torch.ones(1, 2, requires_grad=True)
+    for _ in range(2):
+        x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)
+    with pytest.raises(LocalLearningError, match="in several parts.*set optim_wrapper.apply='end'"):
+        wrapper.update_params(x.sum())
 
 
 def test_wrong_apply():

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import AnsweringBackbone, Losses, map_losses
 
 
 class Auxiliary(BaseModule, metaclass=ABCMeta):
@@ -57,11 +57,9 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
         """
 
     def weighted(self, losses: Losses) -> Losses:
-        """The losses times ``loss_weight``; entries that aren't losses stay as they are."""
-        if self.loss_weight == 1:
-            return losses
-        return {
-            name: ([v * self.loss_weight for v in value] if isinstance(value, (list, tuple)) else
-                   value * self.loss_weight) if 'loss' in name else value
-            for name, value in losses.items()
-        }
+        """Losses that the method computes itself, times ``loss_weight``.
+
+        Args:
+            losses: Entries that aren't losses stay as they are.
+        """
+        return map_losses(losses, lambda loss: loss * self.loss_weight)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
-from ..task_loss import AnsweringBackbone, Losses, task_loss
+from ..task_loss import AnsweringBackbone, Losses
 from .base import Auxiliary
 
 
@@ -144,11 +144,8 @@ class SLM(Auxiliary):
         """The task's losses on the completed features. See :class:`Auxiliary`."""
         features = self.features(x, levels, step)
         if self.head is None:
-            losses = step.shared_loss(features)
-        else:
-            losses = task_loss(self.head, self.head.backbone, features, step.inputs,
-                               step.data_samples)
-        return self.weighted(losses)
+            return step.shared_loss(features, self.loss_weight)
+        return step.head_loss(self.head, self.head.backbone, features, self.loss_weight)
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes of an own head with the model's, and run it once on small maps."""

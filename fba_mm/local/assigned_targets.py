@@ -1,0 +1,120 @@
+"""Targets of dense heads, assigned once per batch.
+
+All modules' heads that have the same anchors compare them with the same boxes. What the first of
+them finds out holds for the others, and holds for a few of the images as for all of them.
+"""
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from torch import nn
+
+# Heads whose loss is the sum over images of terms that get_targets decides on, divided by one
+# number that get_targets returns. They go by the class that defines the method, as subclasses may
+# well compute their losses in another way.
+_LOSS_OWNERS = ('AnchorHead', 'RPNHead')
+_TARGET_OWNERS = ('AnchorHead',)
+
+
+def is_anchor_based(head: nn.Module) -> bool:
+    """Whether a head's targets depend on anchors and boxes alone, and its loss is a plain sum.
+
+    Args:
+        head: Any module.
+    """
+    owners = {
+        name: next((c for c in type(head).__mro__ if name in vars(c)), None)
+        for name in ('loss_by_feat', 'get_targets', 'get_anchors')
+    }
+    return None not in owners.values() and all(
+        owner.__module__.startswith('mmdet.') for owner in owners.values()) and (
+            owners['loss_by_feat'].__name__ in _LOSS_OWNERS
+            and owners['get_targets'].__name__ in _TARGET_OWNERS
+            and owners['get_anchors'].__name__ in _TARGET_OWNERS)
+
+
+class AssignedTargets:
+    """Answers ``get_targets`` of the dense heads of a model for the length of one batch.
+
+    Args:
+        data_samples: The whole batch's targets.
+
+    Example:
+        >>> targets = AssignedTargets(data_samples)
+        >>> with targets.answering(targets.heads_of(model)):
+        ...     with targets.only(slice(0, 1)):
+        ...         losses = model.loss(inputs[:1], data_samples[:1])  # its share of the batch's
+    """
+
+    def __init__(self, data_samples: list):
+        self._data_samples = data_samples
+        self._images: Optional[slice] = None
+        self._assigned: Dict[tuple, tuple] = {}
+
+    @staticmethod
+    def heads_of(model: nn.Module) -> List[nn.Module]:
+        """The heads in a model that can be answered for."""
+        return [m for m in model.modules() if is_anchor_based(m)]
+
+    @contextmanager
+    def answering(self, heads: List[nn.Module]) -> Iterator[None]:
+        """Within this context, these heads assign targets once for all of them.
+
+        Args:
+            heads: From :meth:`heads_of`.
+        """
+        for head in heads:
+            sizes: Dict[str, Any] = {}
+            head.get_targets = partial(self._get_targets, head, sizes, head.get_targets,
+                                       head.get_anchors)
+            head.get_anchors = partial(self._get_anchors, sizes, head.get_anchors)
+        try:
+            yield
+        finally:
+            for head in heads:
+                del head.get_targets, head.get_anchors
+
+    @contextmanager
+    def only(self, images: Optional[slice]) -> Iterator[None]:
+        """Within this context, heads see these images only, and take the whole batch's divisor.
+
+        Args:
+            images: A slice of the batch; None for all of it.
+        """
+        outer, self._images = self._images, images
+        try:
+            yield
+        finally:
+            self._images = outer
+
+    @staticmethod
+    def _get_anchors(sizes: Dict[str, Any], get_anchors: Callable, featmap_sizes: list,
+                     batch_img_metas: list, device='cuda') -> tuple:
+        sizes.update(featmap_sizes=featmap_sizes, device=device)
+        return get_anchors(featmap_sizes, batch_img_metas, device=device)
+
+    def _get_targets(self, head: nn.Module, sizes: Dict[str, Any], get_targets: Callable,
+                     get_anchors: Callable, *args, **kwargs) -> tuple:
+        shapes = tuple(tuple(size) for size in sizes['featmap_sizes'])
+        key = (_signature(head), shapes, str(sizes['device']))
+        if key not in self._assigned:
+            if self._images is not None:
+                samples = self._data_samples
+                metas = [sample.metainfo for sample in samples]
+                args = (*get_anchors(sizes['featmap_sizes'], metas, device=sizes['device']),
+                        [sample.gt_instances for sample in samples], metas)
+                kwargs = dict(kwargs, batch_gt_instances_ignore=[
+                    sample.get('ignored_instances') for sample in samples])
+            self._assigned[key] = get_targets(*args, **kwargs)
+        *levels, divisor = self._assigned[key]
+        if self._images is not None:
+            levels = [[level[self._images] for level in kind] for kind in levels]
+        return (*levels, divisor)
+
+
+def _signature(head: nn.Module) -> Tuple[str, ...]:
+    """What decides on a head's targets, besides the boxes and the size of its maps."""
+    coder = head.bbox_coder
+    return (type(head).__name__, repr(head.prior_generator), repr(head.train_cfg),
+            type(coder).__name__, repr(sorted(vars(coder).items())), str(head.num_classes),
+            str(head.reg_decoded_bbox))
