@@ -1,8 +1,8 @@
 """Supervised local learning for OpenMMLab: FBA and the methods it is compared with.
 
-Importing the package registers :class:`LocalBackbone`, :class:`FBAHook` and
-:class:`LocalOptimWrapper` in MMEngine's root registries, so that a config of any OpenMMLab
-project names them without a prefix.
+Importing the package registers :class:`LocalBackbone`, :class:`FBAHook`,
+:class:`LocalOptimWrapper` and the parts in :mod:`fba_mm.models` in MMEngine's root registries, so
+that a config of any OpenMMLab project names them without a prefix.
 """
 from importlib.util import find_spec as _find_spec
 
@@ -20,9 +20,10 @@ from .engine import AmpLocalOptimWrapper, FBAHook, LocalOptimWrapper  # noqa: E4
 from .errors import LocalLearningError  # noqa: E402
 from .local import LocalBackbone  # noqa: E402
 from .localize import localize  # noqa: E402
+from .models import SlicedFocalLoss, light_retinanet  # noqa: E402
 
 __version__ = '0.1.0'
 __all__ = [
     'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalLearningError', 'LocalOptimWrapper',
-    'localize'
+    'SlicedFocalLoss', 'light_retinanet', 'localize'
 ]

@@ -5,7 +5,7 @@ backbone answer with given features instead, and ``model.loss()`` becomes the lo
 features, whatever the neck, the head and the task are.
 """
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -38,7 +38,15 @@ class AnsweringBackbone(BaseModule):
 
 @MODELS.register_module()
 class FeatureSource(AnsweringBackbone):
-    """The backbone of an auxiliary network's own model: it has no layers and only answers."""
+    """The backbone of an auxiliary network's own model: it has no layers and only answers.
+
+    Args:
+        channels: Channels of the maps that it will answer with, for who builds a neck on it.
+    """
+
+    def __init__(self, channels: Optional[Sequence[int]] = None):
+        super().__init__()
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Return the features that were given to :meth:`answering`."""

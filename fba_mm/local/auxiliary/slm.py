@@ -30,7 +30,8 @@ class SLM(Auxiliary):
         head: None shares the model's own neck and head with the module. Otherwise the config of
             a model without a backbone (``dict(type='RetinaNet', neck=..., bbox_head=...,
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
-            Its ``neck.in_channels`` is filled in.
+            Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
+            is one.
         bank_dropout: Share of the images for which deeper maps of the bank are withheld.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
@@ -84,7 +85,8 @@ class SLM(Auxiliary):
         if head.get('backbone') is not None:
             raise LocalLearningError(
                 'auxiliary.head has a backbone: leave it out, the module is its backbone')
-        head = dict(head, backbone=dict(type='FeatureSource'))
+        head = dict(
+            head, backbone=dict(type='FeatureSource', channels=list(self.level_channels)))
         # The module's loss is computed on batches that the model has already preprocessed.
         head.pop('data_preprocessor', None)
         if head.get('neck') is not None and not isinstance(head['neck'], (list, tuple)):

@@ -1,0 +1,110 @@
+"""A small detector to learn from: the own head of an auxiliary network."""
+from importlib.util import find_spec
+from typing import Optional, Sequence
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..errors import LocalLearningError
+
+
+@MODELS.register_module(name='LightRetinaNet')
+def light_retinanet(backbone: dict,
+                    num_classes: int,
+                    channels: int = 64,
+                    stacked_convs: int = 1,
+                    octave_base_scale: float = 4,
+                    scales_per_octave: int = 1,
+                    ratios: Sequence[float] = (1.0, ),
+                    strides: Sequence[int] = (8, 16, 32, 64, 128),
+                    loss_cls: Optional[dict] = None,
+                    loss_bbox: Optional[dict] = None,
+                    neck: Optional[dict] = None,
+                    bbox_head: Optional[dict] = None,
+                    train_cfg: Optional[dict] = None) -> nn.Module:
+    """mmdet's RetinaNet with few channels, one convolution, one anchor per position.
+
+    The loss, the neck's levels and the assignment of targets are those of mmdet's
+    ``retinanet_r50_fpn``, so that a module learns the model's task, but at a small part of its
+    cost: for 80 classes the logits alone are a ninth. mmdet is needed only once a head is built.
+
+    Args:
+        backbone: Config of the :class:`FeatureSource` that :class:`SLM` gives; its ``channels``
+            are the neck's ``in_channels``.
+        num_classes: Number of classes, that of the model.
+        channels: Channels of the neck and the head.
+        stacked_convs: Convolutions of each branch of the head before the last one.
+        octave_base_scale: Size of the smallest anchor of a level, in strides.
+        scales_per_octave: Anchor sizes per position.
+        ratios: Height / width of the anchors.
+        strides: Strides of the neck's maps. The first belongs to the backbone's second map, unless
+            ``neck`` has another ``start_level``.
+        loss_cls: Classification loss; unset, :class:`SlicedFocalLoss`. Heads make a logit for the
+            background unless it says ``use_sigmoid=True``.
+        loss_bbox: Regression loss; unset, L1.
+        neck: What shall differ in the FPN's config.
+        bbox_head: What shall differ in the RetinaHead's config.
+        train_cfg: What shall differ in the training config, such as ``assigner``.
+
+    Returns:
+        A ``mmdet.RetinaNet``.
+
+    Raises:
+        LocalLearningError: mmdet isn't installed, or ``backbone`` tells no channels.
+
+    Example:
+        >>> auxiliary = dict(
+        ...     type='SLM', channels=64, head=dict(type='LightRetinaNet', num_classes=80))
+    """
+    if find_spec('mmdet') is None:
+        raise LocalLearningError('LightRetinaNet needs mmdet, which is not installed: '
+                                 'pip install -r requirements.txt')
+    in_channels = backbone.get('channels')
+    if in_channels is None:
+        raise LocalLearningError(
+            "LightRetinaNet is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
+            "head=dict(type='LightRetinaNet', ...)), or as "
+            "backbone=dict(type='FeatureSource', channels=[...])")
+    # All types with their scope: the default scope is that of the model, which may be another.
+    fpn = dict(
+        type='mmdet.FPN',
+        in_channels=list(in_channels),
+        out_channels=channels,
+        start_level=1,
+        add_extra_convs='on_input',
+        num_outs=len(strides))
+    head = dict(
+        type='mmdet.RetinaHead',
+        num_classes=num_classes,
+        in_channels=channels,
+        feat_channels=channels,
+        stacked_convs=stacked_convs,
+        anchor_generator=dict(
+            type='mmdet.AnchorGenerator',
+            octave_base_scale=octave_base_scale,
+            scales_per_octave=scales_per_octave,
+            ratios=list(ratios),
+            strides=list(strides)),
+        bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
+        loss_cls=loss_cls or dict(type='SlicedFocalLoss', use_sigmoid=True),
+        loss_bbox=loss_bbox or dict(type='mmdet.L1Loss'))
+    training = dict(
+        assigner=dict(
+            type='mmdet.MaxIoUAssigner',
+            pos_iou_thr=.5,
+            neg_iou_thr=.4,
+            min_pos_iou=0,
+            ignore_iof_thr=-1,
+            iou_calculator=dict(type='mmdet.BboxOverlaps2D')),
+        # Focal loss learns from all anchors: none are drawn.
+        sampler=dict(type='mmdet.PseudoSampler'),
+        allowed_border=-1,
+        pos_weight=-1,
+        debug=False)
+    return MODELS.build(
+        dict(
+            type='mmdet.RetinaNet',
+            backbone=backbone,
+            neck=dict(fpn, **(neck or {})),
+            bbox_head=dict(head, **(bbox_head or {})),
+            train_cfg=dict(training, **(train_cfg or {}))))
