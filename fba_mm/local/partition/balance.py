@@ -8,7 +8,8 @@ from .segment import Segment
 
 def cut(footprints: Sequence[Footprint],
         segments: Sequence[Segment],
-        num_modules: Union[int, str] = 4) -> List[range]:
+        num_modules: Union[int, str] = 4,
+        reserve: float = 0.) -> List[range]:
     """Choose which segments make up which module.
 
     Args:
@@ -16,6 +17,8 @@ def cut(footprints: Sequence[Footprint],
         segments: The segments themselves.
         num_modules: A number K; ``'blocks'`` for the finest cut (stem and every residual block);
             or ``'stages'`` for one module per stage, the stem with the first.
+        reserve: What is to be kept free in the last module, for the model's own neck and head, as
+            a share of what all segments keep.
 
     Returns:
         K ranges of segment indices, in order.
@@ -38,6 +41,8 @@ def cut(footprints: Sequence[Footprint],
             f'blocks of this backbone that are trained' +
             (f' ({frozen} of {len(footprints)} are frozen)' if frozen else ''))
     costs = [sum(footprints[i].saved_bytes for i in unit) for unit in units]
+    # The last segment is in the last module, wherever the cuts are.
+    costs[-1] += round(reserve * sum(costs))
     bounds = _smallest_maximum(costs, num_modules)
     return [range(units[a].start, units[b - 1].stop) for a, b in bounds]
 
