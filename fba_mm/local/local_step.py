@@ -56,17 +56,19 @@ class LocalStep:
         size = self.head_batch_size if can_be_split(model, source) else None
         return slices_of(len(self.data_samples), size)
 
-    def shared_loss(self, features: Tuple[Tensor, ...], loss_weight: float = 1.) -> Losses:
+    def shared_loss(self, features: Tuple[Tensor, ...], loss_weight: float = 1.,
+                    images: slice = slice(None)) -> Losses:
         """The losses of the model's own neck and head on given features.
 
         Args:
             features: As the backbone returns them, (N, C, H, W) each.
             loss_weight: Factor of the losses.
+            images: The slice of the batch that the features are of.
         """
-        return self.head_loss(self.model, self.source, features, loss_weight)
+        return self.head_loss(self.model, self.source, features, loss_weight, images)
 
-    def head_loss(self, model: nn.Module, source: AnsweringBackbone,
-                  features: Tuple[Tensor, ...], loss_weight: float = 1.) -> Losses:
+    def head_loss(self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
+                  loss_weight: float = 1., images: slice = slice(None)) -> Losses:
         """The losses of a model's neck and head on given features.
 
         Args:
@@ -74,16 +76,22 @@ class LocalStep:
             source: Its backbone, which answers with the features.
             features: As the backbone returns them, (N, C, H, W) each.
             loss_weight: Factor of the losses.
+            images: The slice of the batch that the features are of.
         """
+        if images != slice(None):
+            inputs, data_samples = self.inputs[images], self.data_samples[images]
+            with self.targets.set_aside():
+                losses = task_loss(model, source, features, inputs, data_samples)
+            return map_losses(losses, lambda loss: loss * loss_weight)
 
         def loss_of(features: Tuple[Tensor, ...], images: Optional[slice]) -> Losses:
             return self._loss_of(model, source, features, images, loss_weight)
 
-        images = self.slices(model, source)
-        if len(images) == 1:
+        parts = self.slices(model, source)
+        if len(parts) == 1:
             return loss_of(features, None)
-        rest, fed = feed(features, images, loss_of, self.accumulate)
-        return add_losses(loss_of(rest, images[-1]), fed)
+        rest, fed = feed(features, parts, loss_of, self.accumulate)
+        return add_losses(loss_of(rest, parts[-1]), fed)
 
     def feed_model(self, features: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
         """Train the model's own neck and head on all but the last slice of the batch.

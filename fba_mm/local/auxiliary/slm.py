@@ -32,6 +32,9 @@ class SLM(Auxiliary):
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
             Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
             is one.
+        image_share: Share of the batch that the SLM and its head see in an iteration, drawn anew
+            for each module. The loss is that of the whole batch in expectation, at this share of
+            the auxiliary network's cost.
         bank_dropout: Share of the images for which deeper maps of the bank are withheld.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
@@ -52,6 +55,7 @@ class SLM(Auxiliary):
                  cut_point: CutPoint,
                  channels: Optional[int] = None,
                  head: Optional[dict] = None,
+                 image_share: float = 1.0,
                  bank_dropout: float = 0.5,
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
@@ -62,6 +66,10 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 f'auxiliary.channels={channels} does not fit the model\'s own neck, which expects '
                 'the channels of the backbone: leave channels unset, or give a head')
+        if not 0 < image_share <= 1:
+            raise LocalLearningError(
+                f'auxiliary.image_share={image_share}: give more than 0, up to 1')
+        self.image_share = image_share
         self.bank_dropout = bank_dropout
         self.blocks = ModuleList()
         self.level_channels = []
@@ -97,18 +105,22 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
 
-    def features(self, x: Tensor, levels: Dict[int, Tensor],
-                 step: LocalStep) -> Tuple[Tensor, ...]:
+    def features(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep,
+                 images: slice = slice(None)) -> Tuple[Tensor, ...]:
         """The maps of a whole backbone, as far as the module can tell them.
 
         Args:
             x: Output of the module, (N, C, H, W).
             levels: The module's own levels, by index.
             step: The batch and the bank.
+            images: A slice of the batch.
 
         Returns:
-            One map (N, C, H, W) for each level that the backbone returns.
+            One map for each level that the backbone returns, (N, C, H, W) with the slice's images.
         """
+        if images != slice(None):
+            x = x[images]
+            levels = {level: feature[images] for level, feature in levels.items()}
         maps = dict(levels)
         blocks = iter(self.blocks)
         deeper = x
@@ -116,15 +128,18 @@ class SLM(Auxiliary):
         offered = torch.rand(len(x), 1, 1, 1, generator=step.generator) >= self.bank_dropout
         for stage in self.cut_point.stages:
             level = stage.level
+            banked = None if level is None else step.bank.get(level)
+            if banked is not None and images != slice(None):
+                banked = banked[images]
             if stage.stage > self.cut_point.stage:
                 deeper = next(blocks)(deeper)
                 if level is not None:
-                    maps[level] = self._with_context(deeper, step.bank.get(level), offered)
+                    maps[level] = self._with_context(deeper, banked, offered)
             elif level is not None and level not in maps:
                 if stage.stage == self.cut_point.stage:
                     maps[level] = x
                 else:
-                    maps[level] = self._banked(stage, x, step)
+                    maps[level] = self._blank(stage, x, step) if banked is None else banked
         return tuple(maps[level] for level in sorted(maps))
 
     @staticmethod
@@ -134,20 +149,25 @@ class SLM(Auxiliary):
         return own + banked * offered.to(banked.device)
 
     @staticmethod
-    def _banked(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
-        banked = step.bank.get(stage.level)
-        if banked is not None:
-            return banked
+    def _blank(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
         # No bank, no knowledge: zeros, which as an expanded scalar take no memory.
         height, width = (-(-size // stage.stride) for size in step.inputs.shape[-2:])
         return x.new_zeros(()).expand(len(x), stage.channels, height, width)
 
+    def _draw_images(self, step: LocalStep) -> slice:
+        total = len(step.data_samples)
+        count = max(round(self.image_share * total), 1)
+        # Batches are shuffled: neighbours are as good as any.
+        start = int(torch.randint(total - count + 1, (), generator=step.generator))
+        return slice(start, start + count)
+
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the completed features. See :class:`Auxiliary`."""
-        features = self.features(x, levels, step)
+        images = self._draw_images(step) if self.image_share < 1 else slice(None)
+        features = self.features(x, levels, step, images)
         if self.head is None:
-            return step.shared_loss(features, self.loss_weight)
-        return step.head_loss(self.head, self.head.backbone, features, self.loss_weight)
+            return step.shared_loss(features, self.loss_weight, images)
+        return step.head_loss(self.head, self.head.backbone, features, self.loss_weight, images)
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes of an own head with the model's, and run it once on small maps."""
