@@ -54,8 +54,9 @@ class _StorageRef(weakref.ref):
     """A weak reference to a storage that knows how many bytes were counted for it.
 
     ``role`` is what the storage turned out to be, where a subclass of the tracker asks for that.
+    ``replaces`` refers to what an op without the tracker would have written to instead.
     """
-    __slots__ = ('key', 'nbytes', 'role')
+    __slots__ = ('key', 'nbytes', 'role', 'replaces')
 
     def expired(self) -> bool:
         return self() is None
@@ -63,7 +64,7 @@ class _StorageRef(weakref.ref):
 
 class _PolledStorageRef(StorageWeakRef):
     """The same for a torch that can't announce a storage's death: it has to be asked."""
-    __slots__ = ('key', 'nbytes', 'role')
+    __slots__ = ('key', 'nbytes', 'role', 'replaces')
 
     def __init__(self, storage: torch.UntypedStorage, on_death: Callable) -> None:
         super().__init__(storage)
@@ -75,14 +76,14 @@ def _deaths_are_announced() -> bool:
     return weakref.ref(tensor.untyped_storage())() is not None
 
 
-def _storages(tensor: Tensor) -> List[torch.UntypedStorage]:
+def storages_of(tensor: Tensor) -> List[torch.UntypedStorage]:
     """The storages that a tensor stands on: one, or those of its parts."""
     if tensor.layout == torch.strided:
         if not hasattr(tensor, '__tensor_flatten__'):
             return [tensor.untyped_storage()]
         # a subclass that wraps other tensors
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return [storage for part in parts for storage in _storages(part)]
+        return [storage for part in parts for storage in storages_of(part)]
     if tensor.layout == torch.sparse_coo:
         parts = [tensor._indices(), tensor._values()]
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -95,16 +96,16 @@ def _storages(tensor: Tensor) -> List[torch.UntypedStorage]:
     return [part.untyped_storage() for part in parts]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in an op's arguments or results, in whatever containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _normalized(path: str) -> str:
@@ -131,7 +132,7 @@ def _watched(item: Any) -> Iterator[Tensor]:
             if tensor.grad is not None:
                 yield tensor.grad
     elif isinstance(item, torch.optim.Optimizer):
-        yield from _tensors(dict(item.state))
+        yield from tensors_in(dict(item.state))
     elif isinstance(item, Tensor):
         yield item
     elif isinstance(item, (dict, list, tuple)):
@@ -185,7 +186,7 @@ class StorageTracker(TorchDispatchMode):
         self._dead: Deque[_StorageRef] = deque()
         self._bytes = 0
         self._peak = 0
-        # (reference to what an op may be about to replace, bytes and composition with both alive)
+        # (reference to what may replace another, bytes and composition with both alive)
         self._replaced: Optional[Tuple[Union[_StorageRef, _PolledStorageRef], int, Any]] = None
         self._at_peak: Any = None
         self._start: Optional[float] = None
@@ -267,7 +268,7 @@ class StorageTracker(TorchDispatchMode):
         resizable = args[:1] if func is aten.resize_.default else kwargs.values()
         nbytes_before = {
             storage._cdata: storage.nbytes()
-            for tensor in resizable if isinstance(tensor, Tensor) for storage in _storages(tensor)
+            for tensor in resizable if isinstance(tensor, Tensor) for storage in storages_of(tensor)
         } if resizable else {}
         result = func(*args, **kwargs)
         self._account(func, args, kwargs, result, nbytes_before)
@@ -277,8 +278,8 @@ class StorageTracker(TorchDispatchMode):
         self._bury()
         before = self._bytes
         inputs: Optional[Set[int]] = None
-        for tensor in _tensors(result):
-            for storage in _storages(tensor):
+        for tensor in tensors_in(result):
+            for storage in storages_of(tensor):
                 key = storage._cdata
                 if key in self._live:
                     made_here = True
@@ -289,8 +290,8 @@ class StorageTracker(TorchDispatchMode):
                 else:
                     if inputs is None:
                         inputs = {
-                            storage._cdata for value in _tensors((args, kwargs))
-                            for storage in _storages(value)
+                            storage._cdata for value in tensors_in((args, kwargs))
+                            for storage in storages_of(value)
                         }
                     made_here = (
                         key not in inputs
@@ -300,8 +301,10 @@ class StorageTracker(TorchDispatchMode):
         if self._bytes > before and func in _IN_PLACE_WITHOUT_A_MODE:
             replaced = self._would_be_written_to(args[0], self._bytes - before)
             if replaced is not None:
-                self._replaced = (replaced, self._bytes, self._composition())
-                self._rise(self._bytes - replaced.nbytes, self._composition(without=replaced))
+                result_ref = self._live[result.untyped_storage()._cdata]
+                result_ref.replaces = replaced
+                self._replaced = (result_ref, self._bytes, self._composition())
+                self._rise(self._bytes - replaced.nbytes)
                 return
         self._rise(self._bytes)
 
@@ -316,7 +319,7 @@ class StorageTracker(TorchDispatchMode):
 
     def _follow_all(self, tensors) -> None:
         for tensor in tensors:
-            for storage in _storages(tensor):
+            for storage in storages_of(tensor):
                 self._follow(storage)
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -333,6 +336,7 @@ class StorageTracker(TorchDispatchMode):
         ref.key = storage._cdata
         ref.nbytes = nbytes
         ref.role = None if known is None else known.role
+        ref.replaces = None
         self._live[ref.key] = ref
         self._bytes += nbytes - (0 if known is None else known.nbytes)
 
@@ -346,9 +350,11 @@ class StorageTracker(TorchDispatchMode):
                 del self._live[ref.key]
                 self._bytes -= ref.nbytes
         if self._replaced is not None:
-            ref, together, composition = self._replaced
+            result, together, composition = self._replaced
             self._replaced = None
-            if self._live.get(ref.key) is ref:  # somebody needs both: they were never one
+            # Somebody needs both: they were never one.
+            if self._live.get(result.replaces.key) is result.replaces:
+                result.replaces = None
                 self._rise(together, composition)
 
     def _settle(self) -> None:
@@ -363,7 +369,7 @@ class StorageTracker(TorchDispatchMode):
             self._phase_peaks[-1] = nbytes
         self._sample(nbytes)
 
-    def _composition(self, without: Any = None) -> Any:
+    def _composition(self) -> Any:
         """What is alive now, for a subclass that wants to know it of the peak: see PeakSplit."""
 
     def _sample(self, nbytes: int) -> None:
@@ -414,7 +420,7 @@ class _AllocatorSampler:
 
     def _after_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.sample()
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             if tensor.requires_grad and not tensor.is_leaf:
                 # It comes when the gradient is complete, before the module's own backward runs.
                 tensor.register_hook(self._before_backward)
