@@ -3,7 +3,8 @@ import argparse
 import os
 import os.path as osp
 import sys
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Optional, Union
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -44,6 +45,51 @@ class _Overrides(DictAction):
             ) from error
 
 
+def module_count(value: str) -> Union[int, str]:
+    """Parse a number of local modules; words are left to the backbone to judge.
+
+    Args:
+        value: As on the command line.
+    """
+    try:
+        return int(value)
+    except ValueError:
+        return value
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``.
+
+    Args:
+        parser: The tool's parser.
+    """
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=_Overrides,
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b')
+
+
+def apply_cfg_options(cfg: Config, options: Optional[dict]) -> None:
+    """Change a config as ``--cfg-options`` says.
+
+    Args:
+        cfg: The config.
+        options: What was parsed; None if the argument wasn't given.
+
+    Raises:
+        LocalLearningError: An override doesn't fit the config.
+    """
+    if not options:
+        return
+    try:
+        cfg.merge_from_dict(options)
+    except (TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
+        raise LocalLearningError(
+            f'--cfg-options {options} do not fit the config ({error}): check the keys against it'
+        ) from error
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that OpenMMLab's training and testing tools share.
 
@@ -51,11 +97,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         parser: The tool's parser.
     """
     parser.add_argument('--work-dir', help='the directory to save logs and models in')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=_Overrides,
-        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b')
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -80,33 +122,36 @@ def config_from(args: argparse.Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config)
-    if args.cfg_options:
-        try:
-            cfg.merge_from_dict(args.cfg_options)
-        except (TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
-            raise LocalLearningError(
-                f'--cfg-options {args.cfg_options} do not fit the config ({error}): check the '
-                'keys against it') from error
+    apply_cfg_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
         cfg.work_dir = osp.join('./work_dirs', name)
-    _check_writable(cfg.work_dir)
+    check_writable(cfg.work_dir)
     return cfg
 
 
-def _check_writable(work_dir: str) -> None:
+def check_writable(work_dir: Union[str, Path], argument: str = '--work-dir') -> None:
+    """Refuse a folder that can't be made or written to, before anything is computed for it.
+
+    Args:
+        work_dir: The folder.
+        argument: What the user can choose another one with.
+
+    Raises:
+        LocalLearningError: A file is in the way, or a permission missing.
+    """
     folder = osp.abspath(work_dir)
     while not osp.lexists(folder):
         folder = osp.dirname(folder)
     if not osp.isdir(folder):
         raise LocalLearningError(
-            f'work_dir {work_dir}: {folder} is a file, choose another --work-dir')
+            f'work_dir {work_dir}: {folder} is a file, choose another {argument}')
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LocalLearningError(
-            f'work_dir {work_dir}: {folder} is not writable, choose another --work-dir')
+            f'work_dir {work_dir}: {folder} is not writable, choose another {argument}')
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -14,20 +14,13 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
 
 
-def _modules(value: str):
-    try:
-        return int(value)
-    except ValueError:
-        return value
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument(
         'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
     parser.add_argument(
         '--local',
-        type=_modules,
+        type=command_line.module_count,
         metavar='K',
         help="train the config's backbone by local learning, in K modules ('stages' and 'blocks' "
         'are good too)')

@@ -21,7 +21,7 @@ import time
 import weakref
 from array import array
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
@@ -51,8 +51,12 @@ _ENGINE_FILES = ('/torch/autograd/__init__.py', '/torch/autograd/graph.py')
 
 
 class _StorageRef(weakref.ref):
-    """A weak reference to a storage that knows how many bytes were counted for it."""
-    __slots__ = ('key', 'nbytes')
+    """A weak reference to a storage that knows how many bytes were counted for it.
+
+    ``role`` is what the storage turned out to be, where a subclass of the tracker asks for that.
+    ``replaces`` refers to what an op without the tracker would have written to instead.
+    """
+    __slots__ = ('key', 'nbytes', 'role', 'replaces')
 
     def expired(self) -> bool:
         return self() is None
@@ -60,7 +64,7 @@ class _StorageRef(weakref.ref):
 
 class _PolledStorageRef(StorageWeakRef):
     """The same for a torch that can't announce a storage's death: it has to be asked."""
-    __slots__ = ('key', 'nbytes')
+    __slots__ = ('key', 'nbytes', 'role', 'replaces')
 
     def __init__(self, storage: torch.UntypedStorage, on_death: Callable) -> None:
         super().__init__(storage)
@@ -72,14 +76,14 @@ def _deaths_are_announced() -> bool:
     return weakref.ref(tensor.untyped_storage())() is not None
 
 
-def _storages(tensor: Tensor) -> List[torch.UntypedStorage]:
+def storages_of(tensor: Tensor) -> List[torch.UntypedStorage]:
     """The storages that a tensor stands on: one, or those of its parts."""
     if tensor.layout == torch.strided:
         if not hasattr(tensor, '__tensor_flatten__'):
             return [tensor.untyped_storage()]
         # a subclass that wraps other tensors
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return [storage for part in parts for storage in _storages(part)]
+        return [storage for part in parts for storage in storages_of(part)]
     if tensor.layout == torch.sparse_coo:
         parts = [tensor._indices(), tensor._values()]
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -92,16 +96,16 @@ def _storages(tensor: Tensor) -> List[torch.UntypedStorage]:
     return [part.untyped_storage() for part in parts]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors in an op's arguments or results, in whatever containers."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _normalized(path: str) -> str:
@@ -128,7 +132,7 @@ def _watched(item: Any) -> Iterator[Tensor]:
             if tensor.grad is not None:
                 yield tensor.grad
     elif isinstance(item, torch.optim.Optimizer):
-        yield from _tensors(dict(item.state))
+        yield from tensors_in(dict(item.state))
     elif isinstance(item, Tensor):
         yield item
     elif isinstance(item, (dict, list, tuple)):
@@ -162,6 +166,8 @@ class StorageTracker(TorchDispatchMode):
         timeline (list[tuple[float, int]]): (seconds since the tracker was entered, bytes alive),
             one sample after each op that found the number changed.
         marks (list[tuple[str, float]]): (name, seconds) of each :meth:`mark`.
+        phases (list[tuple[str, int]]): (name, the most bytes alive at once from this :meth:`mark`
+            until the next).
 
     Example:
         >>> x = torch.ones(256, requires_grad=True)
@@ -180,12 +186,14 @@ class StorageTracker(TorchDispatchMode):
         self._dead: Deque[_StorageRef] = deque()
         self._bytes = 0
         self._peak = 0
-        # (reference to what an op may be about to replace, bytes with both alive)
-        self._replaced: Optional[Tuple[Union[_StorageRef, _PolledStorageRef], int]] = None
+        # (reference to what may replace another, bytes and composition with both alive)
+        self._replaced: Optional[Tuple[Union[_StorageRef, _PolledStorageRef], int, Any]] = None
+        self._at_peak: Any = None
         self._start: Optional[float] = None
         self._sample_seconds = array('d')
         self._sample_bytes = array('q')
         self._marks: List[Tuple[str, float]] = []
+        self._phase_peaks: List[int] = []
 
     @property
     def current(self) -> int:
@@ -205,6 +213,11 @@ class StorageTracker(TorchDispatchMode):
     @property
     def marks(self) -> List[Tuple[str, float]]:
         return list(self._marks)
+
+    @property
+    def phases(self) -> List[Tuple[str, int]]:
+        self._settle()
+        return [(name, peak) for (name, _), peak in zip(self._marks, self._phase_peaks)]
 
     def watch(self, *objects: Any) -> int:
         """Count what was there before as well, from now until it dies.
@@ -229,11 +242,13 @@ class StorageTracker(TorchDispatchMode):
         """Name this moment, for instance the start of a phase."""
         self._settle()
         self._marks.append((name, self._seconds()))
+        self._phase_peaks.append(self._bytes)
 
     def reset_peak(self) -> None:
         """Start looking for the peak afresh from what is alive now."""
         self._settle()
         self._peak = self._bytes
+        self._at_peak = self._composition()
 
     def __enter__(self) -> 'StorageTracker':
         if self._start is None:
@@ -253,7 +268,7 @@ class StorageTracker(TorchDispatchMode):
         resizable = args[:1] if func is aten.resize_.default else kwargs.values()
         nbytes_before = {
             storage._cdata: storage.nbytes()
-            for tensor in resizable if isinstance(tensor, Tensor) for storage in _storages(tensor)
+            for tensor in resizable if isinstance(tensor, Tensor) for storage in storages_of(tensor)
         } if resizable else {}
         result = func(*args, **kwargs)
         self._account(func, args, kwargs, result, nbytes_before)
@@ -263,8 +278,8 @@ class StorageTracker(TorchDispatchMode):
         self._bury()
         before = self._bytes
         inputs: Optional[Set[int]] = None
-        for tensor in _tensors(result):
-            for storage in _storages(tensor):
+        for tensor in tensors_in(result):
+            for storage in storages_of(tensor):
                 key = storage._cdata
                 if key in self._live:
                     made_here = True
@@ -275,8 +290,8 @@ class StorageTracker(TorchDispatchMode):
                 else:
                     if inputs is None:
                         inputs = {
-                            storage._cdata for value in _tensors((args, kwargs))
-                            for storage in _storages(value)
+                            storage._cdata for value in tensors_in((args, kwargs))
+                            for storage in storages_of(value)
                         }
                     made_here = (
                         key not in inputs
@@ -286,7 +301,9 @@ class StorageTracker(TorchDispatchMode):
         if self._bytes > before and func in _IN_PLACE_WITHOUT_A_MODE:
             replaced = self._would_be_written_to(args[0], self._bytes - before)
             if replaced is not None:
-                self._replaced = (replaced, self._bytes)
+                result_ref = self._live[result.untyped_storage()._cdata]
+                result_ref.replaces = replaced
+                self._replaced = (result_ref, self._bytes, self._composition())
                 self._rise(self._bytes - replaced.nbytes)
                 return
         self._rise(self._bytes)
@@ -302,22 +319,26 @@ class StorageTracker(TorchDispatchMode):
 
     def _follow_all(self, tensors) -> None:
         for tensor in tensors:
-            for storage in _storages(tensor):
+            for storage in storages_of(tensor):
                 self._follow(storage)
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         """Count a storage, or its new size if it is counted already."""
         nbytes = storage.nbytes()
-        ref = self._live.get(storage._cdata)
-        if ref is None:
+        known = self._live.get(storage._cdata)
+        if known is None:
             if nbytes == 0:  # nothing to count; should it grow, resize_ or `out=` shows it
                 return
-            ref = self._ref_type(storage, self._dead.append)
-            ref.key = storage._cdata
-            ref.nbytes = 0
-            self._live[ref.key] = ref
-        self._bytes += nbytes - ref.nbytes
+        elif known.nbytes == nbytes:
+            return
+        # Another size, another reference: those that make up the peak keep theirs.
+        ref = self._ref_type(storage, self._dead.append)
+        ref.key = storage._cdata
         ref.nbytes = nbytes
+        ref.role = None if known is None else known.role
+        ref.replaces = None
+        self._live[ref.key] = ref
+        self._bytes += nbytes - (0 if known is None else known.nbytes)
 
     def _bury(self) -> None:
         """Take off the account what has died, and decide on the op before."""
@@ -329,19 +350,27 @@ class StorageTracker(TorchDispatchMode):
                 del self._live[ref.key]
                 self._bytes -= ref.nbytes
         if self._replaced is not None:
-            ref, together = self._replaced
+            result, together, composition = self._replaced
             self._replaced = None
-            if self._live.get(ref.key) is ref:  # somebody needs both: they were never one
-                self._rise(together)
+            # Somebody needs both: they were never one.
+            if self._live.get(result.replaces.key) is result.replaces:
+                result.replaces = None
+                self._rise(together, composition)
 
     def _settle(self) -> None:
         self._bury()
         self._sample(self._bytes)
 
-    def _rise(self, nbytes: int) -> None:
+    def _rise(self, nbytes: int, composition: Any = None) -> None:
         if nbytes > self._peak:
             self._peak = nbytes
+            self._at_peak = self._composition() if composition is None else composition
+        if self._phase_peaks and nbytes > self._phase_peaks[-1]:
+            self._phase_peaks[-1] = nbytes
         self._sample(nbytes)
+
+    def _composition(self) -> Any:
+        """What is alive now, for a subclass that wants to know it of the peak: see PeakSplit."""
 
     def _sample(self, nbytes: int) -> None:
         if self._start is None:  # what is watched before the start is where the line begins
@@ -361,21 +390,37 @@ class _AllocatorSampler:
     ``_IN_PLACE_WITHOUT_A_MODE``), and an allocator's peak can't be corrected afterwards.
     """
 
-    def __init__(self, allocated: Callable[[], int]) -> None:
-        self._allocated = allocated
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._start = time.perf_counter()
+        self.peak = 0
         self.timeline: List[Tuple[float, int]] = []
         self.marks: List[Tuple[str, float]] = []
+        self._phase_peaks: List[int] = []
+
+    @property
+    def phases(self) -> List[Tuple[str, int]]:
+        return [(name, peak) for (name, _), peak in zip(self.marks, self._phase_peaks)]
 
     def sample(self, *_: Any) -> None:
-        self.timeline.append((time.perf_counter() - self._start, self._allocated()))
+        allocated = torch.cuda.memory_allocated(self._device)
+        self.timeline.append((time.perf_counter() - self._start, allocated))
 
     def mark(self, name: str) -> None:
+        self._end_phase()
+        torch.cuda.reset_peak_memory_stats(self._device)
         self.marks.append((name, time.perf_counter() - self._start))
+        self._phase_peaks.append(0)
+
+    def _end_phase(self) -> None:
+        peak = torch.cuda.max_memory_allocated(self._device)
+        self.peak = max(self.peak, peak)
+        if self._phase_peaks:
+            self._phase_peaks[-1] = peak
 
     def _after_forward(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.sample()
-        for tensor in _tensors(output):
+        for tensor in tensors_in(output):
             if tensor.requires_grad and not tensor.is_leaf:
                 # It comes when the gradient is complete, before the module's own backward runs.
                 tensor.register_hook(self._before_backward)
@@ -390,12 +435,14 @@ class _AllocatorSampler:
             stack.callback(register_module_forward_hook(self._after_forward).remove)
             self._hooks = stack.pop_all()
         _under_way.append(self)
+        torch.cuda.reset_peak_memory_stats(self._device)
         self._start = time.perf_counter()
         self.sample()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         self.sample()
+        self._end_phase()
         _under_way.remove(self)
         self._hooks.close()
 
@@ -428,17 +475,21 @@ class StepMemory:
             highest point is ``peak_bytes`` on the CPU and may lie below it on CUDA.
         marks (list[tuple[str, float]]): (name, seconds since the start) of each :func:`mark`.
         seconds (float): How long the step took, the measurement's own time included.
+        phases (list[tuple[str, int]]): (name, the most bytes above ``baseline`` from this
+            :func:`mark` until the next), on both kinds of device the true peak.
     """
     peak_bytes: int
     baseline: int
     timeline: List[Tuple[float, int]]
     marks: List[Tuple[str, float]]
     seconds: float
+    phases: List[Tuple[str, int]] = field(default_factory=list)
 
 
 def measure_step(step: Callable[[], Any],
                  device: Union[str, torch.device] = 'cpu',
-                 watch: Any = ()) -> StepMemory:
+                 watch: Any = (),
+                 tracker: Optional[StorageTracker] = None) -> StepMemory:
     """Run one training step and measure the memory that it takes.
 
     Run the step once before: the first one also makes what stays, such as the optimizer's state.
@@ -453,6 +504,8 @@ def measure_step(step: Callable[[], Any],
         device (str | torch.device): The device whose memory counts, a CPU or a CUDA one.
         watch (Any): What :meth:`StorageTracker.watch` shall count from the start on the CPU, so
             that gradients freed by the step, say, lower the line. On CUDA all counts anyway.
+        tracker (StorageTracker, optional): A new one of the caller's own kind, to count with on the
+            CPU. On CUDA it would change what is measured and isn't used.
 
     Returns:
         StepMemory: Peak, baseline, timeline, marks and time.
@@ -478,7 +531,7 @@ def measure_step(step: Callable[[], Any],
     # Garbage of earlier steps that happened to be collected during this one would blur the line.
     gc.collect()
     if device.type == 'cpu':
-        return _measure_storages(step, watch)
+        return _measure_storages(step, watch, tracker or StorageTracker())
     if device.type == 'cuda':
         if not torch.cuda.is_available():
             raise LocalLearningError(
@@ -487,28 +540,30 @@ def measure_step(step: Callable[[], Any],
     raise LocalLearningError(f"device='{device}' can't be measured: give 'cpu' or 'cuda'")
 
 
-def _measure_storages(step: Callable[[], Any], watch: Any) -> StepMemory:
+def _measure_storages(step: Callable[[], Any], watch: Any, tracker: StorageTracker) -> StepMemory:
     with StorageTracker():  # the first op under a mode imports much: not in the step's time
         torch.empty(0)
-    tracker = StorageTracker()
     baseline = tracker.watch(watch)
     start = time.perf_counter()
     with tracker:
         step()
     seconds = time.perf_counter() - start
-    timeline = [(moment, nbytes - baseline) for moment, nbytes in tracker.timeline]
-    return StepMemory(tracker.peak - baseline, baseline, timeline, tracker.marks, seconds)
+    return _above(baseline, tracker, seconds)
 
 
 def _measure_cuda_allocator(step: Callable[[], Any], device: torch.device) -> StepMemory:
     torch.cuda.synchronize(device)
     baseline = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    with _AllocatorSampler(lambda: torch.cuda.memory_allocated(device)) as sampler:
+    with _AllocatorSampler(device) as sampler:
         step()
     torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device)
-    timeline = [(moment, nbytes - baseline) for moment, nbytes in sampler.timeline]
-    return StepMemory(peak - baseline, baseline, timeline, sampler.marks, seconds)
+    return _above(baseline, sampler, seconds)
+
+
+def _above(baseline: int, found: Union[StorageTracker, _AllocatorSampler],
+           seconds: float) -> StepMemory:
+    timeline = [(moment, nbytes - baseline) for moment, nbytes in found.timeline]
+    phases = [(name, nbytes - baseline) for name, nbytes in found.phases]
+    return StepMemory(found.peak - baseline, baseline, timeline, found.marks, seconds, phases)

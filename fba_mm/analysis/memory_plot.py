@@ -26,7 +26,8 @@ MIB = 2**20
 def draw_memory(timelines: Dict[str, StepMemory],
                 out_file: Union[str, 'os.PathLike[str]'],
                 title: str = 'Memory along one training step',
-                x_axis: str = 'share') -> Figure:
+                x_axis: str = 'share',
+                y_label: str = 'memory [MiB]') -> Figure:
     """Draw what each variant holds in memory during a step, with its peak, and save it as PNG.
 
     Args:
@@ -35,6 +36,7 @@ def draw_memory(timelines: Dict[str, StepMemory],
         title (str): Defaults to 'Memory along one training step'.
         x_axis (str): 'share' stretches every step to the same width, 'seconds' shows how long each
             one took. Defaults to 'share'.
+        y_label (str): Defaults to 'memory [MiB]'.
 
     Returns:
         matplotlib.figure.Figure: The figure that was saved.
@@ -60,7 +62,7 @@ def draw_memory(timelines: Dict[str, StepMemory],
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=15, loc='left', pad=24)
     axes.set_xlabel('share of the step [%]' if x_axis == 'share' else 'time [s]', fontsize=13)
-    axes.set_ylabel('memory [MiB]', fontsize=13)
+    axes.set_ylabel(y_label, fontsize=13)
     axes.tick_params(labelsize=12)
     axes.grid(axis='y', color='0.9')
     axes.set_axisbelow(True)

@@ -1,4 +1,5 @@
 """One training step of a config, outside of a runner, to measure it."""
+import copy
 from types import SimpleNamespace
 from typing import Any, Dict
 
@@ -8,7 +9,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, MODELS, DefaultScope
 from torch import Tensor
 
-from fba_mm.engine import FBAHook
+from fba_mm.config import type_name
 
 
 class TrainingStep:
@@ -24,15 +25,20 @@ class TrainingStep:
     """
 
     def __init__(self, cfg: Config, device: str = 'cpu'):
-        self.scope = cfg.get('default_scope', 'mmengine')
+        self.scope = cfg.get('default_scope') or 'mmengine'
         with DefaultScope.overwrite_default_scope(self.scope):
-            self.model = MODELS.build(cfg.model).to(device).train()
+            # A copy: some heads write into their config, and can't be built from it again.
+            model = copy.deepcopy(cfg.model)
+            if cfg.get('data_preprocessor') is not None:  # As the runner does it.
+                model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+            self.model = MODELS.build(model).to(device).train()
             self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
-            hooks = [h for h in cfg.get('custom_hooks') or [] if h['type'] == 'FBAHook']
-            self._hooks = [HOOKS.build(hook) for hook in hooks]
+            self.hooks = [
+                HOOKS.build(hook) for hook in cfg.get('custom_hooks') or []
+                if type_name(hook.get('type')) == 'FBAHook'
+            ]
         self._iteration = SimpleNamespace(seed=0, iter=0)
-        for hook in self._hooks:
-            assert isinstance(hook, FBAHook)
+        for hook in self.hooks:
             hook.attach(self.model, self.optim_wrapper)
 
     def __call__(self, data: Any) -> Dict[str, Tensor]:
@@ -44,12 +50,27 @@ class TrainingStep:
         Returns:
             The model's log variables.
         """
-        for hook in self._hooks:
+        for hook in self.hooks:
             hook.before_train_iter(self._iteration, 0)
         self._iteration.iter += 1
         with DefaultScope.overwrite_default_scope(self.scope):
             log = self.model.train_step(data, self.optim_wrapper)
         # MMEngine's log values share no graph, but local ones are kept by the hook until logged.
-        for hook in self._hooks:
+        for hook in self.hooks:
             hook.clear_log()
         return {name: torch.as_tensor(value) for name, value in log.items()}
+
+    def loss_without_gradients(self, data: Any) -> Tensor:
+        """Forward and loss on one batch, in training mode, with nothing kept for a backward pass.
+
+        Args:
+            data: What the config's dataloader yields.
+
+        Returns:
+            The model's summed loss.
+        """
+        with torch.no_grad(), self.optim_wrapper.optim_context(self.model), \
+                DefaultScope.overwrite_default_scope(self.scope):
+            data = self.model.data_preprocessor(data, True)
+            losses = self.model(data['inputs'], data_samples=data['data_samples'], mode='loss')
+            return self.model.parse_losses(losses)[0]

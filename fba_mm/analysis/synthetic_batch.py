@@ -1,0 +1,201 @@
+"""A batch that a model trains on without a data set: random images, targets of the right form."""
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import Tensor, nn
+
+from fba_mm.config import type_name
+from fba_mm.errors import LocalLearningError
+
+Shape = Tuple[int, int, int, int]
+
+# Of which a batch consists where a config doesn't say it.
+DEFAULT_IMAGES, DEFAULT_HEIGHT, DEFAULT_WIDTH = 2, 256, 256
+BOXES_PER_IMAGE = 8
+
+
+def batch_shape(cfg: Config) -> Shape:
+    """The shape of a config's training batches, as far as the config tells.
+
+    The size is that of the last transform in the train pipeline that sets one, the largest where it
+    chooses among several.
+
+    Args:
+        cfg: A training config.
+
+    Returns:
+        (images, channels, height, width), with 2, 3, 256 and 256 for what isn't told.
+
+    Example:
+        >>> batch_shape(load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
+        (2, 3, 800, 1333)
+    """
+    dataloader = cfg.get('train_dataloader') or {}
+    sampler = dataloader.get('batch_sampler') or {}
+    images = dataloader.get('batch_size') or sampler.get('batch_size') or DEFAULT_IMAGES
+    height, width = DEFAULT_HEIGHT, DEFAULT_WIDTH
+    for transform in _transforms(dataloader.get('dataset')):
+        height, width = _output_size(transform) or (height, width)
+    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor')
+    mean = (preprocessor or {}).get('mean')
+    channels = len(mean) if isinstance(mean, (list, tuple)) else 3
+    return images, channels, height, width
+
+
+def _transforms(part: Any) -> Iterator[dict]:
+    """The transforms of a dataset, those of the datasets inside it first."""
+    if isinstance(part, (list, tuple)):
+        for item in part:
+            yield from _transforms(item)
+    elif isinstance(part, dict):
+        if 'type' in part:
+            yield part
+        for key in ('dataset', 'datasets', 'pipeline', 'transforms'):
+            yield from _transforms(part.get(key))
+
+
+def _output_size(transform: dict) -> Optional[Tuple[int, int]]:
+    """(height, width) of what a transform returns, if it is one that sets them."""
+    kind = type_name(transform.get('type'))
+    if not any(word in kind for word in ('Resize', 'Crop', 'Pad', 'Mosaic')):
+        return None
+    # MMCV writes scales as (width, height), sizes to crop and to pad to as (height, width).
+    for key, flipped in (('scale', True), ('scales', True), ('img_scale', True),
+                         ('crop_size', False), ('size', False)):
+        sizes = _sizes(transform.get(key))
+        if sizes:
+            height, width = max((size[::-1] if flipped else size for size in sizes),
+                                key=lambda size: size[0] * size[1])
+            # What keeps its proportions is told the long and the short side, in either order.
+            lying = flipped and (transform.get('keep_ratio') or 'Choice' in kind)
+            return (min(height, width), max(height, width)) if lying else (height, width)
+    return None
+
+
+def _sizes(value: Any) -> List[Tuple[int, int]]:
+    """A size, or several to choose from, as pairs."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        return [(value, value)]
+    if not isinstance(value, (list, tuple)):
+        return []
+    if len(value) == 2 and all(isinstance(one, int) and one > 1 for one in value):
+        return [tuple(value)]
+    return [size for one in value if isinstance(one, (list, tuple)) for size in _sizes(one)]
+
+
+def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
+    """A batch in the form in which the model's dataloader would give it.
+
+    Args:
+        model: A detector of mmdet (boxes, and masks or a semantic map where it learns them) or an
+            image classifier of mmpretrain.
+        shape: (images, channels, height, width).
+        seed: What the random numbers start from.
+
+    Returns:
+        ``inputs``, uint8 images, and ``data_samples``.
+
+    Raises:
+        LocalLearningError: The task is another one, or the shape can't be.
+
+    Example:
+        >>> data = synthetic_batch(model, (2, 3, 64, 64))
+        >>> losses = model.train_step(data, optim_wrapper)
+    """
+    classes = [c.__name__ for c in type(model).__mro__]
+    target = next((_TARGETS[name] for name in classes if name in _TARGETS), None)
+    if target is None:
+        raise LocalLearningError(
+            f'no synthetic batch for a {classes[0]}: give the config of a detector of mmdet or of '
+            'an image classifier of mmpretrain')
+    images, channels, height, width = _checked(shape, model)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = [
+        torch.randint(0, 256, (channels, height, width), generator=generator, dtype=torch.uint8)
+        for _ in range(images)
+    ]
+    samples = [target(model, (height, width), generator) for _ in range(images)]
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def single_images(batch: dict) -> List[dict]:
+    """The images of a batch, each as a batch of its own.
+
+    Args:
+        batch: From :func:`synthetic_batch`.
+    """
+    return [{key: value[i:i + 1] for key, value in batch.items()}
+            for i in range(len(batch['inputs']))]
+
+
+def _checked(shape: Sequence[int], model: nn.Module) -> Sequence[int]:
+    text = '×'.join(map(str, shape))
+    if len(shape) != 4 or any(size < 1 for size in shape):
+        raise LocalLearningError(
+            f'a batch of {text}: give four positive numbers, images, channels, height, width')
+    mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
+    if isinstance(mean, Tensor) and mean.numel() not in (1, shape[1]):
+        raise LocalLearningError(
+            f"a batch of {text} has {shape[1]} channels, the model's data_preprocessor takes "
+            f'{mean.numel()}: give as many')
+    return shape
+
+
+def _detection_sample(model: nn.Module, size: Tuple[int, int],
+                      generator: torch.Generator) -> BaseDataElement:
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    height, width = size
+    count = BOXES_PER_IMAGE
+    limits = torch.tensor([width, height])
+    corner = torch.rand(count, 2, generator=generator) * limits * .5
+    extent = (.1 + .4 * torch.rand(count, 2, generator=generator)) * limits
+    boxes = torch.cat([corner, corner + extent], 1)
+    sample = DetDataSample(
+        metainfo=dict(
+            img_id=0, img_path='', img_shape=size, ori_shape=size, batch_input_shape=size,
+            pad_shape=size, scale_factor=(1., 1.), flip=False, flip_direction=None,
+            border=(0, height, 0, width)))
+    classes = _num_classes(model)
+    sample.gt_instances = InstanceData(
+        bboxes=boxes, labels=torch.randint(0, classes, (count, ), generator=generator))
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    names = {part for name, _ in model.named_modules() for part in name.split('.')}
+    if any('mask' in name for name in names) or _pads(model, 'mask'):
+        masks = np.zeros((count, height, width), dtype=np.uint8)
+        for mask, (left, top, right, bottom) in zip(masks, boxes.round().int().tolist()):
+            mask[top:bottom + 1, left:right + 1] = 1
+        sample.gt_instances.masks = BitmapMasks(masks, height, width)
+    if any('semantic' in name or 'panoptic' in name for name in names) or _pads(model, 'seg'):
+        sample.gt_sem_seg = PixelData(
+            sem_seg=torch.randint(0, classes, (1, height, width), generator=generator))
+    return sample
+
+
+def _classification_sample(model: nn.Module, size: Tuple[int, int],
+                           generator: torch.Generator) -> BaseDataElement:
+    from mmpretrain.structures import DataSample
+    label = int(torch.randint(0, _num_classes(model), (), generator=generator))
+    return DataSample(metainfo=dict(img_shape=size, ori_shape=size)).set_gt_label(label)
+
+
+# By the class that all models of a task descend from, so that no package is imported to look.
+_TARGETS: Dict[str, Callable] = {
+    'BaseDetector': _detection_sample,
+    'BaseClassifier': _classification_sample,
+}
+
+
+def _pads(model: nn.Module, what: str) -> bool:
+    return bool(getattr(getattr(model, 'data_preprocessor', None), f'pad_{what}', False))
+
+
+def _num_classes(model: nn.Module) -> int:
+    # A two-stage detector's RPN has one class of its own beside those of the data set.
+    return max((m.num_classes for m in model.modules()
+                if isinstance(getattr(m, 'num_classes', None), int) and m.num_classes > 0),
+               default=1)

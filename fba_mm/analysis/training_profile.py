@@ -1,0 +1,203 @@
+"""Memory and time of a training step, of a config and of its twins."""
+import logging
+import statistics
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from torch import Tensor, nn
+
+from fba_mm.engine.fba_hook import check_local_training
+from fba_mm.engine.preflight import readable_errors
+from fba_mm.errors import LocalLearningError
+from fba_mm.local import LocalBackbone
+
+from .memory import StepMemory, measure_step
+from .peak_split import PeakSplit, resident_bytes
+from .step_phases import marked_phases, module_peaks
+from .synthetic_batch import Shape, synthetic_batch
+from .training_step import TrainingStep
+from .training_twins import TWINS, Twin, training_twins
+
+MIB = 2**20
+
+
+@dataclass
+class VariantProfile:
+    """What one way to train costs.
+
+    Attributes:
+        name: For tables and legends.
+        kind: ``'local'`` or a key of :data:`TWINS`.
+        memory: The step's memory; its ``peak_bytes`` is that of live tensors above parameters,
+            buffers and optimizer state, and is the figure to compare.
+        at_peak: What the peak consists of, bytes by role. On CUDA ``allocator`` is what the
+            allocator holds beyond the live tensors: rounding, and workspaces of ops.
+        resident: What lies below the peak all the time, bytes by role.
+        modules: ``(what a local module consists of, the peak while it runs)``, in order.
+        seconds: How long each timed step took.
+    """
+    name: str
+    kind: str
+    memory: StepMemory
+    at_peak: Dict[str, int]
+    resident: Dict[str, int]
+    modules: list = field(default_factory=list)
+    seconds: List[float] = field(default_factory=list)
+
+    @property
+    def median_seconds(self) -> Optional[float]:
+        """The median of ``seconds``; None if nothing was timed."""
+        return statistics.median(self.seconds) if self.seconds else None
+
+    @property
+    def peak_phase(self) -> str:
+        """The part of the step in which the peak is reached."""
+        return next(
+            (name for name, peak in self.memory.phases if peak == self.memory.peak_bytes), '')
+
+
+def profile_training(cfg: Config,
+                     shape: Shape,
+                     kinds: Sequence[str] = tuple(TWINS),
+                     device: str = 'cpu',
+                     rounds: int = 5,
+                     report: Callable[[str], None] = print) -> List[VariantProfile]:
+    """Run training steps of a config and of its twins on one synthetic batch.
+
+    Memory is that of the second step: the first makes what stays, such as the optimizer's state.
+    For timing the ways to train take turns, so that what else the machine does meets all alike.
+
+    Args:
+        cfg: A training config, stock or local. Only its model, its optimizer wrapper and FBAHook
+            are used; no weights are loaded.
+        shape: The batch, (images, channels, height, width).
+        kinds: Which twins; see :func:`training_twins`.
+        device: ``'cpu'`` or ``'cuda'``.
+        rounds: Timed steps of each; 0 measures memory alone.
+        report: Called with a line of progress now and then.
+
+    Returns:
+        One profile for each way, the config's own first.
+
+    Raises:
+        LocalLearningError: The config can't be trained, on this device, or on such a batch.
+
+    Example:
+        >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
+        >>> local, bp = profile_training(cfg, (2, 3, 128, 128), ['bp'], rounds=0)
+        >>> local.memory.peak_bytes / bp.memory.peak_bytes
+        0.9
+    """
+    check_device(device)
+    text = '×'.join(map(str, shape))
+    profiles, ready = [], []
+    with _quiet():
+        for twin in training_twins(cfg, shape[0], kinds):
+            torch.manual_seed(0)
+            step = twin.build(device)
+            with readable_errors(f'{twin.name}: the model cannot be initialized'):
+                step.model.init_weights()
+            batch = synthetic_batch(step.model, shape)
+            with readable_errors(f'{twin.name}: the model does not train on a batch of {text}',
+                                 'give another shape, or check the config'):
+                if step.hooks:
+                    check_local_training(step.model, type(step.optim_wrapper))
+                twin.run(step, batch)
+                profile = _measure(twin, step, batch, device)
+            profiles.append(profile)
+            report(f'{twin.name}: {profile.memory.peak_bytes / MIB:.1f} MiB')
+            if rounds:
+                ready.append((twin, step, batch))
+            del step
+        for number in range(rounds):
+            report(f'timing, round {number + 1} of {rounds}')
+            for profile, (twin, step, batch) in zip(profiles, ready):
+                profile.seconds.append(_seconds(lambda: twin.run(step, batch), device))
+    return profiles
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that isn't there or can't be measured.
+
+    Args:
+        device: As torch names it.
+
+    Raises:
+        LocalLearningError: Names what is possible.
+    """
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ''
+    if kind not in ('cpu', 'cuda'):
+        raise LocalLearningError(f"device {device!r}: give 'cpu' or 'cuda'")
+    if kind == 'cuda' and not torch.cuda.is_available():
+        raise LocalLearningError(
+            f"device {device!r}: torch sees no CUDA device here, profile with 'cpu'")
+
+
+def _measure(twin: Twin, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
+    local = next((m for m in step.model.modules() if isinstance(m, LocalBackbone)), None)
+    auxiliary = [] if local is None else [local.auxiliary]
+    optimizer = step.optim_wrapper.optimizer
+    split = PeakSplit(step.model, optimizer, auxiliary, lambda: _banked(step, local))
+    with marked_phases(step.model, step.optim_wrapper):
+        memory = measure_step(lambda: twin.run(step, batch), device, tracker=split)
+    if torch.device(device).type == 'cuda':
+        # The allocator is asked without a tracker, which would change what it has to do.
+        with split:
+            twin.run(step, batch)
+    at_peak = split.split()
+    if torch.device(device).type == 'cuda':
+        at_peak['allocator'] = memory.peak_bytes - sum(at_peak.values())
+    modules = list(zip(_module_names(local), module_peaks(memory.phases)))
+    return VariantProfile(twin.name, twin.kind, memory, at_peak,
+                          resident_bytes(step.model, optimizer, auxiliary), modules)
+
+
+def _banked(step: TrainingStep, local: Optional[LocalBackbone]) -> List[Tensor]:
+    """The maps that the feature banks hold now."""
+    if local is None:
+        return []
+    levels = [segment.level for segment in local.segments if segment.level is not None]
+    found = (hook.bank.get(level) for hook in step.hooks for level in levels)
+    return [tensor for tensor in found if tensor is not None]
+
+
+def _module_names(local: Optional[nn.Module]) -> List[str]:
+    """The segments of each local module, as ``'layer1.0 ... layer2.3'``."""
+    if local is None or local.num_modules == 1:
+        return []
+    names = [[local.segments[i].name for i in module] for module in local.module_segments]
+    return [one[0] if len(one) == 1 else f'{one[0]} ... {one[-1]}' for one in names]
+
+
+def _seconds(run: Callable[[], object], device: str) -> float:
+    on_cuda = torch.device(device).type == 'cuda'
+    if on_cuda:
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if on_cuda:
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a log line for each parameter, and a warning that OpenMMLab's backbones deserve."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='torch.utils.checkpoint: the use_reentrant')
+            yield
+    finally:
+        logger.setLevel(level)

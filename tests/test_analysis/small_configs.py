@@ -1,0 +1,37 @@
+"""Configs of small models, to profile."""
+from mmengine.config import Config
+
+from fba_mm import localize
+
+from ..conftest import own_head, retinanet
+
+
+def detector(**backbone) -> Config:
+    """A stock RetinaNet."""
+    return Config(dict(
+        default_scope='mmdet',
+        model=retinanet(num_modules=None, **backbone),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, momentum=.9))))
+
+
+def local_detector(num_modules=3, light=False, **kwargs) -> Config:
+    """The same in local modules."""
+    return localize(detector(), num_modules, auxiliary=own_head() if light else None, **kwargs)
+
+
+def classifier(norm: str = 'GN', **backbone) -> Config:
+    """A stock classifier whose images don't see each other, unless ``norm`` is BN."""
+    norm_cfg = dict(type='GN', num_groups=4) if norm == 'GN' else dict(type=norm)
+    resnet = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, norm_cfg=norm_cfg,
+                  zero_init_residual=False)
+    resnet.update(backbone)
+    return Config(dict(
+        default_scope='mmpretrain',
+        data_preprocessor=dict(num_classes=5, mean=[127.5] * 3, std=[64.] * 3),
+        model=dict(
+            type='ImageClassifier',
+            backbone=resnet,
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(type='LinearClsHead', num_classes=5, in_channels=64,
+                      loss=dict(type='CrossEntropyLoss'))),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.01, momentum=.9))))

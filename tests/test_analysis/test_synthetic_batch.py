@@ -1,0 +1,118 @@
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from fba_mm.analysis import TrainingStep
+from fba_mm.analysis.synthetic_batch import batch_shape, single_images, synthetic_batch
+from fba_mm.config import load_config
+from fba_mm.errors import LocalLearningError
+
+from .small_configs import classifier, detector
+
+
+def pipeline(*transforms, **dataset):
+    return Config(dict(train_dataloader=dict(
+        batch_size=3, dataset=dict(pipeline=list(transforms), **dataset))))
+
+
+@pytest.mark.parametrize('cfg, size', [
+    (pipeline(dict(type='Resize', scale=(1333, 800), keep_ratio=True)), (800, 1333)),
+    (pipeline(dict(type='Resize', scale=(320, 200), keep_ratio=False)), (200, 320)),
+    (pipeline(dict(type='RandomChoiceResize', scales=[(480, 1333), (800, 1333)])), (800, 1333)),
+    (pipeline(dict(type='RandomResizedCrop', scale=224), dict(type='RandomFlip')), (224, 224)),
+    (pipeline(dict(type='Resize', scale=(640, 480)), dict(type='RandomCrop', crop_size=(96, 128))),
+     (96, 128)),
+    (pipeline(dict(type='Resize', scale=(640, 480)),
+              dict(type='RandomCrop', crop_type='relative_range', crop_size=(.3, .7))), (480, 640)),
+    (pipeline(dict(type='RandomChoice', transforms=[
+        [dict(type='Resize', scale=64)], [dict(type='Resize', scale=96)]])), (96, 96)),
+    (pipeline(dict(type='Mosaic', img_scale=(640, 320)),
+              dataset=dict(pipeline=[dict(type='Resize', scale=32)])), (320, 640)),
+    (pipeline(dict(type='LoadImageFromFile')), (256, 256)),
+], ids=str)
+def test_size_from_the_pipeline(cfg, size):
+    assert batch_shape(cfg) == (3, 3, *size)
+
+
+def test_shape_of_packaged_configs():
+    retinanet = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert batch_shape(retinanet) == (2, 3, 800, 1333)
+    cifar = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
+    assert batch_shape(cifar) == (16, 3, 32, 32)
+
+
+def test_shape_of_a_config_that_says_nothing():
+    assert batch_shape(Config()) == (2, 3, 256, 256)
+    assert batch_shape(Config(dict(data_preprocessor=dict(mean=[0.])))) == (2, 1, 256, 256)
+
+
+@pytest.mark.parametrize('cfg', [detector, classifier])
+def test_models_train_on_it(cfg):
+    step = TrainingStep(cfg())
+    data = synthetic_batch(step.model, (2, 3, 64, 96))
+    assert [image.shape for image in data['inputs']] == [(3, 64, 96)] * 2
+    assert torch.isfinite(step(data)['loss'])
+    assert torch.isfinite(step.loss_without_gradients(data))
+
+
+def test_boxes_lie_in_the_image():
+    step = TrainingStep(detector())
+    for sample in synthetic_batch(step.model, (4, 3, 64, 96))['data_samples']:
+        boxes, labels = sample.gt_instances.bboxes, sample.gt_instances.labels
+        assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+        assert (boxes[:, 2] <= 96).all() and (boxes[:, 3] <= 64).all()
+        assert (labels < 3).all() and 'masks' not in sample.gt_instances
+
+
+def test_a_model_that_learns_masks_gets_masks():
+    cfg = load_config('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py')
+    cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8, init_cfg=None)
+    cfg.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
+    heads = cfg.model.roi_head
+    for extractor in (heads.bbox_roi_extractor, heads.mask_roi_extractor):
+        extractor.out_channels = 16
+    heads.bbox_head.update(in_channels=16, fc_out_channels=32)
+    heads.mask_head.update(in_channels=16, conv_out_channels=16)
+    step = TrainingStep(cfg)
+    data = synthetic_batch(step.model, (1, 3, 64, 64))
+    instances = data['data_samples'][0].gt_instances
+    masks = torch.from_numpy(instances.masks.masks)
+    assert masks.shape == (8, 64, 64)
+    left, top, right, bottom = instances.bboxes[0].round().long()
+    assert masks[0, top:bottom + 1, left:right + 1].all()
+    assert masks[0].sum() == masks[0, top:bottom + 1, left:right + 1].sum()
+    assert step(data)['loss_mask'] > 0
+
+
+def test_the_same_seed_gives_the_same_batch():
+    model = TrainingStep(classifier()).model
+    a, b, c = (synthetic_batch(model, (2, 3, 8, 8), seed)['inputs'][0] for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_single_images():
+    model = TrainingStep(classifier()).model
+    batch = synthetic_batch(model, (3, 3, 8, 8))
+    singles = single_images(batch)
+    assert len(singles) == 3
+    for i, single in enumerate(singles):
+        assert single['inputs'][0] is batch['inputs'][i] and len(single['inputs']) == 1
+        assert single['data_samples'][0] is batch['data_samples'][i]
+
+
+@pytest.mark.parametrize('shape, message', [
+    ((2, 3, 0, 64), '2×3×0×64: give four positive numbers'),
+    ((2, 3, 64), 'give four positive numbers'),
+    ((2, 1, 64, 64), '1 channels, the model.*takes 3'),
+])
+def test_shapes_that_cannot_be(shape, message):
+    model = TrainingStep(detector()).model
+    with pytest.raises(LocalLearningError, match=message):
+        synthetic_batch(model, shape)
+
+
+def test_another_task():
+    with pytest.raises(LocalLearningError, match='no synthetic batch for a Linear: .*mmpretrain'):
+        synthetic_batch(nn.Linear(1, 1), (2, 3, 64, 64))

@@ -1,0 +1,179 @@
+import dataclasses
+import io
+import json
+
+import pytest
+import torch
+from mmcv import imread
+from rich.console import Console
+
+from fba_mm.analysis import StepMemory, TrainingStep, measure_step
+from fba_mm.analysis.peak_split import ROLES
+from fba_mm.analysis.profile_report import print_profile, ratios, save_profile
+from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.analysis.training_profile import VariantProfile, check_device, profile_training
+from fba_mm.errors import LocalLearningError
+
+from .small_configs import detector, local_detector
+
+SHAPE = (2, 3, 96, 96)
+MIB = 2**20
+
+
+@pytest.fixture(scope='module')
+def lines():
+    return []
+
+
+@pytest.fixture(scope='module')
+def profiles(lines):
+    """Of a detector in three modules and its twins, each timed once."""
+    torch.manual_seed(0)
+    return profile_training(local_detector(light=True), SHAPE, rounds=1, report=lines.append)
+
+
+def test_the_split_is_the_whole(profiles):
+    assert [profile.kind for profile in profiles] == [
+        'local', 'bp', 'checkpointing', 'accumulation', 'forward']
+    for profile in profiles:
+        assert set(profile.at_peak) == set(ROLES)
+        assert sum(profile.at_peak.values()) == profile.memory.peak_bytes > 0
+        assert min(profile.at_peak.values()) >= 0
+        assert max(nbytes for _, nbytes in profile.memory.timeline) == profile.memory.peak_bytes
+        # After the first step these are there already.
+        assert profile.at_peak['parameters'] == profile.at_peak['optimizer_state'] == 0
+
+
+def test_the_peak_is_the_one_stated_elsewhere(profiles):
+    """That of the second step, above what is there before it."""
+    local = profiles[0]
+    torch.manual_seed(0)
+    step = TrainingStep(local_detector(light=True))
+    data = synthetic_batch(step.model, SHAPE)
+    step(data)
+    assert measure_step(lambda: step(data)).peak_bytes == local.memory.peak_bytes
+
+
+def test_what_belongs_to_whom(profiles):
+    local, bp, checkpointing, _, forward = profiles
+    assert local.at_peak['auxiliary'] > 0 and local.resident['auxiliary'] > 0
+    for stock in profiles[1:]:
+        assert stock.at_peak['auxiliary'] == stock.at_peak['bank'] == 0
+        assert stock.resident['auxiliary'] == 0
+        assert stock.resident['parameters'] == local.resident['parameters']
+        assert not stock.modules
+    # One momentum for each parameter; buffers have none, and running statistics aside are small.
+    assert bp.resident['optimizer_state'] == pytest.approx(bp.resident['parameters'], rel=.05)
+    assert forward.resident['optimizer_state'] == 0 == forward.at_peak['gradients']
+    assert forward.memory.peak_bytes < checkpointing.memory.peak_bytes < bp.memory.peak_bytes
+
+
+def test_modules(profiles):
+    local = profiles[0]
+    assert [segments.split()[0] for segments, _ in local.modules][0] == 'stem'
+    assert len(local.modules) == 3
+    assert 0 < max(peak for _, peak in local.modules) <= local.memory.peak_bytes
+    if local.peak_phase.startswith('module'):
+        assert max(peak for _, peak in local.modules) == local.memory.peak_bytes
+
+
+def test_the_bank_is_seen_while_it_is_held():
+    """The first module has the largest peak: only looking ahead has filled the bank by then."""
+    for scope, banked in (('all', 2 * 4 * (8 * 64**2 + 16 * 32**2 + 32 * 16**2 + 64 * 8**2)),
+                          ('past', 0), ('off', 0)):
+        local = profile_training(local_detector(scope=scope), (2, 3, 256, 256), [], rounds=0,
+                                 report=lambda line: None)[0]
+        assert local.peak_phase == 'module 1'
+        assert local.at_peak['bank'] == banked
+
+
+def test_progress_and_time(profiles, lines):
+    assert [line.split(':')[0] for line in lines] == [
+        *(profile.name for profile in profiles), 'timing, round 1 of 1']
+    assert all(len(profile.seconds) == 1 and profile.median_seconds > 0 for profile in profiles)
+
+
+def profile(kind, peak, *seconds):
+    memory = StepMemory(peak, 0, [(0., 0), (1., peak)], [], 2., [('forward', 1), ('update', peak)])
+    return VariantProfile(kind, kind, memory, dict(dict.fromkeys(ROLES, 0), activations=peak),
+                          dict(parameters=7, optimizer_state=0, auxiliary=0), [], list(seconds))
+
+
+def test_ratios_are_of_medians():
+    profiles = [profile('local', 3 * MIB, 9., 3., 2.), profile('bp', 6 * MIB, 1., 1., 7.)]
+    assert ratios(profiles[0], profiles) == dict(
+        peak_to_bp=.5, time_to_bp=3., peak_to_checkpointing=None, time_to_checkpointing=None)
+    untimed = [profile('local', 3 * MIB), profile('checkpointing', MIB)]
+    assert ratios(untimed[0], untimed) == dict(
+        peak_to_bp=None, time_to_bp=None, peak_to_checkpointing=3., time_to_checkpointing=None)
+    assert profiles[0].peak_phase == 'update'
+
+
+def test_tables(profiles):
+    text = io.StringIO()
+    print_profile(Console(file=text, width=120), profiles, 'A title')
+    text = text.getvalue()
+    assert 'A title' in text and '…' not in text
+    for profile in profiles:
+        assert f'{profile.memory.peak_bytes / MIB:.1f}' in text and profile.name in text
+    assert 'stem' in text and 'neck and head' in text
+    without = io.StringIO()
+    untimed = [dataclasses.replace(one, seconds=[]) for one in profiles if one.kind != 'local']
+    print_profile(Console(file=without, width=120), untimed, 'A title')
+    assert 'time' in text and 'time' not in without.getvalue()
+    assert 'auxiliary' in text and 'auxiliary' not in without.getvalue()
+
+
+def test_files(profiles, tmp_path):
+    save_profile(profiles, tmp_path / 'new', 'A title', dict(config='a.py', shape=SHAPE))
+    found = json.loads((tmp_path / 'new/profile.json').read_text())
+    assert found['config'] == 'a.py' and found['shape'] == list(SHAPE)
+    local = found['variants'][0]
+    assert local['peak_bytes'] == profiles[0].memory.peak_bytes == sum(local['at_peak'].values())
+    assert local['peak_to_bp'] == local['peak_bytes'] / found['variants'][1]['peak_bytes']
+    assert [module['peak_bytes'] for module in local['modules']] == [
+        peak for _, peak in profiles[0].modules]
+    assert imread(tmp_path / 'new/memory.png').shape == (750, 1350, 3)
+
+
+def test_a_batch_that_does_not_fit():
+    with pytest.raises(LocalLearningError, match=r'BP: .* batch of 1×3×8×8 .* another shape'):
+        profile_training(detector(), (1, 3, 8, 8), [], rounds=0)
+
+
+def test_a_model_that_cannot_be_built():
+    cfg = detector()
+    cfg.model.neck.type = 'FBN'
+    with pytest.raises(LocalLearningError, match="cannot be built: nothing is registered as 'FBN'"):
+        profile_training(cfg, SHAPE, [], rounds=0)
+
+
+@pytest.mark.parametrize('device', ['gpu', 'meta'])
+def test_other_devices_are_refused(device):
+    with pytest.raises(LocalLearningError, match=f"{device}.*give 'cpu' or 'cuda'"):
+        check_device(device)
+
+
+def test_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(LocalLearningError, match="no CUDA device here, profile with 'cpu'"):
+        check_device('cuda')
+
+
+def test_on_cuda_the_allocator_has_the_word(monkeypatch):
+    """With the CPU in CUDA's place, and an allocator that always holds 1 MiB more in a step."""
+    from fba_mm.analysis import training_profile
+
+    def measure(step, device, tracker):
+        found = measure_step(step)
+        return dataclasses.replace(found, peak_bytes=found.peak_bytes + MIB)
+
+    synchronized = []
+    monkeypatch.setattr(training_profile, 'measure_step', measure)
+    monkeypatch.setattr(training_profile, 'check_device', lambda device: None)
+    monkeypatch.setattr(torch.cuda, 'synchronize', synchronized.append)
+    monkeypatch.setattr(training_profile.Twin, 'build', lambda twin, device: TrainingStep(twin.cfg))
+    bp, = profile_training(detector(), SHAPE, [], 'cuda', rounds=1, report=lambda line: None)
+    assert bp.at_peak['allocator'] == MIB
+    assert sum(bp.at_peak.values()) == bp.memory.peak_bytes
+    assert synchronized == ['cuda', 'cuda']
