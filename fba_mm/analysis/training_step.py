@@ -1,15 +1,15 @@
 """One training step of a config, outside of a runner, to measure it."""
-import copy
 from types import SimpleNamespace
 from typing import Any, Dict
 
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.registry import HOOKS, DefaultScope
 from torch import Tensor
 
 from fba_mm.config import type_name
+from fba_mm.engine.preflight import build_model
 
 
 class TrainingStep:
@@ -27,11 +27,7 @@ class TrainingStep:
     def __init__(self, cfg: Config, device: str = 'cpu'):
         self.scope = cfg.get('default_scope') or 'mmengine'
         with DefaultScope.overwrite_default_scope(self.scope):
-            # A copy: some heads write into their config, and can't be built from it again.
-            model = copy.deepcopy(cfg.model)
-            if cfg.get('data_preprocessor') is not None:  # As the runner does it.
-                model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-            self.model = MODELS.build(model).to(device).train()
+            self.model = build_model(cfg).to(device).train()
             self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
             self.hooks = [
                 HOOKS.build(hook) for hook in cfg.get('custom_hooks') or []

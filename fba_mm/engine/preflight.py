@@ -7,7 +7,7 @@ from typing import ContextManager, Iterator, Optional
 
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope, Registry
 from torch import nn
 
 from ..config import type_name
@@ -57,11 +57,20 @@ def build_model(cfg: Config) -> nn.Module:
         raise LocalLearningError('the config has no model: give a complete config')
     with readable_errors('the model cannot be built'), _scope(cfg):
         # A copy: some heads write into their config, and can't be built from it again.
-        return MODELS.build(copy.deepcopy(cfg.model))
+        model = copy.deepcopy(cfg.model)
+        if cfg.get('data_preprocessor') is not None:
+            model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+        return MODELS.build(model)
 
 
 def _scope(cfg: Config) -> ContextManager:
     return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def _registered(registry: Registry, kind: str, cfg: Config) -> Optional[type]:
+    """What a name stands for in a config's scope, or None."""
+    with _scope(cfg), registry.switch_scope_and_registry(None) as own:
+        return own.get(kind)
 
 
 def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
@@ -89,18 +98,16 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
             "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py")
     if 'FBAHook' in hooks:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        with _scope(cfg):
-            wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        wrapper = _registered(OPTIM_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
         if wrapper is None:
             raise LocalLearningError(
                 f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'")
         check_local_training(model, wrapper)
     optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
-    with _scope(cfg):
-        if isinstance(optimizer, str) and OPTIMIZERS.get(optimizer) is None:
-            raise LocalLearningError(
-                f'optim_wrapper.optimizer.type={optimizer!r} is not registered: check its '
-                "spelling, as in 'SGD' and 'AdamW'")
+    if isinstance(optimizer, str) and _registered(OPTIMIZERS, optimizer, cfg) is None:
+        raise LocalLearningError(
+            f'optim_wrapper.optimizer.type={optimizer!r} is not registered: check its spelling, as '
+            "in 'SGD' and 'AdamW'")
     with readable_errors('the optimizer wrapper cannot be built'), _scope(cfg):
         return build_optim_wrapper(model, cfg.optim_wrapper)
 

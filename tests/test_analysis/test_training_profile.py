@@ -29,7 +29,7 @@ def lines():
 def profiles(lines):
     """Of a detector in three modules and its twins, each timed once."""
     torch.manual_seed(0)
-    return profile_training(local_detector(light=True), SHAPE, rounds=1, report=lines.append)
+    return profile_training(local_detector(light=True, apply='end'), SHAPE, rounds=1, report=lines.append)
 
 
 def test_the_split_is_the_whole(profiles):
@@ -48,7 +48,7 @@ def test_the_peak_is_the_one_stated_elsewhere(profiles):
     """That of the second step, above what is there before it."""
     local = profiles[0]
     torch.manual_seed(0)
-    step = TrainingStep(local_detector(light=True))
+    step = TrainingStep(local_detector(light=True, apply='end'))
     data = synthetic_batch(step.model, SHAPE)
     step(data)
     assert measure_step(lambda: step(data)).peak_bytes == local.memory.peak_bytes

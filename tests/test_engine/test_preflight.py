@@ -8,6 +8,7 @@ from mmengine.config import Config
 from fba_mm import FBAHook, LocalLearningError, LocalOptimWrapper
 from fba_mm.engine.preflight import build_model, check_data, check_training, readable_errors
 from tests.conftest import retinanet
+from tests.test_analysis.small_configs import classifier
 
 
 def _config(**changes):
@@ -55,6 +56,24 @@ def test_stock_config():
     cfg.model = Config(dict(model=retinanet(num_modules=None))).model
     cfg.custom_hooks, cfg.optim_wrapper.type = [], 'OptimWrapper'
     assert _check(cfg)
+
+
+def test_optimizers_of_other_packages():
+    """What a package registers is known in its scope, and nowhere else."""
+    own = dict(type='OptimWrapper', optimizer=dict(type='Lamb', lr=1e-3))
+    pytest.importorskip('mmpretrain')
+    import mmpretrain.engine  # noqa: F401
+    cfg = classifier()
+    cfg.train_dataloader, cfg.train_cfg, cfg.optim_wrapper = dict(), dict(), own
+    assert type(check_training(cfg, build_model(cfg)).optimizer).__name__ == 'Lamb'
+    with pytest.raises(LocalLearningError, match="optimizer.type='Lamb' is not registered"):
+        cfg = _config()
+        cfg.optim_wrapper = dict(own, type='LocalOptimWrapper')
+        _check(cfg)
+
+
+def test_the_data_preprocessor_may_stand_beside_the_model():
+    assert build_model(classifier()).data_preprocessor.num_classes == 5
 
 
 def test_building_changes_no_config():
