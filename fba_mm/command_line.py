@@ -57,6 +57,26 @@ def module_count(value: str) -> Union[int, str]:
         return value
 
 
+def add_local(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--local`` and ``--memory-budget``.
+
+    Args:
+        parser: The tool's parser.
+        what: What is made local, for the help.
+    """
+    parser.add_argument(
+        '--local',
+        type=module_count,
+        metavar='K',
+        help=f"train {what} by local learning, in K modules; 'stages' and 'blocks' are good too, "
+        "and 'auto' takes the fewest that fit --memory-budget")
+    parser.add_argument(
+        '--memory-budget',
+        metavar='SIZE',
+        help="what the tensors of a training step may take, with --local auto: 8GB, 512MB, 10GiB; "
+        "CUDA's context and the allocator's fragmentation come on top")
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``.
 

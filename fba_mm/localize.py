@@ -6,6 +6,7 @@ from mmengine.config import Config, ConfigDict
 
 from .config import load_config, type_name
 from .errors import LocalLearningError
+from .memory_budget import check_budget
 
 # The optimizer wrapper that does the same and takes local losses too.
 _LOCAL_FORM = {
@@ -27,30 +28,37 @@ def localize(config: Union[str, Config],
              auxiliary: Optional[dict] = None,
              head_batch_size: Optional[int] = None,
              auxiliary_lr_mult: Optional[float] = None,
-             auxiliary_decay_mult: Optional[float] = None) -> Config:
+             auxiliary_decay_mult: Optional[float] = None,
+             memory_budget: Optional[Union[str, int, float]] = None) -> Config:
     """Make any OpenMMLab config train its backbone by local learning.
 
     Args:
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
-        num_modules: K, ``'stages'`` or ``'blocks'``; see :class:`LocalBackbone`.
+        num_modules: K, ``'stages'`` or ``'blocks'``; see :class:`LocalBackbone`. ``'auto'`` takes
+            the fewest modules with which a training step fits ``memory_budget``; see
+            :func:`fba_mm.analysis.memory_fit.fit_modules`. It prints what it tries.
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks; unset, FBA's with a shared head.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
+        memory_budget: What the tensors of a training step may take, as ``'8GB'``; with
+            ``num_modules='auto'``.
 
     Returns:
         A new config.
 
     Raises:
-        LocalLearningError: The config has no backbone, or is a local-learning config already.
+        LocalLearningError: The config has no backbone, or is a local-learning config already; or
+            no number of modules fits the budget.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
         >>> cfg.model.backbone.type
         'LocalBackbone'
     """
+    auto = check_budget(num_modules, memory_budget)
     cfg = load_config(config) if isinstance(config, str) else copy.deepcopy(config)
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
@@ -92,6 +100,9 @@ def localize(config: Union[str, Config],
     names = [names] if isinstance(names, str) else list(names)
     if 'fba_mm' not in names:
         cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
+    if auto:
+        from .analysis.memory_fit import fit_modules  # which needs this file
+        cfg = fit_modules(cfg, memory_budget)
     return cfg
 
 

@@ -2,12 +2,15 @@
 
     python tools/train.py configs/retinanet_r50_fba.py
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
+    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local auto \\
+        --memory-budget 8GB
 """
 import argparse
 
 from mmengine.runner import find_latest_checkpoint
 
 from fba_mm import command_line
+from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
 from fba_mm.engine.preflight import build_model, check_training, readable_errors
 from fba_mm.errors import LocalLearningError
@@ -18,12 +21,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument(
         'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
-    parser.add_argument(
-        '--local',
-        type=command_line.module_count,
-        metavar='K',
-        help="train the config's backbone by local learning, in K modules ('stages' and 'blocks' "
-        'are good too)')
+    command_line.add_local(parser, "the config's backbone")
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
@@ -40,12 +38,18 @@ def main() -> None:
     args = parse_args()
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
-    if args.local is not None:
-        cfg = localize(cfg, num_modules=args.local)
     if args.amp and cfg.get('optim_wrapper') is not None:
         local = 'Local' in str(cfg.optim_wrapper.get('type', 'OptimWrapper'))
         cfg.optim_wrapper.type = 'AmpLocalOptimWrapper' if local else 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
+    # With precision and data settled, 'auto' knows what has to fit.
+    if args.local is not None:
+        cfg = localize(cfg, num_modules=args.local, memory_budget=args.memory_budget)
+    elif args.memory_budget is not None:
+        raise LocalLearningError(
+            f'--memory-budget {args.memory_budget}: give --local auto with it, or set '
+            "num_modules='auto' and memory_budget in the config's model.backbone")
+    cfg = resolve_num_modules(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise LocalLearningError(

@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, DefaultScope
-from torch import Tensor
+from torch import Tensor, nn
 
 from fba_mm.config import type_name
 from fba_mm.engine.preflight import build_model
@@ -27,7 +27,7 @@ class TrainingStep:
     def __init__(self, cfg: Config, device: str = 'cpu'):
         self.scope = cfg.get('default_scope') or 'mmengine'
         with DefaultScope.overwrite_default_scope(self.scope):
-            self.model = build_model(cfg).to(device).train()
+            self.model = self._build_model(cfg, device).train()
             self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
             self.hooks = [
                 HOOKS.build(hook) for hook in cfg.get('custom_hooks') or []
@@ -36,6 +36,9 @@ class TrainingStep:
         self._iteration = SimpleNamespace(seed=0, iter=0)
         for hook in self.hooks:
             hook.attach(self.model, self.optim_wrapper)
+
+    def _build_model(self, cfg: Config, device: str) -> nn.Module:
+        return build_model(cfg).to(device)
 
     def __call__(self, data: Any) -> Dict[str, Tensor]:
         """Forward, backward and the optimizer's step on one batch.

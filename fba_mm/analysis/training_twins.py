@@ -100,7 +100,7 @@ def training_twins(cfg: Config, images: int,
     if not cfg.get('optim_wrapper'):
         raise LocalLearningError(
             'the config has no optim_wrapper: give a complete training config')
-    cfg = _from_scratch(cfg)
+    cfg = from_scratch(cfg)
     cfg.optim_wrapper.accumulative_counts = 1
     if 'Amp' in type_name(cfg.optim_wrapper.get('type')):
         # It is MMEngine's with CPU support, and without local losses does the same.
@@ -178,8 +178,17 @@ def _local_name(cfg: Config) -> str:
     return ', '.join(parts)
 
 
-def _from_scratch(cfg: Config) -> Config:
-    """A copy of a config that loads no weights, wherever in the model that is asked for."""
+def from_scratch(cfg: Config) -> Config:
+    """A copy of a config that loads no weights, wherever in the model that is asked for.
+
+    Args:
+        cfg: A training config. It is not changed.
+
+    Example:
+        >>> cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+        >>> 'init_cfg' in from_scratch(cfg).model.backbone
+        False
+    """
     cfg = copy.deepcopy(cfg)
     cfg.load_from = None
     cfg.model = ConfigDict(_without_pretrained(cfg.model))

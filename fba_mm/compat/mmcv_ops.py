@@ -9,6 +9,7 @@ import importlib.util
 import sys
 import types
 import warnings
+from contextlib import contextmanager
 
 from fba_mm.errors import LocalLearningError
 
@@ -79,6 +80,35 @@ def install_mmcv_ops():
     sys.modules[_NAME] = mmcv._ext = module
     _replace_fallbacks()
     return 'stand-in'
+
+
+@contextmanager
+def without_compiled_ops():
+    """Within this context, torchvision and torch answer mmcv's ops even if compiled ones are there.
+
+    Compiled ops read memory, which the tensors of a simulation don't have.
+
+    Example:
+        >>> with without_compiled_ops():
+        ...     prediction = predict_memory(cfg, (2, 3, 800, 1333))
+    """
+    loaded = sys.modules.get(_NAME)
+    if loaded is None or isinstance(loaded, _StandIn):
+        yield
+        return
+    loader = _StandInLoader()
+    stand_in = loader.create_module(None)
+    loader.exec_module(stand_in)
+    users = [module for name, module in list(sys.modules.items())
+             if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module')]
+    compiled = [module.ext_module for module in users]
+    try:
+        for module in users:
+            module.ext_module = stand_in
+        yield
+    finally:
+        for module, own in zip(users, compiled):
+            module.ext_module = own
 
 
 class _StandIn(types.ModuleType):

@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import LocalLearningError
+from ..memory_budget import check_budget
 from .local_step import LocalStep
 from .partition import cut, cut_points, trace_footprints, unroll
 from .task_loss import AnsweringBackbone, untracked_norm
@@ -40,10 +41,13 @@ class LocalBackbone(AnsweringBackbone):
             ``num_modules`` is a number: a share of what the backbone keeps for its backward pass.
             Unset, 0.2 where the auxiliary networks have lighter heads of their own (the difference on a
             RetinaNet-R50), and 0 where all modules run the model's.
+        memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
+            by a number before the model is built, by ``tools/train.py`` or ``localize``.
         init_cfg: Initialization config. The wrapped backbone keeps its own.
 
     Raises:
-        LocalLearningError: The backbone can't be cut, or not in so many modules.
+        LocalLearningError: The backbone can't be cut, or not in so many modules, or
+            ``num_modules='auto'`` has not been replaced.
 
     Example:
         >>> model = dict(backbone=dict(
@@ -57,8 +61,15 @@ class LocalBackbone(AnsweringBackbone):
                  auxiliary: dict = dict(type='SLM'),
                  head_batch_size: Optional[int] = None,
                  reserve: Optional[float] = None,
+                 memory_budget: Optional[Union[str, int, float]] = None,
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
+        if check_budget(num_modules, memory_budget):
+            raise LocalLearningError(
+                "num_modules='auto' is to be replaced by a number before the model is built: train "
+                "with fba_mm's tools/train.py, or use cfg = fba_mm.localize(stock_cfg, 'auto', "
+                'memory_budget=...) or cfg = fba_mm.analysis.resolve_num_modules(cfg) in your own '
+                'script, or give a number')
         self.backbone = MODELS.build(backbone)
         self.auxiliary = ModuleList()
         if head_batch_size is not None and (isinstance(head_batch_size, bool) or not isinstance(

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 from fba_mm import command_line
+from fba_mm.analysis.memory_fit import fit_modules, resolve_num_modules
 from fba_mm.analysis.profile_report import print_profile, save_profile
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
 from fba_mm.analysis.training_profile import check_device, profile_training
@@ -23,6 +24,7 @@ from fba_mm.analysis.training_twins import TWINS, in_mixed_precision, trains_loc
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
+from fba_mm.memory_budget import check_budget
 
 # As wide as the widest table, where no terminal says how wide it is.
 WIDTH = 120
@@ -35,10 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'configs', nargs='+', metavar='config',
         help='path of a config, or its name in a package (mmdet::retinanet/...)')
-    parser.add_argument(
-        '--local', type=command_line.module_count, metavar='K',
-        help="train stock configs by local learning, in K modules ('stages' and 'blocks' are good "
-        'too)')
+    command_line.add_local(parser, 'stock configs')
     parser.add_argument(
         '--twins', nargs='*', choices=list(TWINS), default=list(TWINS),
         help='what to compare with (default: all)')
@@ -69,9 +68,13 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
     for config in args.configs:
         cfg = load_config(config)
         command_line.apply_cfg_options(cfg, args.cfg_options)
+        cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
         if args.local is not None and not trains_locally(cfg):
-            cfg = localize(cfg, num_modules=args.local)
-        cfgs.append(in_mixed_precision(cfg, args.amp) if args.amp else cfg)
+            auto = check_budget(args.local, args.memory_budget)
+            cfg = localize(cfg, num_modules=1 if auto else args.local)
+            if auto:
+                cfg = fit_modules(cfg, args.memory_budget, shape_from(args, cfg))
+        cfgs.append(resolve_num_modules(cfg, shape_from(args, cfg)))
     return cfgs
 
 
@@ -116,6 +119,9 @@ def check_args(args: argparse.Namespace) -> None:
         raise LocalLearningError('--size takes height and width: give one number or two')
     if args.rounds < 0:
         raise LocalLearningError(f'--rounds {args.rounds}: give 0 or more')
+    if args.memory_budget is not None and args.local is None:
+        raise LocalLearningError(
+            f'--memory-budget {args.memory_budget}: give --local auto with it')
     check_device(args.device)
 
 

@@ -33,7 +33,8 @@ def cut(footprints: Sequence[Footprint],
         return _by_stage(units, segments)
     if isinstance(num_modules, bool) or not isinstance(num_modules, int):
         raise LocalLearningError(
-            f"num_modules={num_modules!r}: give a number, 'blocks' or 'stages'")
+            f"num_modules={num_modules!r}: give a number, 'blocks', 'stages', or "
+            "'auto' with a memory_budget")
     if not 1 <= num_modules <= len(units):
         frozen = sum(f.frozen for f in footprints)
         raise LocalLearningError(

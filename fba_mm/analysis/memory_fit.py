@@ -1,0 +1,270 @@
+"""How many modules it takes for a training step to fit a memory budget, without training.
+
+A config's own training step runs on tensors that have shapes but no memory (see
+:mod:`fba_mm.analysis.simulated_step`), and :class:`StorageTracker` counts what they would take.
+"""
+import copy
+import gc
+from dataclasses import dataclass, replace
+from typing import Callable, Iterator, List, Optional, Tuple, Union
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from fba_mm.compat import MissingOpError
+from fba_mm.config import type_name
+from fba_mm.engine.preflight import readable_errors
+from fba_mm.errors import LocalLearningError
+from fba_mm.local.partition import cut, trace_footprints, unroll
+from fba_mm.memory_budget import check_budget, parse_memory
+
+from .memory import StorageTracker
+from .peak_split import resident_bytes
+from .simulated_step import SimulatedStep, quiet, without_memory
+from .synthetic_batch import Shape, batch_shape
+from .training_twins import from_scratch, trains_locally
+
+MIB, GIB = 2**20, 2**30
+
+NO_FIT = ('take smaller images or a smaller train_dataloader.batch_size, set '
+          "model.backbone.head_batch_size=1, give the modules lighter heads (auxiliary=dict(type='SLM', "
+          "channels=64, head=dict(type='LightRetinaNet', num_classes=...))), set with_cp=True in the "
+          'wrapped backbone, or train in mixed precision (--amp)')
+
+
+@dataclass(frozen=True)
+class MemoryPrediction:
+    """What the tensors of a training step take.
+
+    Attributes:
+        num_modules: K, or ``'blocks'``; None for a config without local learning.
+        parameters: Bytes of parameters and buffers, auxiliary networks included.
+        optimizer_state: Bytes of the optimizer's state, theirs included.
+        peak: The most bytes that are alive at once in a step, above these two.
+        guessed_loss: Whether the loss could not be simulated, so that only the heads' outputs and
+            their gradients are counted of it.
+    """
+    num_modules: Optional[Union[int, str]]
+    parameters: int
+    optimizer_state: int
+    peak: int
+    guessed_loss: bool = False
+
+    @property
+    def resident(self) -> int:
+        """Bytes that are there between steps, too."""
+        return self.parameters + self.optimizer_state
+
+    @property
+    def total(self) -> int:
+        """What has to fit."""
+        return self.resident + self.peak
+
+
+def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
+    """Predict the memory of a training step, without computing anything or taking memory for it.
+
+    Counted are the tensors of the second step, as :func:`measure_step` counts them on the CPU: the
+    step of the config's model with its own losses, FBAHook and optimizer wrapper. Not counted are
+    what ops use internally, CUDA's context and the allocator's fragmentation, the batch before it
+    is preprocessed, and what other hooks keep (EMAHook: the parameters once more). mmcv's ops count
+    as those of torchvision and torch. Targets are those of 8 objects per image, and boxes that
+    depend on values, such as the proposals of an RPN, are as many as the config allows.
+
+    Args:
+        cfg: A training config, stock or local. It is not changed, and no weights are loaded.
+        shape: The batch, (images, channels, height, width).
+
+    Returns:
+        The prediction.
+
+    Raises:
+        LocalLearningError: The config can't be trained, or its step can't be simulated.
+
+    Example:
+        >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
+        >>> predict_memory(cfg, (2, 3, 800, 1333)).total / 2**30
+        4.7
+    """
+    num_modules = None
+    if trains_locally(cfg):
+        num_modules = cfg.model.backbone.get('num_modules', 4)
+    cfg, steps = _as_simulated(cfg)
+    first: Optional[Exception] = None
+    for guess_loss in (False, True):
+        try:
+            with quiet():
+                found = _simulate(cfg, shape, guess_loss, steps)
+            return replace(found, num_modules=num_modules)
+        except Exception as error:  # A model is anybody's code.
+            if isinstance(error, LocalLearningError) and not isinstance(error, MissingOpError):
+                raise
+            first = first or error
+    reason = ' '.join(str(first).split())[:200] or 'no reason given'
+    raise LocalLearningError(
+        f'the training step on a batch of {"×".join(map(str, shape))} cannot be simulated '
+        f'({type(first).__name__}: {reason}): give num_modules a number, or check the shape'
+    ) from first
+
+
+def _as_simulated(cfg: Config) -> Tuple[Config, int]:
+    """The config to simulate, and after how many steps gradients are applied in it."""
+    if not cfg.get('optim_wrapper'):
+        raise LocalLearningError(
+            'the config has no optim_wrapper: give a complete training config')
+    cfg = from_scratch(cfg)
+    wrapper = cfg.optim_wrapper
+    if 'Amp' in type_name(wrapper.get('type')):
+        # It is MMEngine's with CPU support, and without local losses does the same.
+        wrapper.type = 'AmpLocalOptimWrapper'
+        if torch.cuda.is_available():
+            wrapper.setdefault('dtype', 'float16')
+    # The second of two steps meets the gradients of the first, as all others would.
+    steps = min(wrapper.get('accumulative_counts') or 1, 2)
+    wrapper.accumulative_counts = steps
+    return cfg, steps
+
+
+def _simulate(cfg: Config, shape: Shape, guess_loss: bool, steps: int) -> MemoryPrediction:
+    with readable_errors('the model or its optimizer cannot be built'):
+        step = SimulatedStep(cfg, shape, guess_loss)
+    tracker = StorageTracker()
+    with step.running():
+        batch = step.batch()
+        for _ in range(steps):  # makes the optimizer's state
+            step(batch)
+        # Garbage that happens to be collected later would blur the account.
+        gc.collect()
+        sizes = resident_bytes(step.model, step.optim_wrapper.optimizer)
+        tracker.watch(step.model, step.optim_wrapper.optimizer)
+        with tracker:
+            for _ in range(steps):
+                step(batch)
+    resident = sizes['parameters'] + sizes['optimizer_state']
+    return MemoryPrediction(None, sizes['parameters'], sizes['optimizer_state'],
+                            tracker.peak - resident, guess_loss)
+
+
+def fit_modules(cfg: Config,
+                memory_budget: Union[str, int, float],
+                shape: Optional[Shape] = None,
+                report: Callable[[str], None] = print) -> Config:
+    """Take the fewest modules with which a training step fits a memory budget.
+
+    Fewer modules train more alike to back-propagation and cost less time. Tried are 1, 2, 3, 4, 6,
+    8, 12, 16, ... and ``'blocks'``, each by :func:`predict_memory`.
+
+    Args:
+        cfg: A local-learning config. It is not changed; its ``num_modules`` doesn't count.
+        memory_budget: What the tensors of a training step may take, parameters and optimizer state
+            included: ``'8GB'``, ``'10GiB'``, or bytes. CUDA's context, fragmentation and the
+            workspaces of ops come on top: leave them room.
+        shape: The batch, (images, channels, height, width); unset, that of the config's train
+            pipeline.
+        report: Called with a line for each number that is tried.
+
+    Returns:
+        A new config with the number in ``model.backbone.num_modules``.
+
+    Raises:
+        LocalLearningError: None fits; the config isn't a local one or can't be simulated; or the
+            budget is none.
+
+    Example:
+        >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=1)
+        >>> fit_modules(cfg, '5GB').model.backbone.num_modules
+        4
+    """
+    budget = parse_memory(memory_budget)
+    if not trains_locally(cfg):
+        raise LocalLearningError(
+            'model.backbone is no LocalBackbone, there is no number of modules to find: make the '
+            'config local with fba_mm.localize')
+    shape = batch_shape(cfg) if shape is None else tuple(shape)
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.pop('memory_budget', None)
+    report(f'Modules that fit memory_budget={memory_budget} with batches of '
+           f'{"×".join(map(str, shape))}, tensors of a training step alone (what CUDA and its '
+           'allocator take comes on top):')
+    least: Optional[MemoryPrediction] = None
+    for num_modules in _candidates(cfg):
+        cfg.model.backbone.num_modules = num_modules
+        found = predict_memory(cfg, shape)
+        fits = found.total <= budget
+        report(f'num_modules={num_modules!r}: {_readable(found.total)}, of which '
+               f'{_readable(found.resident)} parameters and optimizer state'
+               f'{", without what the loss keeps" if found.guessed_loss else ""}: '
+               f'{"fits" if fits else "does not fit"}')
+        if fits:
+            return cfg
+        if least is None or found.total < least.total:
+            least = found
+    raise LocalLearningError(
+        f'memory_budget={memory_budget} is less than any number of modules takes on batches of '
+        f'{"×".join(map(str, shape))}: the least is {_readable(least.total)}, with '
+        f'num_modules={least.num_modules!r} ({_readable(least.resident)} of it parameters and '
+        f'optimizer state): {NO_FIT}')
+
+
+def resolve_num_modules(cfg: Config,
+                        shape: Optional[Shape] = None,
+                        report: Callable[[str], None] = print) -> Config:
+    """Fill in the number of modules where a config says ``'auto'``.
+
+    Args:
+        cfg: Any config. It is not changed.
+        shape: As in :func:`fit_modules`.
+        report: As in :func:`fit_modules`.
+
+    Returns:
+        The config itself if there is nothing to fill in, else a new one.
+
+    Raises:
+        LocalLearningError: As :func:`fit_modules`; or ``num_modules='auto'`` and
+            ``memory_budget`` are there one without the other.
+
+    Example:
+        >>> cfg.model.backbone
+        {'type': 'LocalBackbone', 'num_modules': 'auto', 'memory_budget': '8GB', ...}
+        >>> resolve_num_modules(cfg).model.backbone.num_modules
+        4
+    """
+    backbone = (cfg.get('model') or {}).get('backbone')
+    if not isinstance(backbone, dict) or type_name(backbone.get('type')) != 'LocalBackbone':
+        return cfg
+    memory_budget = backbone.get('memory_budget')
+    if not check_budget(backbone.get('num_modules', 4), memory_budget):
+        return cfg
+    return fit_modules(cfg, memory_budget, shape, report)
+
+
+def _candidates(cfg: Config) -> Iterator[Union[int, str]]:
+    """Numbers of modules in increasing order, as many as the backbone allows."""
+    yield 1
+    blocks = _count_blocks(cfg)
+    yield from (number for number in _numbers(blocks) if 1 < number < blocks)
+    if blocks > 1:
+        yield 'blocks'
+
+
+def _numbers(limit: int) -> List[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+    numbers, power = [1], 2
+    while power < limit:
+        numbers += [power, power * 3 // 2]
+        power *= 2
+    return numbers
+
+
+def _count_blocks(cfg: Config) -> int:
+    """Modules of the finest cut."""
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), \
+            readable_errors('the backbone cannot be built'), quiet(), without_memory():
+        backbone = MODELS.build(from_scratch(cfg).model.backbone.backbone)
+        segments = unroll(backbone).segments
+        return len(cut(trace_footprints(backbone, segments), segments, 'blocks'))
+
+
+def _readable(nbytes: int) -> str:
+    return f'{nbytes / GIB:.2f} GiB' if nbytes >= GIB else f'{nbytes / MIB:.1f} MiB'
