@@ -24,6 +24,12 @@ def parse_args() -> argparse.Namespace:
         metavar='K',
         help="train the config's backbone by local learning, in K modules ('stages' and 'blocks' "
         'are good too)')
+    parser.add_argument(
+        '--auxiliary',
+        choices=['shared', 'light'],
+        default='shared',
+        help="with --local: modules learn from the model's own head, or each from a light one, "
+        'which takes less memory and time')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
@@ -41,7 +47,7 @@ def main() -> None:
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
     if args.local is not None:
-        cfg = localize(cfg, num_modules=args.local)
+        cfg = localize(cfg, num_modules=args.local, auxiliary=args.auxiliary)
     if args.amp and cfg.get('optim_wrapper') is not None:
         local = 'Local' in str(cfg.optim_wrapper.get('type', 'OptimWrapper'))
         cfg.optim_wrapper.type = 'AmpLocalOptimWrapper' if local else 'AmpOptimWrapper'

@@ -40,6 +40,9 @@ def parse_args() -> argparse.Namespace:
         help="train stock configs by local learning, in K modules ('stages' and 'blocks' are good "
         'too)')
     parser.add_argument(
+        '--auxiliary', choices=['shared', 'light'], default='shared',
+        help="with --local: modules learn from the model's own head, or each from a light one")
+    parser.add_argument(
         '--twins', nargs='*', choices=list(TWINS), default=list(TWINS),
         help='what to compare with (default: all)')
     parser.add_argument(
@@ -70,7 +73,7 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
         cfg = load_config(config)
         command_line.apply_cfg_options(cfg, args.cfg_options)
         if args.local is not None and not trains_locally(cfg):
-            cfg = localize(cfg, num_modules=args.local)
+            cfg = localize(cfg, num_modules=args.local, auxiliary=args.auxiliary)
         cfgs.append(in_mixed_precision(cfg, args.amp) if args.amp else cfg)
     return cfgs
 
