@@ -1,106 +1,95 @@
-"""Peak memory and time of one RetinaNet training step: BP, activation checkpointing, FBA.
+"""Peak memory and time of a training step: BP, activation checkpointing, FBA with light heads.
 
-    python benchmarks/step_memory.py [--depth 50] [--size 320] [--batch 2] [--rounds 5]
+    python benchmarks/step_memory.py [--rounds 5] [--works retinanet_r50 mask_rcnn_r50 ...]
 
-float32 on the CPU, random images and boxes. Peak: live tensors above parameters, buffers and
-optimizer state. Time: median over rounds in which the variants take turns.
+float32, random images and boxes, batch norm trained, nothing frozen, no weights loaded. All ways
+to train use the same sliced focal loss, so that only the method differs. Peak: live tensors above
+parameters, buffers and optimizer state (the allocator's on CUDA). Time: median over rounds in which
+the ways take turns.
 """
 import argparse
+import json
 import statistics
-import time
+from pathlib import Path
 
 import torch
-from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 from fba_mm import localize
-from fba_mm.analysis import TrainingStep, measure_step
+from fba_mm.analysis.training_profile import profile_training
 from fba_mm.config import load_config
 
-STOCK = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-LIGHT = 64
+RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+# Config, depth, numbers of modules.
+WORKS = {
+    'retinanet_r50': (RETINANET, 50, (4, 'blocks')),
+    'retinanet_r101': (RETINANET, 101, (4, 'blocks')),
+    'retinanet_r152': (RETINANET, 152, (4, 'blocks')),
+    'mask_rcnn_r50': (MASK_RCNN, 50, (4, )),
+}
 
 
-def stock(depth: int):
-    """The stock config, trained from scratch: nothing frozen, nothing downloaded."""
-    cfg = load_config(STOCK)
+def from_scratch(name: str, depth: int) -> Config:
+    """The stock config with nothing frozen, nothing downloaded, and the sliced focal loss."""
+    cfg = load_config(name)
     cfg.model.backbone.update(
         depth=depth, init_cfg=None, frozen_stages=-1, norm_eval=False,
         norm_cfg=dict(type='BN', requires_grad=True))
+    head = cfg.model.get('bbox_head')
+    if head is not None:
+        head.loss_cls.type = 'SlicedFocalLoss'
     return cfg
 
 
-def light_head(cfg) -> dict:
-    """An auxiliary network with a narrow neck and head of its own."""
-    model = cfg.model
-    head = dict(
-        model.bbox_head, in_channels=LIGHT, feat_channels=LIGHT, stacked_convs=1,
-        anchor_generator=dict(model.bbox_head.anchor_generator, scales_per_octave=1, ratios=[1.0]))
-    return dict(
-        type='SLM', channels=LIGHT,
-        head=dict(
-            type=model.type, neck=dict(model.neck, out_channels=LIGHT), bbox_head=head,
-            train_cfg=model.train_cfg, test_cfg=model.test_cfg))
-
-
-def variants(depth: int) -> dict:
-    """Name → config."""
-    bp = stock(depth)
-    checkpointed = stock(depth)
+def variants(work: str, with_shared: bool) -> dict:
+    """Name → config of the local ways; their twins are made from the first."""
+    name, depth, numbers = WORKS[work]
+    stock = from_scratch(name, depth)
+    found = {f'FBA K={k}, light heads': localize(stock, k, auxiliary='light') for k in numbers}
+    checkpointed = from_scratch(name, depth)
     checkpointed.model.backbone.with_cp = True
-    return {
-        'BP': bp,
-        'BP, with_cp=True': checkpointed,
-        "FBA K=4, shared head": localize(bp, 4),
-        "FBA K='stages', shared head": localize(bp, 'stages'),
-        "FBA K='blocks', shared head": localize(bp, 'blocks'),
-        "FBA K=4, light heads, eager": localize(bp, 4, apply='eager', auxiliary=light_head(bp)),
-        "FBA K='blocks', light heads, eager": localize(
-            bp, 'blocks', apply='eager', auxiliary=light_head(bp)),
-        "FBA K=4, light heads, eager, with_cp": localize(
-            checkpointed, 4, apply='eager', auxiliary=light_head(bp)),
-    }
+    found['FBA K=4, light heads, checkpointing'] = localize(checkpointed, 4, auxiliary='light')
+    if with_shared:
+        found['FBA K=4, shared head'] = localize(stock, 4)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Memory and time of a training step')
-    parser.add_argument('--depth', type=int, default=50)
-    parser.add_argument('--size', type=int, default=320, help='height and width, in pixels')
+    parser.add_argument('--works', nargs='+', choices=list(WORKS), default=list(WORKS))
     parser.add_argument('--batch', type=int, default=2)
+    parser.add_argument('--size', type=int, nargs='+', default=[320], help='height, width')
     parser.add_argument('--rounds', type=int, default=5, help='0 measures memory alone')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--shared', action='store_true', help='also FBA with the shared head')
+    parser.add_argument('--out', type=Path, help='also write the figures to this JSON file')
     args = parser.parse_args()
-    batch = demo_mm_inputs(
-        args.batch, [[3, args.size, args.size]] * args.batch, num_items=[8] * args.batch,
-        num_classes=80)
-    steps, peaks, seconds = {}, {}, {}
-    console = Console()
-    for name, cfg in variants(args.depth).items():
-        torch.manual_seed(0)
-        step = TrainingStep(cfg)
-        step(batch)
-        peaks[name] = measure_step(lambda: step(batch)).peak_bytes / 2**20
-        console.print(f'{name}: {peaks[name]:.0f} MiB')
-        seconds[name] = []
-        if args.rounds:
-            steps[name] = step
-        del step
-    for round_ in range(args.rounds):
-        console.print(f'timing, round {round_ + 1} of {args.rounds}')
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(batch)
-            seconds[name].append(time.perf_counter() - start)
-    table = Table(title=f'RetinaNet-R{args.depth}, {args.batch}×3×{args.size}×{args.size}, '
-                  f'torch {torch.__version__}, {torch.get_num_threads()} threads')
-    for column in ('variant', 'peak MiB', '/ BP', '/ with_cp', 's', '/ BP'):
-        table.add_column(column, justify='left' if column == 'variant' else 'right')
-    base = {name: statistics.median(s) if s else float('nan') for name, s in seconds.items()}
-    for name, peak in peaks.items():
-        table.add_row(name, f'{peak:.0f}', f'{peak / peaks["BP"]:.2f}',
-                      f'{peak / peaks["BP, with_cp=True"]:.2f}', f'{base[name]:.2f}',
-                      f'{base[name] / base["BP"]:.2f}')
-    console.print(table)
+    shape = (args.batch, 3, args.size[0], args.size[-1])
+    console, figures = Console(), {}
+    for work in args.works:
+        local = variants(work, args.shared)
+        first, *others = local.values()
+        profiles = profile_training(first, shape, ['bp', 'checkpointing'], args.device,
+                                    args.rounds, console.print, others)
+        names = [list(local)[0], 'BP', 'BP, checkpointing', *list(local)[1:]]
+        peaks = {n: p.memory.peak_bytes / 2**20 for n, p in zip(names, profiles)}
+        times = {n: statistics.median(p.seconds) if p.seconds else float('nan')
+                 for n, p in zip(names, profiles)}
+        table = Table(title=f'{work}, {"×".join(map(str, shape))}, torch {torch.__version__}, '
+                      f'{args.device}, {torch.get_num_threads()} threads')
+        for column in ('training', 'peak MiB', '/ BP', '/ checkpointing', 's', '/ BP'):
+            table.add_column(column, justify='left' if column == 'training' else 'right')
+        for name in ('BP', 'BP, checkpointing', *local):
+            table.add_row(name, f'{peaks[name]:.1f}', f'{peaks[name] / peaks["BP"]:.3f}',
+                          f'{peaks[name] / peaks["BP, checkpointing"]:.3f}',
+                          f'{times[name]:.2f}', f'{times[name] / times["BP"]:.2f}')
+        console.print(table)
+        figures[work] = dict(shape=shape, peak_mib=peaks, seconds=times)
+    if args.out:
+        args.out.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == '__main__':

@@ -58,7 +58,7 @@ def module_count(value: str) -> Union[int, str]:
 
 
 def add_local(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add ``--local`` and ``--memory-budget``.
+    """Add ``--local``, ``--auxiliary`` and ``--memory-budget``.
 
     Args:
         parser: The tool's parser.
@@ -71,10 +71,37 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         help=f"train {what} by local learning, in K modules; 'stages' and 'blocks' are good too, "
         "and 'auto' takes the fewest that fit --memory-budget")
     parser.add_argument(
+        '--auxiliary',
+        choices=['shared', 'light'],
+        default='shared',
+        help="with --local: modules learn from the model's own head, or each from a light one, "
+        'which takes less memory and time, and is a weaker teacher')
+    parser.add_argument(
         '--memory-budget',
         metavar='SIZE',
         help="what the tensors of a training step may take, with --local auto: 8GB, 512MB, 10GiB; "
         "CUDA's context and the allocator's fragmentation come on top")
+
+
+def check_local(args: argparse.Namespace) -> None:
+    """Refuse what goes with ``--local`` where it is missing.
+
+    Args:
+        args: Parsed arguments, :func:`add_local`'s among them.
+
+    Raises:
+        LocalLearningError: There is no ``--local``, but something that goes with it.
+    """
+    if args.local is not None:
+        return
+    if args.auxiliary != 'shared':
+        raise LocalLearningError(
+            f'--auxiliary {args.auxiliary} goes with --local: give --local 4, or set '
+            'model.backbone.auxiliary in the config')
+    if args.memory_budget is not None:
+        raise LocalLearningError(
+            f'--memory-budget {args.memory_budget} goes with --local auto: give that, or set '
+            "num_modules='auto' and memory_budget in the config's model.backbone")
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """A stock config → its local-learning form."""
 import copy
-from typing import Optional, Union
+from typing import Any, Iterator, Optional, Union
 
 from mmengine.config import Config, ConfigDict
 
@@ -25,7 +25,7 @@ def localize(config: Union[str, Config],
              num_modules: Union[int, str] = 4,
              scope: str = 'past',
              apply: Optional[str] = None,
-             auxiliary: Optional[dict] = None,
+             auxiliary: Union[str, dict] = 'shared',
              head_batch_size: Optional[int] = None,
              auxiliary_lr_mult: Optional[float] = None,
              auxiliary_decay_mult: Optional[float] = None,
@@ -39,7 +39,10 @@ def localize(config: Union[str, Config],
             :func:`fba_mm.analysis.memory_fit.fit_modules`. It prints what it tries.
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
-        auxiliary: Config of the auxiliary networks; unset, FBA's with a shared head.
+        auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
+            and head. ``'light'``: FBA's, with a light detector of its own for each module, which
+            takes less memory and time, and is a weaker teacher; for detectors and instance
+            segmentors.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -50,8 +53,8 @@ def localize(config: Union[str, Config],
         A new config.
 
     Raises:
-        LocalLearningError: The config has no backbone, or is a local-learning config already; or
-            no number of modules fits the budget.
+        LocalLearningError: The config has no backbone, is a local-learning config already, or is
+            none that the auxiliary networks fit; or no number of modules fits the budget.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
@@ -68,11 +71,15 @@ def localize(config: Union[str, Config],
     if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
             'model.backbone is a LocalBackbone already: change its num_modules instead')
+    if auxiliary == 'shared':
+        auxiliary = dict(type='SLM')
+    elif auxiliary == 'light':
+        auxiliary = _light_auxiliary(cfg.model)
+    elif not isinstance(auxiliary, dict):
+        raise LocalLearningError(
+            f"auxiliary={auxiliary!r}: give 'shared', 'light' or a config with a type")
     cfg.model.backbone = ConfigDict(
-        type='LocalBackbone',
-        backbone=backbone,
-        num_modules=num_modules,
-        auxiliary=auxiliary or dict(type='SLM'))
+        type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
     if head_batch_size is not None:
         cfg.model.backbone.head_batch_size = head_batch_size
 
@@ -104,6 +111,35 @@ def localize(config: Union[str, Config],
         from .analysis.memory_fit import fit_modules  # which needs this file
         cfg = fit_modules(cfg, memory_budget)
     return cfg
+
+
+def _light_auxiliary(model: dict) -> dict:
+    """FBA's auxiliary network with a light detector for the model's classes."""
+    numbers = list(_num_classes(model))
+    if not numbers or not any(key in model for key in ('rpn_head', 'bbox_head')):
+        raise LocalLearningError(
+            f"auxiliary='light' is a detector, and {type_name(model.get('type'))} is none that "
+            "tells its num_classes: give 'shared', or a config with a head of its task")
+    stages = list(model['backbone'].get('out_indices', (0, 1, 2, 3)))
+    if 1 not in stages:
+        raise LocalLearningError(
+            f"auxiliary='light' needs the backbone's map of stride 8, out_indices={stages} lacks "
+            "index 1: give 'shared', or a config with a head that fits")
+    head = dict(type='LightRetinaNet', num_classes=max(numbers))
+    if stages.index(1) != 1:
+        head['neck'] = dict(start_level=stages.index(1))
+    return dict(type='SLM', channels=64, head=head)
+
+
+def _num_classes(part: Any) -> Iterator[int]:
+    if isinstance(part, dict):
+        if isinstance(part.get('num_classes'), int):
+            yield part['num_classes']
+        for value in part.values():
+            yield from _num_classes(value)
+    elif isinstance(part, (list, tuple)):
+        for value in part:
+            yield from _num_classes(value)
 
 
 def stock_form(config: Config) -> Config:

@@ -48,6 +48,35 @@ def test_a_stock_name():
     assert model.backbone.num_modules == 13
 
 
+@pytest.mark.parametrize('name, classes', [
+    (RETINANET, 80), ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', 80),
+    ('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py', 20)])
+def test_light_auxiliary_networks(name, classes):
+    cfg = localize(name, auxiliary='light')
+    head = cfg.model.backbone.auxiliary.head
+    assert head.num_classes == classes and head.type == 'LightRetinaNet'
+    cfg.model.backbone.backbone.init_cfg = None
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build(cfg.model)
+    for auxiliary in model.backbone.auxiliary:
+        auxiliary.check(model, model.backbone)
+
+
+def test_a_light_head_starts_at_stride_8():
+    cfg = small_config()
+    cfg.model.backbone.out_indices = (1, 2, 3)
+    assert localize(cfg, auxiliary='light').model.backbone.auxiliary.head.neck.start_level == 0
+    cfg.model.backbone.out_indices = (2, 3)
+    with pytest.raises(LocalLearningError, match='stride 8, .* lacks index 1: give .shared.'):
+        localize(cfg, auxiliary='light')
+    classifier = Config(dict(model=dict(
+        type='ImageClassifier', backbone=dict(type='ResNet'), head=dict(num_classes=10))))
+    with pytest.raises(LocalLearningError, match='ImageClassifier is none .*: give .shared.'):
+        localize(classifier, auxiliary='light')
+    with pytest.raises(LocalLearningError, match="auxiliary='cheap': give 'shared', 'light' or"):
+        localize(small_config(), auxiliary='cheap')
+
+
 def test_a_path(tmp_path):
     path = tmp_path / 'small.py'
     small_config().dump(path)
@@ -91,7 +120,7 @@ def test_hooks_and_imports_are_kept():
 def test_optimizer_wrappers(stock, local):
     settings = dict(optimizer=dict(type='SGD', lr=.1), clip_grad=dict(max_norm=1.), **stock)
     cfg = localize(small_config(optim_wrapper=settings))
-    assert cfg.optim_wrapper == dict(settings, type=local, apply='end')
+    assert cfg.optim_wrapper == dict(settings, type=local)
 
 
 def test_a_model_alone():

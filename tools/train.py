@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    command_line.check_local(args)
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
     if args.amp and cfg.get('optim_wrapper') is not None:
@@ -44,11 +45,11 @@ def main() -> None:
         cfg.optim_wrapper.loss_scale = 'dynamic'
     # With precision and data settled, 'auto' knows what has to fit.
     if args.local is not None:
-        cfg = localize(cfg, num_modules=args.local, memory_budget=args.memory_budget)
-    elif args.memory_budget is not None:
-        raise LocalLearningError(
-            f'--memory-budget {args.memory_budget}: give --local auto with it, or set '
-            "num_modules='auto' and memory_budget in the config's model.backbone")
+        cfg = localize(
+            cfg,
+            num_modules=args.local,
+            auxiliary=args.auxiliary,
+            memory_budget=args.memory_budget)
     cfg = resolve_num_modules(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):

@@ -27,10 +27,9 @@ from .training_twins import from_scratch, trains_locally
 
 MIB, GIB = 2**20, 2**30
 
-NO_FIT = ('take smaller images or a smaller train_dataloader.batch_size, set '
-          "model.backbone.head_batch_size=1, give the modules lighter heads (auxiliary=dict(type='SLM', "
-          "channels=64, head=dict(type='LightRetinaNet', num_classes=...))), set with_cp=True in the "
-          'wrapped backbone, or train in mixed precision (--amp)')
+NO_FIT = ('take smaller images or a smaller train_dataloader.batch_size, give the modules lighter '
+          'heads (--auxiliary light), set with_cp=True in the wrapped backbone, or train in mixed '
+          'precision (--amp)')
 
 
 @dataclass(frozen=True)

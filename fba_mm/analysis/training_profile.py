@@ -67,7 +67,8 @@ def profile_training(cfg: Config,
                      kinds: Sequence[str] = tuple(TWINS),
                      device: str = 'cpu',
                      rounds: int = 5,
-                     report: Callable[[str], None] = print) -> List[VariantProfile]:
+                     report: Callable[[str], None] = print,
+                     others: Sequence[Config] = ()) -> List[VariantProfile]:
     """Run training steps of a config and of its twins on one synthetic batch.
 
     Memory is that of the second step: the first makes what stays, such as the optimizer's state.
@@ -81,9 +82,11 @@ def profile_training(cfg: Config,
         device: ``'cpu'`` or ``'cuda'``.
         rounds: Timed steps of each; 0 measures memory alone.
         report: Called with a line of progress now and then.
+        others: More configs that train on the same batch and take turns with the rest; they get
+            no twins of their own.
 
     Returns:
-        One profile for each way, the config's own first.
+        One profile for each way, the config's own first, the others' last.
 
     Raises:
         LocalLearningError: The config can't be trained, on this device, or on such a batch.
@@ -98,7 +101,10 @@ def profile_training(cfg: Config,
     text = '×'.join(map(str, shape))
     profiles, ready = [], []
     with _quiet():
-        for twin in training_twins(cfg, shape[0], kinds):
+        twins = training_twins(cfg, shape[0], kinds)
+        for other in others:
+            twins += training_twins(other, shape[0], [])[:1]
+        for twin in twins:
             torch.manual_seed(0)
             step = twin.build(device)
             with readable_errors(f'{twin.name}: the model cannot be initialized'):

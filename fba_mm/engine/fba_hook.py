@@ -71,6 +71,7 @@ class FBAHook(Hook):
         scope: What modules find in the bank. ``'past'``: maps of earlier modules (no extra
             compute). ``'all'``: deeper maps too, from an extra forward without gradients.
             ``'off'``: nothing.
+        bank_dtype: What maps of the extra forward are stored in; see :class:`FeatureBank`.
         log_terms: Also log each term of the local losses (``local_1.loss_cls``, ...).
 
     Raises:
@@ -81,8 +82,9 @@ class FBAHook(Hook):
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
     """
 
-    def __init__(self, scope: str = 'past', log_terms: bool = False):
-        self.bank = FeatureBank(scope)
+    def __init__(self, scope: str = 'past', bank_dtype: Optional[str] = None,
+                 log_terms: bool = False):
+        self.bank = FeatureBank(scope, bank_dtype)
         self.log_terms = log_terms
         self._model: Optional[nn.Module] = None
         self._local_backbone: Optional[LocalBackbone] = None

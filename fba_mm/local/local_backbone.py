@@ -194,7 +194,7 @@ class LocalBackbone(AnsweringBackbone):
         with torch.no_grad(), untracked_norm(self.backbone), torch.autocast(
                 device_type, enabled=torch.is_autocast_enabled(device_type), cache_enabled=False):
             for level, feature in enumerate(self.backbone(x)):
-                step.bank.put(level, feature)
+                step.bank.put(level, feature, ahead=True)
 
     @staticmethod
     def wrapped_keys(state_dict: Mapping[str, Any], prefix: str,

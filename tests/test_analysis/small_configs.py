@@ -16,7 +16,7 @@ def detector(**backbone) -> Config:
 
 def local_detector(num_modules=3, light=False, **kwargs) -> Config:
     """The same in local modules."""
-    return localize(detector(), num_modules, auxiliary=own_head() if light else None, **kwargs)
+    return localize(detector(), num_modules, auxiliary=own_head() if light else 'shared', **kwargs)
 
 
 def classifier(norm: str = 'GN', **backbone) -> Config:

@@ -68,6 +68,16 @@ def test_what_belongs_to_whom(profiles):
     assert forward.memory.peak_bytes < checkpointing.memory.peak_bytes < bp.memory.peak_bytes
 
 
+def test_others_take_turns_without_twins():
+    first = profile_training(local_detector(), SHAPE, ['bp'], rounds=0, report=lambda line: None)
+    both = profile_training(local_detector(), SHAPE, ['bp'], rounds=1, report=lambda line: None,
+                            others=[local_detector(num_modules='blocks', light=True)])
+    assert [p.kind for p in both] == ['local', 'bp', 'local']
+    assert [p.memory.peak_bytes for p in both[:2]] == [p.memory.peak_bytes for p in first]
+    assert len(both[2].modules) > len(both[0].modules)
+    assert all(len(p.seconds) == 1 for p in both)
+
+
 def test_modules(profiles):
     local = profiles[0]
     assert [segments.split()[0] for segments, _ in local.modules][0] == 'stem'

@@ -42,3 +42,22 @@ def test_off_holds_nothing():
 def test_unknown_scope(scope):
     with pytest.raises(LocalLearningError, match="scope=.*: .*'past', 'all', 'off'"):
         FeatureBank(scope)
+
+
+def test_maps_that_the_bank_alone_keeps_may_be_smaller():
+    bank = FeatureBank('all', dtype='bfloat16')
+    ahead, made = torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3)
+    bank.put(0, ahead, ahead=True)
+    bank.put(1, made)
+    assert torch.equal(bank.get(0), ahead.bfloat16())
+    assert bank.get(1).data_ptr() == made.data_ptr() and bank.get(1).dtype == torch.float32
+    assert FeatureBank('all').dtype is None
+
+
+@pytest.mark.parametrize('dtype', ['half', 'int8', 'brain', torch.int32])
+def test_unknown_dtype(dtype):
+    if dtype == 'half':  # torch's other name of float16
+        assert FeatureBank('all', dtype).dtype == torch.float16
+        return
+    with pytest.raises(LocalLearningError, match="bank_dtype=.*: give 'bfloat16'"):
+        FeatureBank('all', dtype)

@@ -71,7 +71,7 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
         cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
         if args.local is not None and not trains_locally(cfg):
             auto = check_budget(args.local, args.memory_budget)
-            cfg = localize(cfg, num_modules=1 if auto else args.local)
+            cfg = localize(cfg, num_modules=1 if auto else args.local, auxiliary=args.auxiliary)
             if auto:
                 cfg = fit_modules(cfg, args.memory_budget, shape_from(args, cfg))
         cfgs.append(resolve_num_modules(cfg, shape_from(args, cfg)))
@@ -119,9 +119,7 @@ def check_args(args: argparse.Namespace) -> None:
         raise LocalLearningError('--size takes height and width: give one number or two')
     if args.rounds < 0:
         raise LocalLearningError(f'--rounds {args.rounds}: give 0 or more')
-    if args.memory_budget is not None and args.local is None:
-        raise LocalLearningError(
-            f'--memory-budget {args.memory_budget}: give --local auto with it')
+    command_line.check_local(args)
     check_device(args.device)
 
 

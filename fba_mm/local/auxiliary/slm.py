@@ -146,7 +146,7 @@ class SLM(Auxiliary):
     def _with_context(own: Tensor, banked: Optional[Tensor], offered: Tensor) -> Tensor:
         if banked is None or banked.shape != own.shape:
             return own
-        return own + banked * offered.to(banked.device)
+        return own + banked.to(own.dtype) * offered.to(banked.device)
 
     @staticmethod
     def _blank(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:

@@ -76,3 +76,16 @@ def test_everything_frozen():
 def test_wrong_numbers(num_modules):
     with pytest.raises(LocalLearningError, match=f'num_modules={num_modules!r}: give'):
         cut(footprints([1, 1, 1]), segments([-1, 0, 1]), num_modules)
+
+
+def test_the_last_module_keeps_room():
+    costs = [4, 4, 4, 4]
+    cut_at = {reserve: [len(m) for m in cut(footprints(costs), segments([0] * 4), 2, reserve)]
+              for reserve in (0, .25, .75, 9)}
+    # With the room that is kept: 8 + 8, 8 + 12 (rather than 12 + 8: alike, but the first fits),
+    # 12 + 16, 12 + 148.
+    assert cut_at[0] == [2, 2]
+    assert cut_at[.75] == cut_at[9] == [3, 1]
+    assert max(sum(costs[:n]) for n in (cut_at[.25][0],)) <= 12
+    assert cut(footprints(costs), segments([0] * 4), 'blocks', 9) == cut(
+        footprints(costs), segments([0] * 4), 'blocks')
