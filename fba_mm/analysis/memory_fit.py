@@ -199,6 +199,8 @@ def fit_modules(cfg: Config,
             return cfg
         if least is None or found.total < least.total:
             least = found
+        if found.resident > budget:
+            break  # More modules have more parameters.
     raise LocalLearningError(
         f'memory_budget={memory_budget} is less than any number of modules takes on batches of '
         f'{"×".join(map(str, shape))}: the least is {_readable(least.total)}, with '

@@ -6,9 +6,12 @@ autocast, losses and optimizers go the ways that they go in training. What remai
 that only values answer: these are guessed.
 """
 import logging
+import sys
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Iterator, List, Optional
+from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -37,6 +40,18 @@ _SMALL = 4096
 _MASKS = (torch.bool, torch.uint8)
 
 
+class _FakeTensorMode(FakeTensorMode):
+    """torch's, for code that also has real tensors, such as anchors, and that copies fake ones."""
+
+    def __init__(self):
+        super().__init__(allow_non_fake_inputs=True)
+
+    def __deepcopy__(self, memo: dict) -> '_FakeTensorMode':
+        # A fake tensor's copy takes all its attributes along, this mode among them, whose weak
+        # references to storages must not be copied: torch would free each of them twice.
+        return self
+
+
 class SimulatedStep(TrainingStep):
     """Builds a config's model and optimizer without memory, and goes through a training step.
 
@@ -61,8 +76,7 @@ class SimulatedStep(TrainingStep):
     """
 
     def __init__(self, cfg: Config, shape: Shape, guess_loss: bool = False):
-        # Tensors outside of modules, such as anchors, are real.
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = _FakeTensorMode()
         self._shape = shape
         super().__init__(cfg)
         if self.hooks:
@@ -87,7 +101,7 @@ class SimulatedStep(TrainingStep):
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context in which the step is called, and in which its tensors are looked at."""
-        with without_compiled_ops(), self._fake, _Guesses():
+        with without_compiled_ops(), _mask_targets_in_torch(), self._fake, _Guesses():
             yield
 
     def batch(self) -> dict:
@@ -114,7 +128,7 @@ class without_memory(TorchDispatchMode):
 
     def __init__(self, fake: Optional[FakeTensorMode] = None):
         super().__init__()
-        self._fake = fake or FakeTensorMode(allow_non_fake_inputs=True)
+        self._fake = fake or _FakeTensorMode()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -169,20 +183,38 @@ def _unique(tensor: Tensor, sorted: bool = True, return_inverse: bool = False,
     return tensor.new_empty(tensor.numel()), indices(return_inverse), indices(return_counts)
 
 
+@contextmanager
+def _mask_targets_in_torch() -> Iterator[None]:
+    """Within this context, mmdet's targets of masks don't leave torch for numpy."""
+    module = sys.modules.get('mmdet.structures.mask.mask_target')
+    if module is None:
+        yield
+        return
+
+    def targets(pos_proposals: Tensor, inds: Tensor, gt_masks: Any, cfg: Any) -> Tensor:
+        size = cfg.mask_size
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return pos_proposals.new_empty((len(pos_proposals), height, width))
+
+    with mock.patch.object(module, 'mask_target_single', targets):
+        yield
+
+
 def _guess_losses(model: nn.Module) -> None:
     """Let the losses of a model's heads be the sum of what the heads put out, squared."""
 
-    def loss_by_feat(*args: Any, **kwargs: Any) -> dict:
-        return dict(loss=_squares((args, kwargs)))
+    def loss_by_feat(name: str, *args: Any, **kwargs: Any) -> dict:
+        return {name: _squares((args, kwargs))}
 
-    def loss_and_target(*args: Any, **kwargs: Any) -> dict:
-        losses = dict(loss=_squares((args, kwargs)))
+    def loss_and_target(name: str, *args: Any, **kwargs: Any) -> dict:
+        losses = loss_by_feat(name, *args, **kwargs)
         return dict(loss_bbox=losses, loss_mask=losses)
 
-    for module in model.modules():
+    for name, module in model.named_modules():
         for function in (loss_by_feat, loss_and_target):
             if hasattr(module, function.__name__):
-                setattr(module, function.__name__, function)
+                # Detectors gather losses by name: each head's has one of its own.
+                setattr(module, function.__name__, partial(function, f'loss_{name}'))
 
 
 def _squares(value: Any) -> Tensor:

@@ -13,6 +13,7 @@ import mmcv
 import pytest
 
 from fba_mm.compat import MissingOpError, install_mmcv_ops, nms_ops
+from fba_mm.compat.mmcv_ops import without_compiled_ops
 from fba_mm.errors import LocalLearningError
 
 ROOT = Path(__file__).parents[2]
@@ -206,3 +207,20 @@ masks = structures.BitmapMasks(np.ones((1, 8, 8), np.uint8), 8, 8)
 box = np.array([[0., 0., 8., 8.]], np.float32)
 assert masks.crop_and_resize(box, (4, 4), np.array([0])).masks.all()
 ''')
+
+
+def test_compiled_ops_set_aside(not_installed, monkeypatch):
+    compiled = types.ModuleType('mmcv._ext')
+    user = types.ModuleType('mmcv.ops.an_op')
+    user.ext_module = compiled
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', compiled)
+    monkeypatch.setitem(sys.modules, 'mmcv.ops.an_op', user)
+    with pytest.raises(KeyError), without_compiled_ops():
+        assert user.ext_module.nms is nms_ops.nms
+        raise KeyError
+    assert user.ext_module is compiled
+
+
+def test_a_stand_in_stays(stand_in):
+    with without_compiled_ops():
+        assert sys.modules['mmcv._ext'] is stand_in

@@ -138,6 +138,21 @@ def test_local_with_nonsense(value, data, config, tmp_path, capsys):
     assert not (tmp_path / 'work').exists()
 
 
+@pytest.mark.parametrize('options, words', [
+    (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
+    (['--memory-budget', '8GB'], ['--memory-budget 8GB', '--local auto']),
+    (['--local', 'auto'], ['--memory-budget 8GB']),
+    (['--local', 'auto', '--memory-budget', '8'], ["'8'", "'8GB'"]),
+    (['--local', '4', '--memory-budget', '8GB'], ['num_modules=4', '--local auto']),
+    (['--local', 'auto', '--memory-budget', '2MB'], ['less than any', 'the least is', 'smaller']),
+])
+def test_what_does_not_go_together(options, words, config, tmp_path, capsys):
+    work_dir = tmp_path / 'work'
+    result = run_tool('train', config(base='bp'), *options, '--work-dir', work_dir, capsys=capsys)
+    assert_refused(result, *words)
+    assert not work_dir.exists()
+
+
 def test_local_twice(config, capsys):
     assert_refused(run_tool('train', config(), '--local', 4, capsys=capsys),
                    'already', 'num_modules')

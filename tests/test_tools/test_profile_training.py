@@ -3,6 +3,8 @@ import json
 
 import pytest
 
+from fba_mm.analysis.memory_fit import predict_memory
+
 from ..test_analysis.small_configs import classifier, detector, local_detector
 from .in_process import run_tool
 from .test_bad_input import assert_refused
@@ -37,6 +39,25 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
     assert (tmp_path / 'out/memory.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_as_many_modules_as_fit(written, tmp_path, capsys):
+    """What was predicted to fit does, measured."""
+    shape = (2, 3, 192, 192)
+    one, two = (predict_memory(local_detector(number), shape).total for number in (1, 2))
+    budget = (one + two) // 2
+    result = run_tool(TOOL, written(detector()), '--local', 'auto', '--memory-budget', budget,
+                      '--shape', *shape, '--twins', 'bp', '--rounds', 0, '--out', tmp_path,
+                      capsys=capsys)
+    assert result.status == 0, result.err
+    assert 'num_modules=2: ' in result.out
+    local, bp = json.loads((tmp_path / 'profile.json').read_text())['variants']
+
+    def total(one):
+        return one['peak_bytes'] + one['resident']['parameters'] + one['resident'][
+            'optimizer_state']
+
+    assert total(local) <= budget < total(bp)
+
+
 def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     paths = [written(local_detector(light=True), 'local'), written(classifier(), 'stock')]
@@ -65,6 +86,9 @@ def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsy
     (['--rounds', -1], ['--rounds -1', '0 or more']),
     (['--device', 'meta'], ["'meta'", "'cpu' or 'cuda'"]),
     (['--local', 100], ['num_modules=100']),
+    (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
+    (['--memory-budget', '1GB'], ['--memory-budget 1GB', '--local auto']),
+    (['--local', 'auto', '--memory-budget', '1MB', '--shape', 2, 3, 64, 64], ['2×3×64×64']),
     (['--cfg-options', 'model.backbone=1'], ['no model.backbone']),
     (['--cfg-options', 'model.backbone.depth.x=1'], ['--cfg-options', 'do not fit']),
     (['--cfg-options', 'model.neck.type=FBN'], ["'FBN'", 'spelling']),

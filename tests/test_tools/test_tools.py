@@ -85,8 +85,11 @@ def test_missing_neck_is_reported(exported, config, tmp_path, capsys):
     (['--local', 'stages'], ['Local learning in', 'local_1.loss']),
     (['--local', '4', '--amp'], ['Local learning in 4 modules', 'local_3.loss']),
     (['--local=1', '--launcher', 'none'], ['Local learning in 1 modules']),
+    (['--local', '4', '--auxiliary', 'light'], ['Local learning in 4 modules', 'local_3.loss']),
+    (['--local', 'auto', '--memory-budget', '60MB'],
+     ['num_modules=1: ', ': fits', 'Local learning in 1 modules']),
     ([], []),
-], ids=['K', 'stages', 'amp', 'K = 1', 'stock'])
+], ids=['K', 'stages', 'amp', 'K = 1', 'light', 'auto', 'stock'])
 def test_local_makes_a_stock_config_local(options, expected, config, tmp_path, capsys):
     path = config("train_dataloader['dataset']['indices'] = 2\nval_dataloader = None\n"
                   'val_evaluator = None\nval_cfg = None', base='bp', epochs=1)

@@ -1,0 +1,229 @@
+"""How many modules fit a budget, found on tensors without memory."""
+import copy
+import gc
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmdet.models.dense_heads import RetinaHead
+
+from fba_mm import localize
+from fba_mm.analysis import TrainingStep, measure_step, resident_bytes
+from fba_mm.analysis.memory_fit import fit_modules, predict_memory, resolve_num_modules
+from fba_mm.analysis.simulated_step import SimulatedStep
+from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.errors import LocalLearningError
+from fba_mm.memory_budget import check_budget, parse_memory
+
+from ..conftest import own_head
+from .small_configs import classifier, detector, local_detector
+
+SHAPE = (2, 3, 96, 96)
+
+
+def changed(cfg: Config, **wrapper) -> Config:
+    """A config with another optimizer wrapper."""
+    cfg.optim_wrapper.update(wrapper)
+    return cfg
+
+
+def with_adam(cfg: Config) -> Config:
+    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=.01)
+    return cfg
+
+
+CONFIGS = {
+    'stock': detector,
+    'shared head': local_detector,
+    'own heads, eager, blocks': lambda: local_detector('blocks', light=True),
+    'gradients applied at the end': lambda: local_detector(light=True, apply='end'),
+    'a head that sees one image at a time': lambda: local_detector(light=True, head_batch_size=1),
+    'whole bank': lambda: local_detector(scope='all'),
+    'frozen stages': lambda: localize(detector(frozen_stages=1), 3),
+    'activation checkpointing': lambda: localize(detector(with_cp=True), 2),
+    'clipping': lambda: changed(local_detector(), clip_grad=dict(max_norm=1.)),
+    'mixed precision': lambda: changed(
+        local_detector(), type='AmpLocalOptimWrapper', dtype='bfloat16'),
+    'Adam': lambda: with_adam(local_detector()),
+    'classifier': lambda: localize(classifier('BN'), 4),
+}
+
+
+@pytest.mark.parametrize('make', CONFIGS.values(), ids=CONFIGS)
+def test_what_is_predicted_is_what_is_measured(make):
+    cfg = make()
+    step = TrainingStep(copy.deepcopy(cfg))
+    data = synthetic_batch(step.model, SHAPE)
+    step(data)
+    gc.collect()
+    resident = resident_bytes(step.model, step.optim_wrapper.optimizer)
+    measured = measure_step(lambda: step(data)).peak_bytes
+
+    found = predict_memory(cfg, SHAPE)
+    assert not found.guessed_loss
+    assert found.num_modules == cfg.model.backbone.get('num_modules')
+    assert found.parameters == resident['parameters']
+    # Adam's count of steps is a tensor, which is real in one and none in the other.
+    assert found.optimizer_state == pytest.approx(resident['optimizer_state'], rel=1e-3)
+    # How many anchors are objects is a guess.
+    assert found.peak == pytest.approx(measured, rel=.02)
+
+
+def test_gradients_that_wait_are_counted():
+    cfg = local_detector(light=True)
+    once = predict_memory(cfg, SHAPE)
+    twice = predict_memory(changed(cfg, accumulative_counts=2), SHAPE)
+    assert twice.resident == once.resident
+    assert once.peak < twice.peak <= once.peak + once.parameters
+
+
+def test_nothing_is_computed():
+    """More than any machine has."""
+    cfg = localize(classifier('BN', depth=152, base_channels=64, stem_channels=64), 1)
+    cfg.model.head.in_channels = 2048
+    shape = (4, 3, 2**15, 2**15)
+    one = predict_memory(cfg, shape).total
+    assert one > 2**43
+    cfg.model.backbone.num_modules = 'blocks'
+    assert predict_memory(cfg, shape).total < one / 4
+
+
+def test_a_loss_that_leaves_torch():
+    class NumpyHead(RetinaHead):
+
+        def loss_by_feat_single(self, cls_score, *args, **kwargs):
+            cls_score.detach().numpy()
+            return super().loss_by_feat_single(cls_score, *args, **kwargs)
+
+    MODELS.register_module(name='NumpyHead', module=NumpyHead, force=True)
+    cfg = local_detector()
+    whole = predict_memory(cfg, SHAPE)
+    cfg.model.bbox_head.type = 'NumpyHead'
+    found = predict_memory(cfg, SHAPE)
+    assert found.guessed_loss
+    assert found.resident == whole.resident
+    assert .8 * whole.peak < found.peak < whole.peak
+
+
+def test_copies_of_simulated_tensors():
+    """Detectors copy samples; torch crashed when the copied mode's references were freed twice."""
+    step = SimulatedStep(detector(), SHAPE)
+    with step.running():
+        tensor = torch.zeros(3)
+        assert copy.deepcopy(tensor).fake_mode is tensor.fake_mode
+
+
+def test_what_cannot_be_simulated():
+    class StubbornHead(RetinaHead):
+
+        def forward(self, x):
+            x[0].detach().numpy()
+            return super().forward(x)
+
+    MODELS.register_module(name='StubbornHead', module=StubbornHead, force=True)
+    cfg = local_detector()
+    cfg.model.bbox_head.type = 'StubbornHead'
+    with pytest.raises(LocalLearningError, match=r'2×3×96×96 cannot be simulated \(.*numpy.*'
+                       'give num_modules a number'):
+        fit_modules(cfg, '1GB', SHAPE)
+
+
+def test_the_fewest_that_fit():
+    cfg = local_detector(1, light=True)
+    before = copy.deepcopy(cfg)
+    totals = {}
+    for num_modules in (1, 2, 3, 4, 6, 'blocks'):
+        cfg.model.backbone.num_modules = num_modules
+        totals[num_modules] = predict_memory(cfg, SHAPE).total
+    cfg = before
+    for wanted in (2, 'blocks'):
+        lines = []
+        found = fit_modules(cfg, totals[wanted], SHAPE, lines.append)
+        fewest = next(number for number in totals if totals[number] <= totals[wanted])
+        assert found.model.backbone.num_modules == fewest
+        tried = [line.split(':')[0].split('=')[1] for line in lines[1:]]
+        assert tried == [repr(number) for number in list(totals)[:list(totals).index(fewest) + 1]]
+        assert lines[-1].endswith('fits') and 'does not fit' not in lines[-1]
+        assert all('does not fit' in line for line in lines[1:-1])
+    assert len({totals[1], totals[2], totals['blocks']}) == 3
+    assert cfg.model.backbone.num_modules == 1
+    found.model.backbone.num_modules = 1
+    assert found.to_dict() == cfg.to_dict()
+
+
+def test_parameters_alone_are_too_many():
+    """More modules have more: none of them is tried."""
+    lines = []
+    with pytest.raises(LocalLearningError, match=r'with num_modules=1 '):
+        fit_modules(local_detector(), '1MB', SHAPE, lines.append)
+    assert len(lines) == 2
+
+
+def test_none_fits():
+    cfg = localize(classifier(), 1)
+    one = predict_memory(cfg, SHAPE)
+    budget = one.resident + one.peak // 10
+    with pytest.raises(LocalLearningError, match=rf"memory_budget={budget} is less than any number "
+                       r"of modules takes on batches of 2×3×96×96: the least is \d.* MiB, with "
+                       r"num_modules=.*: take smaller images"):
+        fit_modules(cfg, budget, SHAPE, lambda line: None)
+
+
+def test_fitting_a_stock_config():
+    with pytest.raises(LocalLearningError, match='make the config local'):
+        fit_modules(detector(), '1GB', SHAPE)
+
+
+def test_in_a_config():
+    cfg = local_detector(light=True)
+    assert resolve_num_modules(cfg) is cfg
+    stock = detector()
+    assert resolve_num_modules(stock) is stock
+    cfg.model.backbone.update(num_modules='auto', memory_budget='1GB')
+    lines = []
+    found = resolve_num_modules(cfg, SHAPE, lines.append)
+    assert found.model.backbone.num_modules == 1 and 'memory_budget' not in found.model.backbone
+    assert cfg.model.backbone.num_modules == 'auto' and len(lines) == 2
+    del cfg.model.backbone.memory_budget
+    with pytest.raises(LocalLearningError, match="needs a budget.*memory_budget='8GB'"):
+        resolve_num_modules(cfg, SHAPE)
+
+
+def test_localize(capsys):
+    cfg = localize(detector(), 'auto', auxiliary=own_head(), memory_budget='4GB')
+    assert cfg.model.backbone.num_modules == 1
+    assert 'num_modules=1: ' in capsys.readouterr().out
+    with pytest.raises(LocalLearningError, match='needs a budget'):
+        localize(detector(), 'auto')
+    with pytest.raises(LocalLearningError, match="num_modules=4: give num_modules='auto'"):
+        localize(detector(), 4, memory_budget='8GB')
+
+
+@pytest.mark.parametrize('backbone, words', [
+    (dict(num_modules='auto', memory_budget='8GB'), 'before the model is built'),
+    (dict(num_modules='auto'), 'needs a budget'),
+    (dict(memory_budget='8GB'), 'leave the budget out'),
+])
+def test_a_model_does_not_choose_itself(backbone, words):
+    cfg = local_detector().model
+    cfg.backbone.update(backbone)
+    with pytest.raises(LocalLearningError, match=words):
+        MODELS.build(cfg)
+
+
+@pytest.mark.parametrize('budget, nbytes', [
+    ('8GB', 8 * 10**9), ('8gb', 8 * 10**9), (' 1.5 GiB ', 3 * 2**29), ('.5TB', 5 * 10**11),
+    ('512MB', 512 * 10**6), ('2000000', 2 * 10**6), (10**9, 10**9), (1e9, 10**9),
+    ('4096 KiB', 2**22),
+])  # yapf: disable
+def test_budgets(budget, nbytes):
+    assert parse_memory(budget) == nbytes
+    assert check_budget('auto', budget)
+
+
+@pytest.mark.parametrize('budget', [
+    '8', 8, '8 G', '-8GB', 'GB', '', '8GB 2', 'inf', float('inf'), float('nan'), True, [8], '1e9'])
+def test_budgets_that_are_none(budget):
+    with pytest.raises(LocalLearningError, match="give it with a unit, as '8GB'"):
+        parse_memory(budget)
