@@ -97,7 +97,8 @@ class LocalBackbone(AnsweringBackbone):
         self.footprints = trace_footprints(self.backbone, self.segments)
         self.module_segments: List[range] = cut(self.footprints, self.segments, num_modules,
                                                reserve)
-        points = cut_points(unrolled, self.footprints, self.module_segments)
+        points = cut_points(
+            self.backbone, unrolled, self.footprints, self.module_segments)
         for point in points[:-1]:
             self.auxiliary.append(MODELS.build(
                 dict(auxiliary), default_args=dict(type='SLM', cut_point=point)))

@@ -6,7 +6,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from .balance import cut
-from .cut_point import CutPoint, StageMap, cut_points
+from .cut_point import CutPoint, LaterBlock, StageMap, cut_points
 from .family import backbone_family, unroll
 from .footprint import Footprint, trace_footprints
 from .segment import Segment, Unrolled, run_submodule
@@ -15,6 +15,6 @@ for _module in iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
 __all__ = [
-    'CutPoint', 'Footprint', 'Segment', 'StageMap', 'Unrolled', 'backbone_family', 'cut',
+    'CutPoint', 'Footprint', 'LaterBlock', 'Segment', 'StageMap', 'Unrolled', 'backbone_family', 'cut',
     'cut_points', 'run_submodule', 'trace_footprints', 'unroll'
 ]

@@ -1,11 +1,18 @@
 """What an auxiliary network knows of the place where it sits."""
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Callable, Optional, Sequence, Tuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from .footprint import Footprint
 from .segment import Unrolled
+
+
+def same(x: Tensor) -> Tensor:
+    """The map itself, where it needs no change."""
+    return x
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,25 @@ class StageMap:
 
 
 @dataclass(frozen=True)
+class LaterBlock:
+    """One of the backbone's segments that follow a module.
+
+    Attributes:
+        name: The segment's name, ``'layer2.0'``.
+        stage: Index of its stage.
+        channels: Channels of its output.
+        stride: Pixels of the input per position of its output.
+        path: Dotted name of the submodule that is the whole segment, or None if it is more than
+            one submodule.
+    """
+    name: str
+    stage: int
+    channels: int
+    stride: int
+    path: Optional[str]
+
+
+@dataclass(frozen=True)
 class CutPoint:
     """The end of a module: its own map, and those of every stage.
 
@@ -36,6 +62,11 @@ class CutPoint:
         stride: Pixels of the input per position of the module's output.
         stages: Every stage's map, in order.
         reduced_block: ``reduced_block(in_channels, out_channels, stride) -> nn.Module``.
+        later: The segments that follow the module, in order, up to the backbone's last.
+        copy_block: ``copy_block(path) -> nn.Module``, a copy of a later block with its weights.
+            The block itself is ``step.source.backbone.get_submodule(path)`` in an iteration.
+        as_map: ``as_map(x) -> (N, C, H, W)``, the module's output as a map of features, for
+            backbones whose segments pass on something else (tokens); the identity for others.
     """
     module: int
     num_modules: int
@@ -44,6 +75,9 @@ class CutPoint:
     stride: int
     stages: Tuple[StageMap, ...]
     reduced_block: Callable[[int, int, int], nn.Module]
+    later: Tuple[LaterBlock, ...] = ()
+    copy_block: Optional[Callable[[str], nn.Module]] = None
+    as_map: Callable[[Tensor], Tensor] = same
 
     @property
     def levels(self) -> Tuple[StageMap, ...]:
@@ -52,11 +86,12 @@ class CutPoint:
                             key=lambda s: s.level))
 
 
-def cut_points(unrolled: Unrolled, footprints: Sequence[Footprint],
+def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Footprint],
                modules: Sequence[range]) -> Tuple[CutPoint, ...]:
     """Describe the end of every module.
 
     Args:
+        backbone: What is cut.
         unrolled: The backbone's segments.
         footprints: One for each segment.
         modules: The segments of each module, from :func:`cut`.
@@ -65,6 +100,14 @@ def cut_points(unrolled: Unrolled, footprints: Sequence[Footprint],
     stages = tuple(
         StageMap(stage, footprints[i].channels, footprints[i].stride, unrolled.segments[i].level)
         for stage, i in sorted(last_of_stage.items()))
+    blocks = tuple(
+        LaterBlock(
+            segment.name,
+            segment.stage,
+            footprint.channels,
+            footprint.stride,
+            path=segment.submodules[0] if len(segment.submodules) == 1 else None)
+        for segment, footprint in zip(unrolled.segments, footprints))
     return tuple(
         CutPoint(
             module=k,
@@ -73,4 +116,10 @@ def cut_points(unrolled: Unrolled, footprints: Sequence[Footprint],
             channels=footprints[module[-1]].channels,
             stride=footprints[module[-1]].stride,
             stages=stages,
-            reduced_block=unrolled.reduced_block) for k, module in enumerate(modules))
+            reduced_block=unrolled.reduced_block,
+            later=blocks[module.stop:],
+            copy_block=partial(_copy_block, backbone)) for k, module in enumerate(modules))
+
+
+def _copy_block(backbone: nn.Module, path: str) -> nn.Module:
+    return deepcopy(backbone.get_submodule(path))

@@ -7,11 +7,11 @@ from fba_mm.local.partition import StageMap, cut, cut_points, trace_footprints, 
 from ...conftest import retinanet
 
 
-def points(num_modules, **settings):
-    backbone = MODELS.build(retinanet(num_modules=None, **settings)['backbone'])
+def points(num_modules, backbone=None, **settings):
+    backbone = backbone or MODELS.build(retinanet(num_modules=None, **settings)['backbone'])
     unrolled = unroll(backbone)
     footprints = trace_footprints(backbone, unrolled.segments)
-    return cut_points(unrolled, footprints, cut(footprints, unrolled.segments, num_modules))
+    return cut_points(backbone, unrolled, footprints, cut(footprints, unrolled.segments, num_modules))
 
 
 def test_places_in_a_resnet():
@@ -39,3 +39,20 @@ def test_strides_count_dilation():
 def test_blocks_are_those_of_the_backbone():
     block = points(2)[0].reduced_block(8, 16, 2)
     assert [p.shape[:2] for p in block.parameters() if p.dim() == 4][0] == (16, 8)
+
+
+def test_what_follows_a_module():
+    backbone = MODELS.build(retinanet(num_modules=None)['backbone'])
+    found = points('blocks', backbone)
+    assert [len(p.later) for p in found] == list(range(8, -1, -1))
+    following = found[2].later
+    assert [b.name for b in following] == [f'layer{i}.{j}' for i in (2, 3, 4) for j in (0, 1)]
+    assert [b.stage for b in following] == [1, 1, 2, 2, 3, 3]
+    assert [b.channels for b in following] == [16, 16, 32, 32, 64, 64]
+    assert [b.stride for b in following] == [8, 8, 16, 16, 32, 32]
+    own = backbone.layer2[0]
+    copied = found[2].copy_block(following[0].path)
+    assert copied is not own and type(copied) is type(own)
+    for a, b in zip(copied.parameters(), own.parameters()):
+        assert a is not b and a.equal(b)
+
