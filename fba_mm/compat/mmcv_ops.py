@@ -97,7 +97,7 @@ def without_compiled_ops():
         yield
         return
     loader = _StandInLoader()
-    stand_in = loader.create_module(None)
+    stand_in = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(_NAME, loader))
     loader.exec_module(stand_in)
     users = [module for name, module in list(sys.modules.items())
              if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module')]
