@@ -134,8 +134,9 @@ def test_bottlenecks_checkpointed(auxiliary):
     losses = []
     for with_cp in (False, True):
         model = model_of(auxiliary, 5, depth=50, with_cp=with_cp)
-        trainer = trainer_of(model)
-        trainer.head = model.head
         model.head.fc = torch.nn.Linear(256, 5)
-        losses.append([trainer.step(batch_for(model)) for _ in range(2)] + [trainer.log])
-    assert losses[0] == losses[1]
+        trainer = trainer_of(model)
+        losses.append([trainer.step(batch_for(model))['loss'] for _ in range(2)] + [
+            float(value) for value in trainer.log.values()])
+    # Gradients of a map that is read twice are added up in another order.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
