@@ -31,9 +31,9 @@ class AugLocal(ClassificationAuxiliary):
     ``max_depth``.
 
     Source: Ma, Wu, Si and Tan, "Scaling Supervised Local Learning with Augmented Auxiliary
-    Networks", ICLR 2024, section 3 (uniform selection, pyramidal depth). Each pick is one block of
-    the backbone's kind with the pick's channels, and of the stride between it and the pick before
-    it, also where that skips a stage.
+    Networks", ICLR 2024 (uniform selection, pyramidal depth). Each pick is one block of the
+    backbone's kind with the pick's channels, and of the stride between it and the pick before it,
+    also where that skips a stage.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.

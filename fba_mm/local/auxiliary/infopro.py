@@ -35,10 +35,11 @@ class InfoPro(ClassificationAuxiliary):
       loss at temperature 0.07 on the normalized result.
 
     Source: Wang, Ni, Song, Yang and Huang, "Revisiting Locally Supervised Learning: an Alternative
-    to End-to-end Training", ICLR 2021, section 3.3; contrastive loss: Khosla et al., "Supervised
-    Contrastive Learning", NeurIPS 2020, equation 2. An image without a second of its class in the
-    batch counts as zero there. Corners are aligned in the resizing, and the last stage's stride is
-    1, as in the authors' experiments.
+    to End-to-end Training", ICLR 2021; contrastive loss: Khosla et al., "Supervised Contrastive
+    Learning", NeurIPS 2020, equation 2, in which an image without a second of its class in the
+    batch counts as zero here. Corners are aligned in the resizing, and the last stage's stride is
+    1, as in the authors' experiments. The decoder works at the image's size: for networks that
+    reduce the image in their stem it takes more memory than the module.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.

@@ -49,7 +49,7 @@ class _ThroughLaterBlock(Auxiliary):
                 f'take the host alone, auxiliary={host}, or another num_modules')
         self.path = block.path
         self.averaged = self._copy().requires_grad_(False)
-        # Not whether, but how often: num_batches_tracked is a count for the same reason.
+        # Saved: a resumed average goes on, and does not start again from the block.
         self.register_buffer('updates', torch.zeros((), dtype=torch.long))
         self.host = self._build_host(
             host, num_classes,
@@ -134,8 +134,8 @@ class MAN(_ThroughLaterBlock):
     does, and leaves its running ones alone. These are averaged like weights, and used where the
     backbone keeps its norms in evaluation mode.
 
-    Source: Su, He, Zhu, Xu, Cai and Liu, "Momentum Auxiliary Network for Supervised Local
-    Learning", ECCV 2024, section 3. Open there and settled here: the first step, batch norm.
+    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024. Settled
+    here: the first step, and what batch norm does.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -180,8 +180,9 @@ class MANPlusPlus(_ThroughLaterBlock):
     the sum out between the two.
 
     Source: Su et al., "MAN++: Scaling Momentum Auxiliary Network for Supervised Local Learning in
-    Vision Tasks", 2025. Open there and settled here: L starts as a copy of the block in the first
-    iteration, as E does. Its batch norm is its own and trains.
+    Vision Tasks", TPAMI 2026. Settled here: L starts as a copy of the block in the first iteration,
+    as E does, and its batch norm is its own; in the last stage the next block takes part; biases of
+    MAN's kind are left out.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.

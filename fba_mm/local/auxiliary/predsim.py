@@ -25,8 +25,8 @@ class PredSim(ClassificationAuxiliary):
     standard deviation over space of each channel of conv(x), and y the one-hot labels. Maps of a
     single position have no deviation: there s is conv(x) itself.
 
-    Source: Nøkland and Eidnes, "Training Neural Networks with Local Error Signals", ICML 2019,
-    section 2. Pooling: to k × k positions, k = max(1, round(√(1024 / channels))), so that the
+    Source: Nøkland and Eidnes, "Training Neural Networks with Local Error Signals", ICML
+    2019. Pooling: to k × k positions, k = max(1, round(√(1024 / channels))), so that the
     linear layer sees about 1024 values (1024, 1152 and 1024 for 16, 32 and 64 channels). The
     authors halve height and width by turns until there are no more than a given number.
 

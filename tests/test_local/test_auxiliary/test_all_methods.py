@@ -1,5 +1,6 @@
 """What holds for every method: finite losses, isolation, checkpoints, copies, plain evaluation."""
 import copy
+import re
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ from fba_mm.engine.preflight import build_model
 
 from ...local_training import Trainer
 from ...test_analysis.small_configs import classifier
+from ...test_tools.in_process import ROOT
 
 METHODS = {
     'Greedy': dict(type='Greedy'),
@@ -140,3 +142,20 @@ def test_bottlenecks_checkpointed(auxiliary):
             float(value) for value in trainer.log.values()])
     # Gradients of a map that is read twice are added up in another order.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_methods_of_the_page():
+    """Every config line of docs/methods.md builds and trains, the new method of its end too."""
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/methods.md').read_text(), re.S)
+    exec(next(block for block in blocks if 'class TwoLayers' in block), {})
+    lines = re.findall(r'^auxiliary = (dict\(.*?\)) *(?:#.*)?$', '\n'.join(blocks), re.M | re.S)
+    kinds = [eval(line) for line in lines] + [dict(type='TwoLayers', num_classes=10)]
+    assert {kind['type'] for kind in kinds} == {kind['type'] for kind in METHODS.values()} | {
+        'TwoLayers'}
+    for kind in kinds:
+        cfg = localize(classifier('BN'), 3, auxiliary=kind)
+        cfg.model.head.num_classes = 10
+        model = build_model(cfg).train()
+        trainer = trainer_of(model)
+        trainer.step(batch_for(model))
+        assert len(trainer.log) > 2
