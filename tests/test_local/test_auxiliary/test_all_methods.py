@@ -1,4 +1,5 @@
 """What holds for every method: finite losses, isolation, checkpoints, copies, plain evaluation."""
+import ast
 import copy
 import re
 from unittest import mock
@@ -148,8 +149,8 @@ def test_methods_of_the_page():
     """Every config line of docs/methods.md builds and trains, the new method of its end too."""
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/methods.md').read_text(), re.S)
     exec(next(block for block in blocks if 'class TwoLayers' in block), {})
-    lines = re.findall(r'^auxiliary = (dict\(.*?\)) *(?:#.*)?$', '\n'.join(blocks), re.M | re.S)
-    kinds = [eval(line) for line in lines] + [dict(type='TwoLayers', num_classes=10)]
+    kinds = [eval(ast.unparse(line.value)) for block in blocks if block.startswith('auxiliary =')
+             for line in ast.parse(block).body] + [dict(type='TwoLayers', num_classes=10)]
     assert {kind['type'] for kind in kinds} == {kind['type'] for kind in METHODS.values()} | {
         'TwoLayers'}
     for kind in kinds:
