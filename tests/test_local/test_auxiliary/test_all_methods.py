@@ -159,4 +159,4 @@ def test_methods_of_the_page():
         model = build_model(cfg).train()
         trainer = trainer_of(model)
         trainer.step(batch_for(model))
-        assert len(trainer.log) > 2
+        assert all(value.isfinite() for value in trainer.log.values()) and len(trainer.log) >= 2

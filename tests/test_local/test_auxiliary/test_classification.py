@@ -48,11 +48,12 @@ def test_scores_of_a_batch_augmentation_come_before_labels():
 
 def test_the_output_is_taken_as_a_map():
     """Tokens, say, of backbones that pass on something else."""
-    tokens, step = torch.randn(6, 49, 16), step_with([0, 1, 2, 3, 4, 0])
+    tokens, labels = torch.randn(6, 49, 16), [0, 1, 2, 3, 4, 0]
     auxiliary = greedy(cut_point=place(as_map=lambda x: x.mT.unflatten(2, (7, 7))))
     logits = tokens.mean(1) @ auxiliary.fc.weight.T + auxiliary.fc.bias
     torch.testing.assert_close(
-        auxiliary.loss(tokens, {}, step)['loss_cls'], negative_log_share(logits, [0, 1, 2, 3, 4, 0]))
+        auxiliary.loss(tokens, {}, step_with(labels))['loss_cls'],
+        negative_log_share(logits, labels))
 
 
 def test_loss_weight():

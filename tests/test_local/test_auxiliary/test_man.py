@@ -218,7 +218,8 @@ def test_weights_of_auxiliary_and_host_multiply(make):
 @pytest.mark.parametrize('method', ['MAN', 'MAN++'])
 def test_a_detector_with_fbas_own_method_as_host(method):
     """Nothing in the two is about classes."""
-    model = build(retinanet(num_modules='stages', auxiliary=dict(type=method, host=dict(type='SLM'))))
+    model = build(retinanet(
+        num_modules='stages', auxiliary=dict(type=method, host=dict(type='SLM'))))
     trainer = Trainer(model)
     gradients = trainer.gradients(batch())
     assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}

@@ -27,7 +27,7 @@ def similarities(vectors):
     """Cosine of every two vectors, each less its own mean."""
     vectors = [v - v.mean() for v in vectors]
     return torch.stack([
-        torch.stack([(a * b).sum() / ((a * a).sum().sqrt() * (b * b).sum().sqrt()) for b in vectors])
+        torch.stack([(a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt() for b in vectors])
         for a in vectors])
 
 
