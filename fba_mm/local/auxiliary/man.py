@@ -125,10 +125,10 @@ class MAN(_ThroughLaterBlock):
     """Momentum auxiliary network: y = E(x) + b, and any other method learns from y.
 
     A module sees a little of what the next one learns. E is the first block of the next module,
-    with weights that follow that block's as an exponential moving average: E ← m · E + (1 - m) ·
-    block, before each iteration's loss, starting as a copy in the first iteration. No gradient
-    reaches E's weights; it passes through E to the module. b is a bias per channel, learned,
-    starting at 0, that makes up for what the average lags behind.
+    with weights that follow that block's as an exponential moving average: before each iteration's
+    loss, E ← m · E + (1 - m) · block; the first iteration copies. No gradient reaches E's weights;
+    it passes through E to the module. b is a bias per channel, learned, starting at 0, that makes
+    up for what the average lags behind.
 
     Where the block's batch norm trains, E normalizes with the batch's statistics, as the block
     does, and leaves its running ones alone. These are averaged like weights, and used where the
