@@ -134,8 +134,8 @@ class MAN(_ThroughLaterBlock):
     does, and leaves its running ones alone. These are averaged like weights, and used where the
     backbone keeps its norms in evaluation mode.
 
-    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024. Settled
-    here: the first step, and what batch norm does.
+    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024.
+    Settled here: the first step, and what batch norm does.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
