@@ -11,7 +11,7 @@ from ..bank_use import BankUse
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
 from ..task_loss import AnsweringBackbone, Losses
-from .base import Auxiliary
+from .base import Auxiliary, num_classes_of
 
 
 @MODELS.register_module()
@@ -203,8 +203,8 @@ class SLM(Auxiliary):
             self.bank_use.check(model)
         if self.head is None:
             return
-        own = _num_classes(self.head)
-        main = _num_classes(model, skip=source)
+        own = num_classes_of(self.head)
+        main = num_classes_of(model, skip=source)
         if own != main:
             raise LocalLearningError(
                 f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
@@ -229,11 +229,3 @@ class SLM(Auxiliary):
                 'out_channels of its neck') from error
         finally:
             self.head.train(training)
-
-
-def _num_classes(model: nn.Module, skip: Optional[nn.Module] = None) -> Optional[int]:
-    skipped = set() if skip is None else set(skip.modules())
-    # A two-stage detector's RPN has one class of its own beside those of the data set.
-    return max((m.num_classes for m in model.modules()
-                if m not in skipped and isinstance(getattr(m, 'num_classes', None), int)),
-               default=None)

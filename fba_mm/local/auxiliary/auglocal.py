@@ -1,0 +1,110 @@
+"""AugLocal: an auxiliary network of the same shape as a sample of the layers that follow."""
+from typing import Optional, Tuple
+
+from mmengine.model import Sequential
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...errors import LocalLearningError
+from ..local_step import LocalStep
+from ..partition import CutPoint, LaterBlock
+from ..task_loss import Losses
+from .classification import ClassificationAuxiliary, cross_entropy
+
+
+@MODELS.register_module()
+class AugLocal(ClassificationAuxiliary):
+    """Augmented local learning: some of the later blocks, anew, then pooling and a linear layer.
+
+    A module is to learn what the rest of the network will need. So its auxiliary network is built
+    in the shape of d of the L blocks that follow it, at equal distances and the last one among
+    them: number round(i · L / d) for i = 1 … d, counted from 1, halves rounded up. Where d is 1 or
+    0, batch norm comes before the linear layer.
+
+    Early modules get deeper auxiliary networks than late ones (the pyramid). Module i of K,
+    counted from 0, gets
+
+        d(i) = round(max_depth - pyramid · i / (K - 2) · (max_depth - min_depth)),
+
+    at least ``min_depth``, and never more than the blocks that follow. With ``pyramid=1`` the last
+    auxiliary network has ``min_depth``, with 0.5 it has come half the way, with 0 all have
+    ``max_depth``.
+
+    Source: Ma, Wu, Si and Tan, "Scaling Supervised Local Learning with Augmented Auxiliary
+    Networks", ICLR 2024 (uniform selection, pyramidal depth). Each pick is one block of the
+    backbone's kind with the pick's channels, and of the stride between it and the pick before it,
+    also where that skips a stage.
+
+    Args:
+        cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
+        num_classes: Classes of the data set, as in the model's head.
+        max_depth: d of the first module, in blocks; the paper reports 1 to 9.
+        min_depth: What d falls towards.
+        pyramid: How fast it falls; the paper's coefficient is 0.5.
+        loss_weight: Factor of the module's losses.
+        init_cfg: Initialization config.
+
+    Raises:
+        LocalLearningError: ``1 <= min_depth <= max_depth`` or ``0 <= pyramid <= 1`` does not hold;
+            and see :class:`ClassificationAuxiliary`.
+
+    Example:
+        >>> auxiliary = dict(type='AugLocal', num_classes=10, max_depth=9)
+    """
+
+    def __init__(self,
+                 cut_point: CutPoint,
+                 num_classes: Optional[int] = None,
+                 max_depth: int = 9,
+                 min_depth: int = 1,
+                 pyramid: float = .5,
+                 loss_weight: float = 1.0,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(cut_point, num_classes, loss_weight, init_cfg)
+        if not 1 <= min_depth <= max_depth:
+            raise LocalLearningError(
+                f'auxiliary.max_depth={max_depth} and min_depth={min_depth}: give numbers of '
+                'blocks from 1, the first not below the second')
+        if not 0 <= pyramid <= 1:
+            raise LocalLearningError(f'auxiliary.pyramid={pyramid}: give 0 to 1')
+        self.picks = pick(cut_point.later, depth_at(cut_point, max_depth, min_depth, pyramid))
+        self.blocks = Sequential()
+        channels, stride = cut_point.channels, cut_point.stride
+        for block in self.picks:
+            self.blocks.append(
+                cut_point.reduced_block(channels, block.channels, max(block.stride // stride, 1)))
+            channels, stride = block.channels, block.stride
+        # A shallow auxiliary network passes on features of any scale.
+        self.norm = nn.BatchNorm1d(channels) if len(self.picks) <= 1 else nn.Identity()
+        self.fc = nn.Linear(channels, num_classes)
+
+    def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
+        """Cross-entropy. See :class:`ClassificationAuxiliary`."""
+        pooled = self.blocks(x).mean((2, 3))
+        return dict(loss_cls=cross_entropy(self.fc(self.norm(pooled)), labels))
+
+
+def depth_at(cut_point: CutPoint, max_depth: int, min_depth: int, pyramid: float) -> int:
+    """The depth d of a module's auxiliary network, as :class:`AugLocal` defines it.
+
+    Args:
+        cut_point: The end of the module.
+        max_depth: d of the first module.
+        min_depth: What d falls towards.
+        pyramid: How fast.
+    """
+    fall = pyramid * cut_point.module / max(cut_point.num_modules - 2, 1)
+    depth = max(round(max_depth - fall * (max_depth - min_depth)), min_depth)
+    return min(depth, len(cut_point.later))
+
+
+def pick(later: Tuple[LaterBlock, ...], depth: int) -> Tuple[LaterBlock, ...]:
+    """Some of the later blocks at equal distances, up to the last one.
+
+    Args:
+        later: The blocks that follow a module.
+        depth: How many to pick, no more than there are.
+    """
+    # round(i · L / d) in whole numbers, halves up.
+    numbers = [(2 * i * len(later) + depth) // (2 * depth) for i in range(1, depth + 1)]
+    return tuple(later[number - 1] for number in numbers)

@@ -1,0 +1,126 @@
+"""What the auxiliary networks that classify images have in common."""
+from abc import abstractmethod
+from typing import Dict, Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import LocalLearningError
+from ..local_step import LocalStep
+from ..partition import CutPoint
+from ..task_loss import AnsweringBackbone, Losses
+from .base import Auxiliary, num_classes_of
+
+
+class ClassificationAuxiliary(Auxiliary):
+    """An auxiliary network that learns the image's class from the module's output alone.
+
+    It uses neither the bank nor the model's head. A method is a subclass with its layers and
+    :meth:`local_losses`.
+
+    Args:
+        cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
+        num_classes: Classes of the data set, as in the model's head.
+        loss_weight: Factor of the module's losses.
+        init_cfg: Initialization config.
+
+    Raises:
+        LocalLearningError: ``num_classes`` is missing; before training: the model is no
+            classifier, or its head has another number of classes; in training: an image has no
+            class or several, or a batch has one image where the method normalizes over images.
+
+    Example:
+        >>> @MODELS.register_module()
+        ... class OneLayer(ClassificationAuxiliary):
+        ...     def __init__(self, cut_point, num_classes=None, **kwargs):
+        ...         super().__init__(cut_point, num_classes, **kwargs)
+        ...         self.fc = nn.Linear(cut_point.channels, num_classes)
+        ...
+        ...     def local_losses(self, x, labels, step):
+        ...         return dict(loss_cls=cross_entropy(self.fc(x.mean((2, 3))), labels))
+    """
+
+    def __init__(self,
+                 cut_point: CutPoint,
+                 num_classes: Optional[int] = None,
+                 loss_weight: float = 1.0,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(cut_point, loss_weight, init_cfg)
+        is_number = isinstance(num_classes, int) and not isinstance(num_classes, bool)
+        if not is_number or num_classes < 1:
+            raise LocalLearningError(
+                f"auxiliary.num_classes={num_classes}: give that of the model's head, as in "
+                f"auxiliary=dict(type='{self.method}', num_classes=10)")
+        self.num_classes = num_classes
+
+    @property
+    def method(self) -> str:
+        """The name under which the method is registered."""
+        return type(self).__name__
+
+    @abstractmethod
+    def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
+        """The module's losses, before ``loss_weight``.
+
+        Args:
+            x: The module's output as a map, (N, C, H, W), attached to the module's graph.
+            labels: (N,) classes, or (N, num_classes) shares where a batch augmentation has mixed
+                images.
+            step: The batch, and the model around the backbone.
+
+        Returns:
+            Scalars under names with ``loss`` in them; other entries are only logged.
+        """
+
+    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
+        """The module's losses. See :class:`Auxiliary`."""
+        x = self.cut_point.as_map(x)
+        if len(x) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
+            raise LocalLearningError(
+                f'{self.method} normalizes over the images of a batch, and this batch has one: set '
+                'train_dataloader.drop_last=True, or a larger train_dataloader.batch_size')
+        return self.weighted(self.local_losses(x, self._labels(step), step))
+
+    def _labels(self, step: LocalStep) -> Tensor:
+        samples = step.data_samples
+        if all('gt_score' in sample for sample in samples):
+            return torch.stack([sample.gt_score for sample in samples])
+        if any(len(sample.get('gt_label', ())) != 1 for sample in samples):
+            raise LocalLearningError(
+                f"{self.method} needs exactly one class per image: check the data set's labels, or "
+                "take auxiliary=dict(type='SLM'), which learns from the model's own head")
+        return torch.cat([sample.gt_label for sample in samples])
+
+    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+        """Compare the classes with those of the model's head."""
+        head = getattr(model, 'head', None)
+        classes = num_classes_of(head) if isinstance(head, nn.Module) else None
+        if classes is None:
+            raise LocalLearningError(
+                f'{self.method} serves image classification, and {type(model).__name__} has no '
+                "classification head: take auxiliary=dict(type='SLM')")
+        if classes != self.num_classes:
+            raise LocalLearningError(
+                f"auxiliary.num_classes={self.num_classes}, but the model's head has {classes}: "
+                'give both the same')
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, in float32 also under autocast.
+
+    Args:
+        logits: (N, num_classes).
+        labels: (N,) classes, or (N, num_classes) shares.
+    """
+    return F.cross_entropy(logits.float(), labels.float() if labels.ndim == 2 else labels)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels as (N, num_classes) shares, in float32.
+
+    Args:
+        labels: (N,) classes, or shares already.
+        num_classes: Number of classes.
+    """
+    return labels.float() if labels.ndim == 2 else F.one_hot(labels, num_classes).float()

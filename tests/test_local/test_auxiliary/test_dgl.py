@@ -1,0 +1,41 @@
+"""DGL against the same in plain operations."""
+import pytest
+import torch
+
+from fba_mm.local.auxiliary.dgl import DGL
+
+from .places import (NUM_CLASSES, batch_norm, map_at, negative_log_share, place, size_of,
+                     step_with, unsettle)
+
+LABELS = [0, 1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize('index, c', [(0, 16), (6, 32), (11, 64)])
+def test_parameters(index, c):
+    expected = 3 * (c * c + 2 * c) + 2 * (4 * c * 4 * c + 2 * 4 * c) + 4 * c * 10 + 10
+    assert size_of(DGL(place(index), 10)) == expected
+
+
+def test_loss():
+    auxiliary, x = DGL(place(), NUM_CLASSES), map_at()
+    unsettle(auxiliary)
+    # 16 × 16 to 4 × 4 positions, and these later to 2 × 2.
+    hidden = x.view(6, 16, 4, 4, 4, 4).mean((3, 5))
+    for conv, norm in [auxiliary.convs[i:i + 2] for i in (0, 3, 6)]:
+        hidden = torch.einsum('oi,nihw->nohw', conv.weight[..., 0, 0], hidden)
+        hidden = batch_norm(hidden, norm).clamp(min=0)
+    hidden = hidden.view(6, 16, 2, 2, 2, 2).mean((3, 5)).flatten(1)
+    for linear, norm in [auxiliary.mlp[i:i + 2] for i in (0, 3)]:
+        hidden = batch_norm(hidden @ linear.weight.T, norm).clamp(min=0)
+    logits = hidden @ auxiliary.mlp[6].weight.T + auxiliary.mlp[6].bias
+    losses = auxiliary.loss(x, {}, step_with(LABELS))
+    assert losses.keys() == {'loss_cls'} and len(auxiliary.mlp) == 7 and len(auxiliary.convs) == 9
+    torch.testing.assert_close(losses['loss_cls'], negative_log_share(logits, LABELS))
+
+
+@pytest.mark.parametrize('size, quarter', [((32, 32), (8, 8)), ((7, 9), (2, 3)), ((3, 3), (1, 1))])
+def test_a_quarter_of_the_map_rounded_up(size, quarter):
+    auxiliary, seen = DGL(place(), NUM_CLASSES), []
+    auxiliary.convs.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2:]))
+    loss = auxiliary.loss(torch.rand(6, 16, *size), {}, step_with(LABELS))['loss_cls']
+    assert seen == [quarter] and loss.isfinite()

@@ -1,0 +1,85 @@
+"""PredSim against the same in plain operations."""
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fba_mm import LocalLearningError
+from fba_mm.local.auxiliary.predsim import PredSim
+
+from .places import NUM_CLASSES, map_at, negative_log_share, place, size_of, step_with
+
+LABELS = [0, 1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize('index, channels, size', [(0, 16, 8), (6, 32, 6), (11, 64, 4)])
+def test_parameters(index, channels, size):
+    auxiliary = PredSim(place(index), 10)
+    assert auxiliary.pool(torch.rand(1, channels, 16, 16)).shape[2:] == (size, size)
+    assert size_of(auxiliary) == (channels * size**2 + 1) * 10 + 9 * channels**2
+
+
+@pytest.mark.parametrize('channels', [512, 2048])
+def test_many_channels_are_pooled_to_one_position(channels):
+    assert PredSim(place(channels=channels), 10).fc.in_features == channels
+
+
+def similarities(vectors):
+    """Cosine of every two vectors, each less its own mean."""
+    vectors = [v - v.mean() for v in vectors]
+    return torch.stack([
+        torch.stack([(a * b).sum() / ((a * a).sum() * (b * b).sum()).sqrt() for b in vectors])
+        for a in vectors])
+
+
+def similarity_loss(features):
+    targets = torch.zeros(len(LABELS), NUM_CLASSES)
+    for i, label in enumerate(LABELS):
+        targets[i, label] = 1
+    return ((similarities(features) - similarities(targets))**2).sum() / len(LABELS)**2
+
+
+def test_loss():
+    auxiliary, x = PredSim(place(), NUM_CLASSES), map_at()
+    losses = auxiliary.loss(x, {}, step_with(LABELS))
+    # 16 × 16 positions to 8 × 8: the mean of each four.
+    pooled = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+    logits = pooled.flatten(1) @ auxiliary.fc.weight.T + auxiliary.fc.bias
+    torch.testing.assert_close(losses['loss_cls'], .01 * negative_log_share(logits, LABELS))
+    features = F.conv2d(x, auxiliary.conv.weight, padding=1).flatten(2)
+    mean = features.mean(2, keepdim=True)
+    deviations = (((features - mean)**2).sum(2) / (features.shape[2] - 1)).sqrt()
+    torch.testing.assert_close(losses['loss_similarity'], .99 * similarity_loss(deviations))
+    assert losses['loss_similarity'] > .01
+
+
+def test_a_map_of_one_position():
+    auxiliary, x = PredSim(place(), NUM_CLASSES), torch.randn(6, 16, 1, 1)
+    losses = auxiliary.loss(x, {}, step_with(LABELS))
+    features = F.conv2d(x, auxiliary.conv.weight, padding=1).flatten(1)
+    torch.testing.assert_close(losses['loss_similarity'], .99 * similarity_loss(features))
+
+
+def test_constant_maps_have_finite_gradients():
+    auxiliary = PredSim(place(), NUM_CLASSES)
+    x = torch.zeros(6, 16, 4, 4, requires_grad=True)
+    sum(auxiliary.loss(x, {}, step_with(LABELS)).values()).backward()
+    assert x.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in auxiliary.parameters())
+
+
+def test_mixed_labels():
+    auxiliary, x = PredSim(place(), NUM_CLASSES), map_at()
+    exact = torch.eye(NUM_CLASSES)[LABELS]
+    plain = auxiliary.loss(x, {}, step_with(LABELS))
+    scored = auxiliary.loss(x, {}, step_with(LABELS, exact))
+    torch.testing.assert_close(scored, plain)
+    mixed = auxiliary.loss(x, {}, step_with(LABELS, .7 * exact + .3 * exact.flip(0)))
+    assert abs(mixed['loss_similarity'] - plain['loss_similarity']) > .01
+
+
+def test_share_of_similarity():
+    with pytest.raises(LocalLearningError, match='similarity_weight=1.5: give 0 to 1'):
+        PredSim(place(), 10, similarity_weight=1.5)
+    losses = PredSim(place(), NUM_CLASSES, similarity_weight=0.).loss(
+        map_at(), {}, step_with(LABELS))
+    assert losses['loss_similarity'] == 0 and losses['loss_cls'] > .5
