@@ -94,7 +94,8 @@ class LocalBackbone(AnsweringBackbone):
             return
         unrolled = unroll(self.backbone)
         self.segments = unrolled.segments
-        self.footprints = trace_footprints(self.backbone, self.segments)
+        self.footprints = trace_footprints(self.backbone, self.segments, unrolled.input_shape,
+                                           unrolled.as_map)
         self.module_segments: List[range] = cut(self.footprints, self.segments, num_modules,
                                                reserve)
         points = cut_points(
@@ -185,7 +186,7 @@ class LocalBackbone(AnsweringBackbone):
             segment = self.segments[i]
             x = segment.run(self.backbone, x)
             if segment.level is not None:
-                levels[segment.level] = x
+                levels[segment.level] = segment.output_of(self.backbone, x)
         return x, levels
 
     def _look_ahead(self, x: Tensor, step: LocalStep) -> None:
