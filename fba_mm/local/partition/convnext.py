@@ -27,7 +27,8 @@ def _pool_and_norm(x: Tensor, norm: nn.Module, pool: bool) -> Tensor:
 class ReducedConvNeXtBlock(BaseModule):
     """One ConvNeXt block to stand in for a whole stage, and its downsampling.
 
-    It has neither layer scale nor stochastic depth: both are for deep stacks, and layer scale's
+    It has the block's depthwise convolution, and a quarter of the channels between the pointwise
+    ones, which hold most of the activations and parameters. It has neither layer scale nor stochastic depth: both are for deep stacks, and layer scale's
     small first value would let a single block start as the identity.
 
     Args:
@@ -37,6 +38,7 @@ class ReducedConvNeXtBlock(BaseModule):
         block: Class of the backbone's blocks.
         norm: ``norm(channels) -> nn.Module``, a norm layer like theirs.
         act: Their activation.
+        mlp_ratio: Channels between their pointwise convolutions over those outside.
         **kwargs: Other arguments of ``block``.
 
     Example:
@@ -46,7 +48,7 @@ class ReducedConvNeXtBlock(BaseModule):
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, block: type,
-                 norm: Callable[[int], nn.Module], act: nn.Module, **kwargs):
+                 norm: Callable[[int], nn.Module], act: nn.Module, mlp_ratio: float, **kwargs):
         super().__init__(
             init_cfg=dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=.02, bias=0.))
         self.downsample = nn.Identity()
@@ -54,7 +56,8 @@ class ReducedConvNeXtBlock(BaseModule):
             self.downsample = nn.Sequential(
                 norm(in_channels),
                 nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride))
-        self.block = block(in_channels=out_channels, layer_scale_init_value=0., **kwargs)
+        self.block = block(
+            in_channels=out_channels, mlp_ratio=mlp_ratio / 4, layer_scale_init_value=0., **kwargs)
         self.block.norm = norm(out_channels)
         self.block.act = deepcopy(act)
 
@@ -142,6 +145,7 @@ def unroll_convnext(backbone: nn.Module) -> Unrolled:
             block=type(last),
             norm=norm,
             act=deepcopy(last.act),
+            mlp_ratio=last.pointwise_conv1.weight.size(0) / last.pointwise_conv1.weight.size(1),
             linear_pw_conv=last.linear_pw_conv,
             use_grn=last.grn is not None),
         partial(_reduced_output, pool=backbone.gap_before_final_norm, norm=norm))

@@ -55,13 +55,17 @@ def _norm_map(x: Tensor, norm: nn.Module) -> Tensor:
 class ReducedSwinBlock(BaseModule):
     """One block with unshifted windows, to stand in for a whole stage, and its patch merging.
 
+    Attention is as in the backbone. Inside the feed-forward network are a quarter of the channels:
+    it holds much of a block's activations and most of its parameters, and every module has a block
+    for each stage that is left.
+
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Of the patch merging.
         block: Class of the backbone's blocks.
         head_channels: Channels of one attention head.
-        ffn_ratio: Channels inside the feed-forward network over those outside.
+        ffn_ratio: Channels inside the backbone's feed-forward networks over those outside.
         by_ratio: Whether ``block`` takes that as ``ffn_ratio``, as mmpretrain's does, or as
             ``feedforward_channels``, as mmdet's.
         **kwargs: Other arguments of ``block``.
@@ -82,10 +86,11 @@ class ReducedSwinBlock(BaseModule):
         heads = max(out_channels // head_channels, 1)
         while out_channels % heads:
             heads -= 1
+        ffn_ratio /= 4
         if by_ratio:
             kwargs['ffn_ratio'] = ffn_ratio
         else:
-            kwargs['feedforward_channels'] = round(out_channels * ffn_ratio)
+            kwargs['feedforward_channels'] = max(round(out_channels * ffn_ratio), 1)
         self.block = block(embed_dims=out_channels, num_heads=heads, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,13 +170,22 @@ def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
             else:
                 segments.append(Segment(path, run, used, stage))
     norm = getattr(backbone, f'norm{levels[-1]}')
-    size = getattr(backbone.patch_embed, 'init_input_size', None)
     return Unrolled(
         segments,
         _reduced_block(stages[-1].blocks[-1]),
         # Without a norm_cfg, maps are returned as they are.
         partial(_reduced_output, eps=norm.eps) if isinstance(norm, nn.LayerNorm) else None,
-        input_shape=None if size is None else (backbone.patch_embed.projection.in_channels, *size))
+        input_shape=_input_shape(backbone))
+
+
+def _input_shape(backbone: nn.Module) -> Optional[Tuple[int, int, int]]:
+    """Images that the windows fit, of whole patches at every stage, so that strides come out even."""
+    size = getattr(backbone.patch_embed, 'init_input_size', None)
+    if size is None:
+        return None
+    projection = backbone.patch_embed.projection
+    strides = [stride * 2**(len(backbone.stages) - 1) for stride in projection.stride]
+    return (projection.in_channels, *(-(-s // stride) * stride for s, stride in zip(size, strides)))
 
 
 def _reduced_block(block: nn.Module) -> Callable[[int, int, int], nn.Module]:

@@ -57,13 +57,17 @@ def _level(backbone: nn.Module, x: Tensor, final: bool) -> Tensor:
 class ReducedTransformerLayer(BaseModule):
     """One layer of the backbone's kind, to stand in for a group of layers.
 
+    Attention is as in the backbone. Inside the feed-forward network are a quarter of the channels:
+    it holds half of a layer's activations and two thirds of its parameters, and every module has a
+    layer for each group that is left.
+
     Args:
         in_channels: Channels of the input's tokens.
         out_channels: Channels of the output's.
         stride: 1, for tokens stay as they are.
         layer: Class of the backbone's layers.
         head_channels: Channels of one attention head.
-        ffn_ratio: Channels inside the feed-forward network over those outside.
+        ffn_ratio: Channels inside the backbone's feed-forward networks over those outside.
         eps: Of its layer norms.
         **kwargs: Other arguments of ``layer``.
 
@@ -93,7 +97,7 @@ class ReducedTransformerLayer(BaseModule):
         self.layer = layer(
             out_channels,
             heads,
-            round(out_channels * ffn_ratio),
+            max(round(out_channels * ffn_ratio / 4), 1),
             norm_cfg=dict(type='LN', eps=eps),
             **kwargs)
 
