@@ -123,6 +123,28 @@ class LocalBackbone(AnsweringBackbone):
             p for p in (*parameters, *self.auxiliary[index].parameters()) if p.requires_grad
         ]
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Where a parameter stands, for mmpretrain's learning rate decay by layers.
+
+        Those of auxiliary networks count as the model's head does.
+
+        Args:
+            param_name: The parameter's name in the model.
+            prefix: Where this backbone stands in the model, ``'backbone.'`` for instance.
+
+        Returns:
+            The parameter's depth, and how many depths there are.
+
+        Raises:
+            LocalLearningError: The wrapped backbone doesn't tell.
+        """
+        if not hasattr(self.backbone, 'get_layer_depth'):
+            raise LocalLearningError(
+                f'backbone {type(self.backbone).__name__} does not tell the depth of its layers, '
+                'which learning rate decay by layers needs: leave optim_wrapper.constructor and '
+                'layer_decay_rate out')
+        return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
+
     def describe(self) -> str:
         """One line per module: its segments, and whether an auxiliary network trains it."""
         lines = []
