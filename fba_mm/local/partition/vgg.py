@@ -102,7 +102,9 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
         >>> segments[0].submodules
         ('features.0', 'features.1')
     """
-    if not hasattr(backbone, 'stage_blocks') or backbone.module_name != 'features':
+    # mmcv's, for one, has layers instead of blocks of convolution, norm and activation.
+    features = getattr(backbone, 'features', None)
+    if not features or not isinstance(features[0], ConvModule):
         raise LocalLearningError(
             "this VGG is not mmpretrain's, and cannot be cut: use type='mmpretrain.VGG'")
     last = len(backbone.stage_blocks) - 1
@@ -127,9 +129,9 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
                 segment = Segment(paths[0], run, (*paths, 'classifier'), stage, len(levels),
                                   _classify)
             segments.append(segment)
-    first = backbone.features[0]
+    first = features[0]
     norm_cfg = dict(first.norm_cfg, requires_grad=True) if first.with_norm else None
-    pools = [m for m in backbone.features if isinstance(m, nn.MaxPool2d)]
+    pools = [m for m in features if isinstance(m, nn.MaxPool2d)]
     return Unrolled(
         segments,
         partial(

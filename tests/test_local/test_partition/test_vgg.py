@@ -50,10 +50,10 @@ def small_classifier(monkeypatch):
     """VGG's classifier has 120 M parameters. Not here."""
     from mmpretrain.models import VGG as stock
 
-    def init(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        if self.num_classes > 0:
-            self.classifier = torch.nn.Linear(512 * 7 * 7, self.num_classes)
+    def init(self, *args, num_classes=-1, out_indices=(5, ), **kwargs):
+        original(self, *args, out_indices=out_indices, **kwargs)
+        self.num_classes = num_classes
+        self.classifier = torch.nn.Linear(512 * 7 * 7, num_classes)
 
     original = stock.__init__
     monkeypatch.setattr(stock, '__init__', init)
@@ -63,7 +63,7 @@ def test_a_classifier_inside_is_the_last_module_s(small_classifier):
     check_forward(SCORES, (3, 224, 224))
     check_parameters(SCORES)
     head = dict(type='mmpretrain.ClsHead', loss=dict(type='mmpretrain.CrossEntropyLoss'))
-    model = check_isolation(classifier(SCORES, 2, 512, head=head), class_batch(224, images=2))
+    model = check_isolation(classifier(SCORES, 2, 512, head=head), class_batch(224, images=1))
     local = model.backbone
     outputs = local.auxiliary[0].outputs
     assert isinstance(outputs['0'], PooledClassifier)
