@@ -4,6 +4,7 @@ What flows between segments are maps (N, C, H, W). They are views of the tokens 
 the blocks work on, so that nothing is copied.
 """
 from functools import partial
+from math import isqrt
 from typing import Callable, Optional, Tuple
 
 from mmcv.cnn.bricks.transformer import PatchMerging
@@ -181,9 +182,13 @@ def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
 def _input_shape(backbone: nn.Module) -> Optional[Tuple[int, int, int]]:
     """Images that the windows fit, of whole patches at every stage, so that strides come out even."""
     size = getattr(backbone.patch_embed, 'init_input_size', None)
+    projection = backbone.patch_embed.projection
+    if size is None and backbone.use_abs_pos_embed:
+        # mmdet's is for images of one size alone, and keeps no more of it than this.
+        side = isqrt(backbone.absolute_pos_embed.size(1))
+        return (projection.in_channels, *(side * stride for stride in projection.stride))
     if size is None:
         return None
-    projection = backbone.patch_embed.projection
     strides = [stride * 2**(len(backbone.stages) - 1) for stride in projection.stride]
     return (projection.in_channels, *(-(-s // stride) * stride for s, stride in zip(size, strides)))
 

@@ -63,6 +63,11 @@ def test_stock_checkpoints():
                      class_batch(64))
 
 
+def test_mmdets_position_embeddings_are_for_one_size():
+    cfg = dict(MMDET, use_abs_pos_embed=True, pretrain_img_size=64)
+    assert [stride for _, _, stride in stages_of(cfg)] == [4, 4, 4, 8, 8, 16, 16, 32, 32]
+
+
 def test_maps_between_blocks_are_views():
     backbone = built(SWIN)
     segments = unroll(backbone).segments

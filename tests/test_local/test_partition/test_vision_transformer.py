@@ -65,7 +65,6 @@ def test_tokens_as_a_map():
 @pytest.mark.parametrize('out_type', ['cls_token', 'avg_featmap'])
 def test_isolation(num_modules, out_type):
     cfg = dict(VIT, drop_path_rate=.2, out_type=out_type)
-    # The mean of the patches knows nothing of the class token's place in the last layers.
     check_isolation(classifier(cfg, num_modules, 16), class_batch(32))
 
 
