@@ -20,10 +20,10 @@ from .engine import AmpLocalOptimWrapper, FBAHook, LocalOptimWrapper  # noqa: E4
 from .errors import LocalLearningError  # noqa: E402
 from .local import LocalBackbone  # noqa: E402
 from .localize import localize  # noqa: E402
-from .models import SlicedFocalLoss, light_retinanet  # noqa: E402
+from .models import SlicedFocalLoss, cifar_resnet, light_retinanet  # noqa: E402
 
 __version__ = '0.1.0'
 __all__ = [
     'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalLearningError', 'LocalOptimWrapper',
-    'SlicedFocalLoss', 'light_retinanet', 'localize'
+    'SlicedFocalLoss', 'cifar_resnet', 'light_retinanet', 'localize'
 ]

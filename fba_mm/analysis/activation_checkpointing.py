@@ -60,7 +60,8 @@ def checkpoint_layers(backbone: nn.Module) -> List[str]:
         ['1']
     """
     try:
-        layers = [s.submodules[0] for s in unroll(backbone).segments if len(s.submodules) == 1]
+        layers = [s.path or s.submodules[0] for s in unroll(backbone).segments
+                  if s.path or len(s.submodules) == 1]
     except LocalLearningError:
         layers = _containers(backbone)
     if not layers:

@@ -263,8 +263,10 @@ def _count_blocks(cfg: Config) -> int:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), \
             readable_errors('the backbone cannot be built'), quiet(), without_memory():
         backbone = MODELS.build(from_scratch(cfg).model.backbone.backbone)
-        segments = unroll(backbone).segments
-        return len(cut(trace_footprints(backbone, segments), segments, 'blocks'))
+        unrolled = unroll(backbone)
+        footprints = trace_footprints(
+            backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map)
+        return len(cut(footprints, unrolled.segments, 'blocks'))
 
 
 def _readable(nbytes: int) -> str:

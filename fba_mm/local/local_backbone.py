@@ -94,7 +94,8 @@ class LocalBackbone(AnsweringBackbone):
             return
         unrolled = unroll(self.backbone)
         self.segments = unrolled.segments
-        self.footprints = trace_footprints(self.backbone, self.segments)
+        self.footprints = trace_footprints(self.backbone, self.segments, unrolled.input_shape,
+                                           unrolled.as_map)
         self.module_segments: List[range] = cut(self.footprints, self.segments, num_modules,
                                                reserve)
         points = cut_points(
@@ -121,6 +122,28 @@ class LocalBackbone(AnsweringBackbone):
         return [
             p for p in (*parameters, *self.auxiliary[index].parameters()) if p.requires_grad
         ]
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Where a parameter stands, for mmpretrain's learning rate decay by layers.
+
+        Those of auxiliary networks count as the model's head does.
+
+        Args:
+            param_name: The parameter's name in the model.
+            prefix: Where this backbone stands in the model, ``'backbone.'`` for instance.
+
+        Returns:
+            The parameter's depth, and how many depths there are.
+
+        Raises:
+            LocalLearningError: The wrapped backbone doesn't tell.
+        """
+        if not hasattr(self.backbone, 'get_layer_depth'):
+            raise LocalLearningError(
+                f'backbone {type(self.backbone).__name__} does not tell the depth of its layers, '
+                'which learning rate decay by layers needs: leave optim_wrapper.constructor and '
+                'layer_decay_rate out')
+        return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
 
     def describe(self) -> str:
         """One line per module: its segments, and whether an auxiliary network trains it."""
@@ -192,7 +215,7 @@ class LocalBackbone(AnsweringBackbone):
             segment = self.segments[i]
             x = segment.run(self.backbone, x)
             if segment.level is not None:
-                levels[segment.level] = x
+                levels[segment.level] = segment.output_of(self.backbone, x)
         return x, levels
 
     def _look_ahead(self, x: Tensor, step: LocalStep) -> None:

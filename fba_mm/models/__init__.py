@@ -1,5 +1,6 @@
 """Parts of models that keep auxiliary networks small."""
+from .cifar_resnet import cifar_resnet
 from .light_detector import light_retinanet
 from .sliced_focal_loss import SlicedFocalLoss
 
-__all__ = ['SlicedFocalLoss', 'light_retinanet']
+__all__ = ['SlicedFocalLoss', 'cifar_resnet', 'light_retinanet']

@@ -2,7 +2,7 @@
 from typing import Dict, Optional, Tuple
 
 import torch
-from mmengine.model import ModuleList
+from mmengine.model import ModuleDict, ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -76,6 +76,8 @@ class SLM(Auxiliary):
         self.image_share = image_share
         self.bank_dropout = bank_dropout
         self.blocks = ModuleList()
+        # What the backbone does to a level before it returns it, in a small form of the SLM's own.
+        self.outputs = ModuleDict()
         self.level_channels = []
         in_channels, in_stride = cut_point.channels, cut_point.stride
         for stage in cut_point.stages:
@@ -87,6 +89,9 @@ class SLM(Auxiliary):
                 in_channels, in_stride = out_channels, stage.stride
             if stage.level is not None:
                 self.level_channels.append(out_channels)
+                if cut_point.reduced_output is not None and self._makes(stage):
+                    self.outputs[str(stage.level)] = cut_point.reduced_output(
+                        stage.level, out_channels)
         self.head = None if head is None else self._build_head(head)
         self.bank_use: Optional[BankUse] = None
         if bank_use is not None:
@@ -115,6 +120,14 @@ class SLM(Auxiliary):
         except (TypeError, KeyError, AssertionError, ValueError) as error:
             raise LocalLearningError(
                 f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
+
+    def _makes(self, stage: StageMap) -> bool:
+        """Whether a stage's level is of the SLM's making: its stage goes on after the module."""
+        return any(block.stage == stage.stage for block in self.cut_point.later)
+
+    def _returned(self, x: Tensor, level: int) -> Tensor:
+        key = str(level)
+        return self.outputs[key](x) if key in self.outputs else x
 
     def features(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep,
                  images: slice = slice(None)) -> Tuple[Tensor, ...]:
@@ -145,10 +158,11 @@ class SLM(Auxiliary):
             if stage.stage > self.cut_point.stage:
                 deeper = next(blocks)(deeper)
                 if level is not None:
-                    maps[level] = self._with_context(deeper, banked, offered)
+                    own = self._returned(deeper, level)
+                    maps[level] = self._with_context(own, banked, offered)
             elif level is not None and level not in maps:
                 if stage.stage == self.cut_point.stage:
-                    maps[level] = x
+                    maps[level] = self._returned(x, level)
                 else:
                     maps[level] = self._blank(stage, x, step) if banked is None else banked
         return tuple(maps[level] for level in sorted(maps))
@@ -157,11 +171,14 @@ class SLM(Auxiliary):
     def _with_context(own: Tensor, banked: Optional[Tensor], offered: Tensor) -> Tensor:
         if banked is None or banked.shape != own.shape:
             return own
+        offered = offered.reshape(-1, *[1] * (own.dim() - 1))
         return own + banked.to(own.dtype) * offered.to(banked.device)
 
     @staticmethod
     def _blank(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
         # No bank, no knowledge: zeros, which as an expanded scalar take no memory.
+        if stage.pooled:
+            return x.new_zeros(()).expand(len(x), stage.channels)
         height, width = (-(-size // stage.stride) for size in step.inputs.shape[-2:])
         return x.new_zeros(()).expand(len(x), stage.channels, height, width)
 

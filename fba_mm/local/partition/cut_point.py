@@ -7,12 +7,7 @@ from typing import Callable, Optional, Sequence, Tuple
 from torch import Tensor, nn
 
 from .footprint import Footprint
-from .segment import Unrolled
-
-
-def same(x: Tensor) -> Tensor:
-    """The map itself, where it needs no change."""
-    return x
+from .segment import Unrolled, same
 
 
 @dataclass(frozen=True)
@@ -24,11 +19,13 @@ class StageMap:
         channels: Channels of the map.
         stride: Pixels of the input per position of the map.
         level: Index in the tuple that the backbone returns, or None if it isn't returned.
+        pooled: Whether the backbone returns it as a vector for each image, (N, C), and not as a map.
     """
     stage: int
     channels: int
     stride: int
     level: Optional[int]
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,8 @@ class LaterBlock:
         stage: Index of its stage.
         channels: Channels of its output.
         stride: Pixels of the input per position of its output.
-        path: Dotted name of the submodule that is the whole segment, or None if it is more than
-            one submodule.
+        path: Dotted name of the submodule that, called on the segment's input, gives its output,
+            or None if it takes more than that.
     """
     name: str
     stage: int
@@ -68,6 +65,9 @@ class CutPoint:
             The block itself is ``step.source.backbone.get_submodule(path)`` in an iteration.
         as_map: ``as_map(x) -> (N, C, H, W)``, the module's output as a map of features, for
             backbones whose segments pass on something else (tokens); the identity for others.
+        reduced_output: ``reduced_output(level, channels) -> nn.Module``, which makes of a block's
+            output what the backbone would return (a final norm, a class token); None where the
+            backbone returns it as it is.
     """
     module: int
     num_modules: int
@@ -80,6 +80,7 @@ class CutPoint:
     later: Tuple[LaterBlock, ...] = ()
     copy_block: Optional[Callable[[str], nn.Module]] = None
     as_map: Callable[[Tensor], Tensor] = same
+    reduced_output: Optional[Callable[[int, int], nn.Module]] = None
 
     @property
     def levels(self) -> Tuple[StageMap, ...]:
@@ -100,7 +101,8 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
     """
     last_of_stage = {s.stage: i for i, s in enumerate(unrolled.segments) if s.stage >= 0}
     stages = tuple(
-        StageMap(stage, footprints[i].channels, footprints[i].stride, unrolled.segments[i].level)
+        StageMap(stage, footprints[i].channels, footprints[i].stride, unrolled.segments[i].level,
+                 footprints[i].pooled)
         for stage, i in sorted(last_of_stage.items()))
     blocks = tuple(
         LaterBlock(
@@ -108,7 +110,7 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             segment.stage,
             footprint.channels,
             footprint.stride,
-            path=segment.submodules[0] if len(segment.submodules) == 1 else None)
+            segment.path)
         for segment, footprint in zip(unrolled.segments, footprints))
     return tuple(
         CutPoint(
@@ -121,7 +123,9 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             reduced_block=unrolled.reduced_block,
             earlier_channels=tuple(footprints[m[-1]].channels for m in modules[:k]),
             later=blocks[module.stop:],
-            copy_block=partial(_copy_block, backbone)) for k, module in enumerate(modules))
+            copy_block=partial(_copy_block, backbone),
+            as_map=unrolled.as_map,
+            reduced_output=unrolled.reduced_output) for k, module in enumerate(modules))
 
 
 def _copy_block(backbone: nn.Module, path: str) -> nn.Module:

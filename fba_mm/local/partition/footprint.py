@@ -1,13 +1,13 @@
 """What each segment of a backbone produces and keeps for its backward pass."""
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import LocalLearningError
-from .segment import Segment
+from .segment import Segment, same
 
 
 @dataclass(frozen=True)
@@ -20,23 +20,26 @@ class Footprint:
         stride: Pixels of the input per position of the output, along the height.
         saved_bytes: Bytes that autograd keeps for the segment's backward pass, parameters aside.
         frozen: Whether no parameter of the segment is trained.
+        pooled: Whether the backbone returns the segment's output as a vector for each image.
     """
     name: str
     channels: int
     stride: int
     saved_bytes: int
     frozen: bool
+    pooled: bool = False
 
 
 class _Trace(nn.Module):
     """Runs the segments one by one, and counts what each leaves with autograd."""
 
-    def __init__(self, backbone: nn.Module, segments: Sequence[Segment]):
+    def __init__(self, backbone: nn.Module, segments: Sequence[Segment], as_map: Callable):
         super().__init__()
         self.backbone = backbone
         self.segments = segments
+        self.as_map = as_map
 
-    def forward(self, x: Tensor, own: set) -> List[Tuple[Tensor, int]]:
+    def forward(self, x: Tensor, own: set) -> List[Tuple[Tensor, Optional[Tensor], int]]:
         results = []
         # One map is saved by the segment that made it and by the one that reads it: it counts
         # once, for its maker.
@@ -53,13 +56,15 @@ class _Trace(nn.Module):
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 x = segment.run(self.backbone, x)
-            results.append((x, sum(saved)))
+                level = None if segment.level is None else segment.output_of(self.backbone, x)
+            results.append((self.as_map(x), level, sum(saved)))
         return results
 
 
 def trace_footprints(backbone: nn.Module,
                      segments: Sequence[Segment],
-                     input_shape: Tuple[int, int, int] = (3, 256, 256)) -> List[Footprint]:
+                     input_shape: Optional[Tuple[int, int, int]] = None,
+                     as_map: Callable[[Tensor], Tensor] = same) -> List[Footprint]:
     """Find what each segment makes and keeps, without computing anything.
 
     The segments run on torch's meta device, where tensors have shapes but no memory. What autograd
@@ -69,12 +74,17 @@ def trace_footprints(backbone: nn.Module,
     Args:
         backbone: The backbone that the segments belong to. It is left as it was.
         segments: From :func:`unroll`.
-        input_shape: (channels, height, width) of one image, in pixels.
+        input_shape: (channels, height, width) of one image, in pixels. Unset, (3, 256, 256).
+        as_map: Of the backbone's :class:`Unrolled`.
 
     Raises:
         LocalLearningError: The backbone doesn't run on an image of this shape.
     """
-    trace = _Trace(backbone, segments)
+    input_shape = input_shape or (3, 256, 256)
+    trace = _Trace(backbone, segments, as_map)
+    training = backbone.training
+    # Before the parameters are looked at: some backbones freeze stages only here.
+    backbone.train()
     tensors = {}
     for name, tensor in (*trace.named_parameters(), *trace.named_buffers()):
         meta = torch.empty_like(tensor, device='meta')
@@ -82,12 +92,10 @@ def trace_footprints(backbone: nn.Module,
     # Buffers are never saved under their own name in training, but frozen norms keep them.
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
     image = torch.empty(2, *input_shape, device='meta')
-    training = backbone.training
-    backbone.train()
     try:
         results = functional_call(trace, tensors, (image, own))
-    except (RuntimeError, NotImplementedError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LocalLearningError(
             f'backbone {type(backbone).__name__} does not run on images of shape {input_shape} '
             f'({first_line}): check its config, and its plugins, on the unwrapped model first'
@@ -100,6 +108,7 @@ def trace_footprints(backbone: nn.Module,
             channels=out.shape[1],
             stride=round(input_shape[1] / out.shape[2]),
             saved_bytes=saved // 2,
-            frozen=not any(p.requires_grad for p in segment.parameters(backbone)))
-        for segment, (out, saved) in zip(segments, results)
+            frozen=not any(p.requires_grad for p in segment.parameters(backbone)),
+            pooled=level is not None and level.dim() == 2)
+        for segment, (out, level, saved) in zip(segments, results)
     ]

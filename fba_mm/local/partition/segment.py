@@ -1,8 +1,14 @@
 """The steps into which a backbone unrolls."""
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable, List, Optional, Tuple
 
 from torch import Tensor, nn
+
+
+def same(x: Tensor) -> Tensor:
+    """The map itself, where it needs no change."""
+    return x
 
 
 def run_submodule(backbone: nn.Module, x: Tensor, path: str) -> Tensor:
@@ -25,21 +31,48 @@ class Segment:
 
     Attributes:
         name: Name for messages and reports, ``'stem'`` or ``'layer1.0'``.
-        run: ``run(backbone, x) -> x``, with maps of shape (N, C, H, W).
-        submodules: Dotted names of the submodules that the segment uses.
+        run: ``run(backbone, x) -> x``, with maps of shape (N, C, H, W), or tokens (N, L, C) where
+            the family has an ``as_map``.
+        submodules: Dotted names of the submodules that the segment uses, in the order of their use.
         stage: Index of the stage that it belongs to; -1 for the stem.
         level: Index in the tuple of maps that the backbone returns, if the segment's output is
             one of them.
+        level_output: ``level_output(backbone, x) -> Tensor``, what the backbone does to the
+            segment's output before it returns it, where that isn't what flows on to the next
+            segment: a norm of the level, or pooling. Its layers are among ``submodules``, so that
+            they are trained with the segment. None returns the output as it is.
+        own_parameters: Names of the parameters of the backbone itself, not of a submodule, that
+            the segment uses (a class token).
     """
     name: str
     run: Callable[[nn.Module, Tensor], Tensor]
     submodules: Tuple[str, ...]
     stage: int
     level: Optional[int] = None
+    level_output: Optional[Callable[[nn.Module, Tensor], Tensor]] = None
+    own_parameters: Tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Optional[str]:
+        """Name of the submodule that, called on x, is the whole of ``run``; None if there is none."""
+        if isinstance(self.run, partial) and self.run.func is run_submodule:
+            return self.run.keywords['path']
+        return None
 
     def parameters(self, backbone: nn.Module) -> List[nn.Parameter]:
-        """The parameters of the segment's submodules in ``backbone``."""
-        return [p for path in self.submodules for p in backbone.get_submodule(path).parameters()]
+        """The parameters in ``backbone`` that the segment uses."""
+        return [getattr(backbone, name) for name in self.own_parameters] + [
+            p for path in self.submodules for p in backbone.get_submodule(path).parameters()
+        ]
+
+    def output_of(self, backbone: nn.Module, x: Tensor) -> Tensor:
+        """What the backbone returns of the segment's output, if that is one of its levels.
+
+        Args:
+            backbone: The segment's backbone.
+            x: What ``run`` has returned.
+        """
+        return x if self.level_output is None else self.level_output(backbone, x)
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,16 @@ class Unrolled:
         segments: In the order in which the backbone runs them.
         reduced_block: ``reduced_block(in_channels, out_channels, stride) -> nn.Module``, a single
             block of the backbone's kind (same kernels, norm and activation) for auxiliary
-            networks.
+            networks. It takes and returns what flows between segments.
+        reduced_output: ``reduced_output(level, channels) -> nn.Module``, a stand-in for what the
+            backbone does to a level before it returns it (``Segment.level_output``), with layers
+            of its own. None where it does nothing.
+        as_map: ``as_map(x) -> (N, C, H, W)`` makes a map of what flows between segments.
+        input_shape: (channels, height, width) of the images that the segments are traced on; None
+            leaves it to :func:`trace_footprints`.
     """
     segments: List[Segment] = field(default_factory=list)
     reduced_block: Optional[Callable[[int, int, int], nn.Module]] = None
+    reduced_output: Optional[Callable[[int, int], nn.Module]] = None
+    as_map: Callable[[Tensor], Tensor] = same
+    input_shape: Optional[Tuple[int, int, int]] = None

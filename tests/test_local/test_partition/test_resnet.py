@@ -27,6 +27,12 @@ BACKBONES = [
     dict(type='mmpretrain.ResNet', depth=18, out_indices=(0, 1, 2, 3)),
     dict(type='mmpretrain.ResNet', depth=18, out_indices=(3, ), style='pytorch'),
     dict(type='mmpretrain.ResNetV1c', depth=18, out_indices=(1, 3)),
+    dict(type='mmpretrain.ResNetV1d', depth=50),
+    dict(type='mmpretrain.ResNeXt', depth=50, groups=2, width_per_group=4),
+    dict(type='mmpretrain.SEResNet', depth=50, se_ratio=4),
+    dict(type='mmpretrain.SEResNeXt', depth=50, groups=2, width_per_group=4, se_ratio=4),
+    dict(type='mmpretrain.Res2Net', depth=50, scales=2, base_width=4),
+    dict(type='mmpretrain.ResNeSt', depth=50, reduction_factor=2),
 ]
 
 
