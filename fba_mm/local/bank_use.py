@@ -156,7 +156,8 @@ class GatedContext(BankUse):
         offered = torch.rand(len(own), 1, generator=step.generator) >= self.dropout
         gate = torch.sigmoid(self.gate(_pool(own))) * offered.to(own.device)
         context = gate * torch.stack(sources).mean(0)
-        return features[:-1] + (own + context[..., None, None], )
+        context = context.reshape(*context.shape, *[1] * (own.dim() - 2))
+        return features[:-1] + (own + context, )
 
 
 @MODELS.register_module()
@@ -250,7 +251,7 @@ class ClassMemory(BankUse):
     def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
              step: LocalStep) -> Optional[Tensor]:
         """See :class:`BankUse`."""
-        labels = step.labels()
+        labels = _hard(step.labels())
         told = self.known[labels]
         if not told.any():
             return None
@@ -263,7 +264,7 @@ class ClassMemory(BankUse):
     @torch.no_grad()
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See :class:`BankUse`."""
-        labels = step.labels()
+        labels = _hard(step.labels())
         members = F.one_hot(labels, self.num_classes).float()
         count = members.sum(0)
         here = count > 0
@@ -360,6 +361,11 @@ def _compare_classes(own: int, model: nn.Module) -> None:
     if own != main:
         raise LocalLearningError(
             f'bank_use knows {own} classes, the model {main}: give both the same num_classes')
+
+
+def _hard(labels: Tensor) -> Tensor:
+    """(N,) classes; of mixed images the strongest."""
+    return labels.argmax(1) if labels.dim() == 2 else labels
 
 
 def _pool(feature: Tensor) -> Tensor:

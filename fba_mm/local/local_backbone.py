@@ -199,7 +199,7 @@ class LocalBackbone(AnsweringBackbone):
                 outputs[level] = feature.detach()
                 step.bank.put(level, outputs[level])
             if reads_pooled:
-                step.bank.put_pooled(x)
+                step.bank.put_pooled(self.auxiliary[k].cut_point.as_map(x))
             del levels
         _, levels = self._run_module(last, x)
         outputs.update(levels)

@@ -86,23 +86,27 @@ class LocalStep:
         return add_losses(loss_of(rest, parts[-1]), fed)
 
     def labels(self) -> Tensor:
-        """The classes of the images, (N,): of a soft label the strongest.
+        """The classes of the images, (N,), or (N, classes) shares where images are mixed.
 
         Raises:
-            LocalLearningError: The data samples carry no class.
+            LocalLearningError: An image has no class, or several.
         """
         if self._labels is None:
-            labels = []
-            for sample in self.data_samples:
-                if 'gt_score' in sample:
-                    labels.append(sample.gt_score.argmax().reshape(1))
-                elif 'gt_label' in sample:
-                    labels.append(sample.gt_label.reshape(-1)[:1])
-                else:
+            samples = self.data_samples
+            if all('gt_score' in sample for sample in samples):
+                labels = torch.stack([sample.gt_score for sample in samples])
+            else:
+                labels = torch.cat(
+                    [sample.get('gt_label', torch.empty(0)).reshape(-1) for sample in samples])
+                # One sample may carry the labels of the whole batch.
+                alike = len(samples) == 1 or all(
+                    len(sample.get('gt_label', ())) == 1 for sample in samples)
+                if len(labels) != len(self.inputs) or not alike:
                     raise LocalLearningError(
-                        'the data samples carry no gt_label: this auxiliary network is for image '
-                        "classification, take auxiliary=dict(type='SLM')")
-            self._labels = torch.cat(labels).to(self.inputs.device)
+                        "this auxiliary network needs exactly one class per image: check the data "
+                        "set's labels, or take auxiliary=dict(type='SLM'), which learns from the "
+                        "model's own head")
+            self._labels = labels.to(self.inputs.device)
         return self._labels
 
     def logits(self, model: nn.Module, source: AnsweringBackbone,

@@ -190,6 +190,22 @@ def test_context_does_not_answer_for_a_module(scope):
     assert gradient(dict(type='GatedContext'), scope) > .5 * gradient(None, 'off')
 
 
+def test_deep_features_are_no_evidence():
+    """Where the bank is a target, the module's own answer doesn't contain it."""
+    model = model_with(USES['FeatureTarget'], num_modules=2)
+    spy = Spy(model.backbone.auxiliary[0].bank_use)
+    auxiliary = model.backbone.auxiliary[0]
+    inputs = []
+    loss = auxiliary.loss
+    auxiliary.loss = lambda x, levels, step: (inputs.append(x.detach()), loss(x, levels, step))[1]
+    twin = copy.deepcopy(auxiliary.blocks)
+    Trainer(model, scope='all').step(batch_for(model))
+    deeper = inputs[0]
+    for block in twin:
+        deeper = block(deeper)
+    torch.testing.assert_close(spy.told[0][0][-1], deeper)
+
+
 def test_feature_target(ahead):
     model = model_with(USES['FeatureTarget'], num_modules=2)
     spy = Spy(model.backbone.auxiliary[0].bank_use)

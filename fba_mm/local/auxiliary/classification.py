@@ -80,17 +80,7 @@ class ClassificationAuxiliary(Auxiliary):
             raise LocalLearningError(
                 f'{self.method} normalizes over the images of a batch, and this batch has one: set '
                 'train_dataloader.drop_last=True, or a larger train_dataloader.batch_size')
-        return self.weighted(self.local_losses(x, self._labels(step), step))
-
-    def _labels(self, step: LocalStep) -> Tensor:
-        samples = step.data_samples
-        if all('gt_score' in sample for sample in samples):
-            return torch.stack([sample.gt_score for sample in samples])
-        if any(len(sample.get('gt_label', ())) != 1 for sample in samples):
-            raise LocalLearningError(
-                f"{self.method} needs exactly one class per image: check the data set's labels, or "
-                "take auxiliary=dict(type='SLM'), which learns from the model's own head")
-        return torch.cat([sample.gt_label for sample in samples])
+        return self.weighted(self.local_losses(x, step.labels(), step))
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes with those of the model's head."""

@@ -159,7 +159,9 @@ class SLM(Auxiliary):
                 deeper = next(blocks)(deeper)
                 if level is not None:
                     own = self._returned(deeper, level)
-                    maps[level] = self._with_context(own, banked, offered)
+                    # With a use of its own, the bank is not mixed in here too.
+                    maps[level] = own if self.bank_use else self._with_context(
+                        own, banked, offered)
             elif level is not None and level not in maps:
                 if stage.stage == self.cut_point.stage:
                     maps[level] = self._returned(x, level)
