@@ -134,7 +134,7 @@ def test_layer_depths_for_learning_rate_decay():
         stock.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)
     model = build(classifier(VIT, 3, 16))
     wrapper = build_optim_wrapper(model, dict(
-        type='LocalOptimWrapper', optimizer=dict(type='AdamW', lr=1.),
+        type='LocalOptimWrapper', optimizer=dict(type='AdamW', lr=1., weight_decay=.05),
         constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
         paramwise_cfg=dict(layer_decay_rate=.5)))
     rates = {g['param_name']: g['lr'] for g in wrapper.optimizer.param_groups}
