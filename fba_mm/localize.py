@@ -93,6 +93,7 @@ def localize(config: Union[str, Config],
             raise LocalLearningError(
                 f'optim_wrapper.type={kind} has no local form: use one of '
                 f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
+        _check_constructor(optim_wrapper.get('constructor'))
         optim_wrapper.type = _LOCAL_FORM[kind]
         if apply is not None:
             optim_wrapper.apply = apply
@@ -111,6 +112,16 @@ def localize(config: Union[str, Config],
         from .analysis.memory_fit import fit_modules  # which needs this file
         cfg = fit_modules(cfg, memory_budget)
     return cfg
+
+
+def _check_constructor(constructor: Any) -> None:
+    """Refuse those that look at the class of ``model.backbone`` and at the names in it."""
+    name = type_name(constructor) if constructor else None
+    if name in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
+        raise LocalLearningError(
+            f'optim_wrapper.constructor={name} takes the depth of a layer from the names in a '
+            'backbone that it knows, and LocalBackbone is none: leave constructor out, and '
+            "paramwise_cfg's decay_rate with it")
 
 
 def _light_auxiliary(model: dict) -> dict:

@@ -215,6 +215,33 @@ def test_local_already():
         stock_form(small_config())
 
 
+def test_constructors_that_go_by_the_names_of_known_backbones():
+    cfg = small_config(optim_wrapper=dict(
+        type='OptimWrapper', optimizer=dict(type='AdamW'),
+        constructor='mmdet.LearningRateDecayOptimizerConstructor',
+        paramwise_cfg=dict(decay_rate=.7, decay_type='layer_wise', num_layers=6)))
+    with pytest.raises(LocalLearningError, match='LearningRateDecay.*: leave constructor out'):
+        localize(cfg)
+
+
+@pytest.mark.parametrize('name, backbone', [
+    ('vision_transformer/vit-base-p16_32xb128-mae_in1k.py', 'VisionTransformer'),
+    ('swin_transformer/swin-small_16xb64_in1k.py', 'SwinTransformer'),
+    ('convnext/convnext-tiny_32xb128_in1k.py', 'ConvNeXt'),
+    ('vgg/vgg16bn_8xb32_in1k.py', 'VGG'),
+    ('resnet/resnet50_8xb32_in1k.py', 'ResNet'),
+])
+def test_classifiers(name, backbone):
+    stock = load_config(f'mmpretrain::{name}')
+    cfg = localize(stock)
+    assert cfg.model.backbone.backbone.type == backbone
+    assert cfg.optim_wrapper.type == 'LocalOptimWrapper'
+    # Settings of parameters are kept, and clipping, which makes gradients wait for the end.
+    for key in ('paramwise_cfg', 'clip_grad', 'optimizer'):
+        assert cfg.optim_wrapper.get(key) == stock.optim_wrapper.get(key)
+    assert cfg.model.get('train_cfg') == stock.model.get('train_cfg')
+
+
 def test_unknown_optimizer_wrapper():
     cfg = small_config(optim_wrapper=dict(type='ApexOptimWrapper', optimizer=dict(type='SGD')))
     with pytest.raises(LocalLearningError,

@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
 from fba_mm import LocalBackbone, LocalLearningError
@@ -131,6 +132,13 @@ def test_layer_depths_for_learning_rate_decay():
             stock.get_layer_depth(f'backbone.{name}', 'backbone.')
     assert local.get_layer_depth('backbone.auxiliary.0.blocks.0.layer.ln1.weight', 'backbone.') == \
         stock.get_layer_depth('head.fc.weight', 'backbone.') == (7, 8)
+    model = build(classifier(VIT, 3, 16))
+    wrapper = build_optim_wrapper(model, dict(
+        type='LocalOptimWrapper', optimizer=dict(type='AdamW', lr=1., weight_decay=.05),
+        constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
+        paramwise_cfg=dict(layer_decay_rate=.5)))
+    rates = {g['param_name']: g['lr'] for g in wrapper.optimizer.param_groups}
+    assert rates['backbone.backbone.cls_token'] == .5**7 and rates['head.fc.weight'] == 1
     with pytest.raises(LocalLearningError, match='leave .*layer_decay_rate out'):
         LocalBackbone(dict(type='mmdet.ResNet', depth=18), 2).get_layer_depth('conv1', '')
 
