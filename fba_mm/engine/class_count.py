@@ -1,52 +1,57 @@
 """How many classes a classification data set has, as far as its config and folders tell."""
 import os
-from typing import NamedTuple, Optional
+from typing import Iterator, List, Optional, Tuple
 
 from ..config import type_name
 
 
-class ClassCount(NamedTuple):
-    """What was found.
-
-    Args:
-        count: Number of classes; None if that can't be told.
-        what: Where it was found, in words.
-        count_in_labels: Greatest label in an annotation file plus one; 0 if there is none.
-    """
-    count: Optional[int]
-    what: str = ''
-    count_in_labels: int = 0
-
-
-def count_classes(dataset: dict, kind: Optional[type]) -> Optional[ClassCount]:
+def class_counts(dataset: dict, kind: Optional[type]) -> Iterator[Tuple[int, str]]:
     """Count the classes of a data set without building it.
 
     Args:
         dataset: Its config.
         kind: Its class, None if unknown.
 
-    Returns:
-        None if nothing can be told.
+    Yields:
+        A number and where it was found, in words, for each place that tells one.
 
     Example:
-        >>> count_classes(dict(type='CIFAR10'), CIFAR10)
-        ClassCount(count=10, what='CIFAR10 has 10 classes', count_in_labels=0)
+        >>> list(class_counts(dict(type='CIFAR10'), CIFAR10))
+        [(10, 'CIFAR10 has 10 classes')]
     """
-    name = type_name(dataset.get('type'))
-    given = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
-    if isinstance(given, str):
-        given = _lines(given)
-    if given:
-        return ClassCount(len(given), f'its metainfo names {len(given)} classes', _labels(dataset))
-    if name == 'CustomDataset' and not dataset.get('ann_file'):
-        folder = _image_folder(dataset)
-        if dataset.get('with_label', True) and os.path.isdir(folder):
-            count = sum(entry.is_dir() for entry in os.scandir(folder))
-            return ClassCount(count, f'{folder} has {count} folders, one per class')
+    name = type_name(dataset.get('type')) or 'the data set'
+    names = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
     own = (getattr(kind, 'METAINFO', None) or {}).get('classes')
-    if own:
-        return ClassCount(len(own), f'{name} has {len(own)} classes', _labels(dataset))
-    return ClassCount(None, count_in_labels=_labels(dataset)) if _labels(dataset) else None
+    if names:
+        names = _lines(names) if isinstance(names, str) else names
+        yield len(names), f'its metainfo names {len(names)} classes'
+    elif own:
+        yield len(own), f'{name} has {len(own)} classes'
+    # The one class of mmpretrain that takes its classes from the folders that it finds.
+    if name == 'CustomDataset' and not dataset.get('ann_file') and dataset.get('with_label', True):
+        folder = _image_folder(dataset)
+        if os.path.isdir(folder):
+            count = sum(entry.is_dir() for entry in os.scandir(folder))
+            yield count, f'{folder} has {count} folders, one per class'
+
+
+def greatest_label(dataset: dict) -> Optional[int]:
+    """The greatest label in an annotation file with lines of ``path label``.
+
+    Args:
+        dataset: The data set's config.
+
+    Returns:
+        None if there is no such file.
+    """
+    ann_file = dataset.get('ann_file')
+    if not isinstance(ann_file, str) or not ann_file or ann_file.endswith('.json'):
+        return None
+    path = os.path.join(dataset.get('data_root') or '', ann_file)
+    labels = [line.rpartition(' ')[2] for line in _lines(path) if ' ' in line.strip()]
+    if not labels or not all(label.isdigit() for label in labels):
+        return None
+    return max(map(int, labels))
 
 
 def _image_folder(dataset: dict) -> str:
@@ -56,19 +61,9 @@ def _image_folder(dataset: dict) -> str:
     return os.path.join(dataset.get('data_root') or '', prefix)
 
 
-def _labels(dataset: dict) -> int:
-    """Greatest label plus one in an annotation file with lines of ``path label``, else 0."""
-    ann_file = dataset.get('ann_file')
-    if not isinstance(ann_file, str) or not ann_file or ann_file.endswith('.json'):
-        return 0
-    words = [line.split() for line in _lines(os.path.join(dataset.get('data_root') or '', ann_file))]
-    numbers = [line[-1] for line in words if len(line) > 1]
-    return max(map(int, numbers), default=-1) + 1 if all(n.isdigit() for n in numbers) else 0
-
-
-def _lines(path: str) -> list:
+def _lines(path: str) -> List[str]:
     try:
         with open(path, encoding='utf-8') as file:
-            return file.read().splitlines()
+            return [line.strip() for line in file if line.strip()]
     except (OSError, ValueError):
         return []

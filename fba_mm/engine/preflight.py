@@ -15,7 +15,7 @@ from ..config import type_name
 from ..datasets.source import source_of
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
-from .class_count import count_classes
+from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
 
 
@@ -207,18 +207,16 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
     if not is_classifier or not isinstance(expected, int):
         return
     for dataset, where in _datasets(cfg, splits):
-        found = count_classes(dataset, _dataset_class(dataset, cfg))
-        if found is None:
-            continue
-        if found.count not in (None, expected):
+        for count, what in class_counts(dataset, _dataset_class(dataset, cfg)):
+            if count != expected:
+                raise LocalLearningError(
+                    f'{where}: {what}, but model.head.num_classes={expected}: set that to {count}, '
+                    'in the auxiliary networks too, or give other data')
+        label = greatest_label(dataset)
+        if label is not None and label >= expected:
             raise LocalLearningError(
-                f'{where}: {found.what}, but model.head.num_classes={expected}: set that to '
-                f'{found.count}, in the auxiliary networks too, or give other data')
-        if found.count_in_labels > expected:
-            raise LocalLearningError(
-                f'{where}.ann_file has labels up to {found.count_in_labels - 1}, but '
-                f'model.head.num_classes={expected}: labels count from 0, mend the file or set '
-                f'num_classes={found.count_in_labels}')
+                f'{where}.ann_file has labels up to {label}, but model.head.num_classes='
+                f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}')
 
 
 def _is_closed_json(path: str) -> bool:
