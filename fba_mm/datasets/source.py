@@ -63,7 +63,7 @@ class Source(NamedTuple):
         if missing and not download:
             some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
             raise LocalLearningError(
-                f'data not found in {self.root}: set {where}download=True to fetch it, or put '
+                f'data not found in {os.path.normpath(self.root)}: set {where}download=True to fetch it, or put '
                 f'{some} there')
 
 

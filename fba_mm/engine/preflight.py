@@ -117,14 +117,14 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Refuse a config whose data isn't there.
+    """Refuse a config whose data isn't there; fetch what it asks to download.
 
     Args:
         cfg: The config.
         *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are passed over.
 
     Raises:
-        LocalLearningError: Names the path that is missing.
+        LocalLearningError: Names the path that is missing, or why it can't be fetched.
     """
     for dataset, where in _datasets(cfg, splits):
         _check_dataset(dataset, where, cfg)
@@ -169,6 +169,11 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
         source = None
     if source is not None:
         source.check(f'{where}.', download=bool(dataset.get('download')))
+        # Fetched now, where a failure leaves nothing behind; several processes wait for one later.
+        if source.missing() and int(os.environ.get('WORLD_SIZE', '1')) == 1:
+            with readable_errors(f'{where} cannot be fetched', 'check the network connection, or '
+                                 f'put its files into {source.root}'), _scope(cfg):
+                DATASETS.build(dict(dataset, pipeline=[]))
         return
     paths = [('data_root', root)]
     if isinstance(dataset.get('ann_file'), str):

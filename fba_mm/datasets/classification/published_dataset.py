@@ -103,7 +103,7 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors.
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise LocalLearningError(
-                f'data not found in {source.root}, and fetching it failed ({reason[:200]}): check '
+                f'data not found in {os.path.normpath(source.root)}, and fetching it failed ({reason[:200]}): check '
                 f'the network connection, or put {source.files[0].name} there') from error
 
     def extra_repr(self) -> List[str]:
