@@ -18,12 +18,11 @@ class Augmentation(NamedTuple):
     """What mmpretrain's ``RandomCrop`` (with padding, to the image's size) and ``RandomFlip`` do.
 
     Args:
-        padding: Pixels added on each side before an image-sized part is cut out; 0 cuts nothing.
-        pad_value: Their value, 0 to 255.
+        padding: Pixels of value 0 added on each side before an image-sized part is cut out; 0 cuts
+            nothing.
         flip_prob: Probability of mirroring an image, left to right.
     """
     padding: int = 0
-    pad_value: int = 0
     flip_prob: float = 0.
 
     def draw(self, count: int, rng: np.random.Generator) -> Tuple[Tensor, Tensor]:
@@ -60,7 +59,7 @@ class Augmentation(NamedTuple):
         columns = torch.arange(width, device=device).expand(count, width)
         columns = corners[:, 1:] + torch.where(mirrored[:, None], columns.flip(1), columns)
         if self.padding:
-            images = F.pad(images, [self.padding] * 4, value=self.pad_value)
+            images = F.pad(images, [self.padding] * 4)
         return images[torch.arange(count, device=device)[:, None, None, None],
                       torch.arange(channels, device=device)[None, :, None, None],
                       rows[:, None, :, None], columns[:, None, None, :]]
@@ -193,9 +192,7 @@ class DeviceBatches:
                 f'RandomCrop(crop_size={tuple(crop.crop_size)}) does not fit images of {size} px: '
                 'crops on the device are as large as the images, set crop_size to that')
         augmentation = Augmentation(
-            padding=crop.padding or 0 if crop is not None else 0,
-            pad_value=crop.pad_val if crop is not None else 0,
-            flip_prob=flip_prob)
+            padding=0 if crop is None else crop.padding or 0, flip_prob=flip_prob)
         return cls(stacked, torch.tensor(labels), batch_size, augmentation=augmentation,
                    metainfo=dataset.metainfo, **kwargs)
 
@@ -266,14 +263,14 @@ def _split_pipeline(dataset) -> Tuple[List, object, float]:
         else:
             raise LocalLearningError(
                 f'{transform!r} in the pipeline has no form on the device: leave it out, or train '
-                'with a dataloader. On the device go RandomCrop with one padding and pad_val, '
-                'horizontal RandomFlip, and before these loading, resizing and CenterCrop')
+                'with a dataloader. On the device go RandomCrop with one padding of value '
+                '0, horizontal RandomFlip, and before these loading, resizing and CenterCrop')
     return once, crop, flip_prob
 
 
 def _is_plain_crop(crop) -> bool:
-    return (isinstance(crop.padding or 0, int) and isinstance(crop.pad_val, int)
-            and not crop.pad_if_needed and crop.padding_mode == 'constant')
+    return (isinstance(crop.padding or 0, int) and not crop.pad_val and not crop.pad_if_needed
+            and crop.padding_mode == 'constant')
 
 
 def _is_plain_flip(flip) -> bool:
