@@ -176,6 +176,10 @@ class DeviceBatches:
             for transform in once:
                 info = transform(info)
             image, first = torch.from_numpy(np.ascontiguousarray(info['img'])), images[:1]
+            if image.ndim != 3 or image.dtype != torch.uint8:
+                raise LocalLearningError(
+                    f'image {len(images)} is {image.dtype} of {tuple(image.shape)}: give a data set '
+                    'of uint8 images of (H, W, C)')
             if first and image.shape != first[0].shape:
                 raise LocalLearningError(
                     f'image {len(images)} is of {tuple(image.shape)} (H, W, C) and image 0 of '

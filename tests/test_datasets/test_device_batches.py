@@ -213,6 +213,17 @@ def test_images_of_different_sizes(folder):
         DeviceBatches.from_dataset(_folder(folder, PACK), 6)
 
 
+@pytest.mark.parametrize('image, words', [
+    (np.zeros((32, 32), np.uint8), r'image 0 is torch.uint8 of \(32, 32\)'),
+    (np.zeros((32, 32, 3), np.float32), 'image 0 is torch.float32 of'),
+])
+def test_images_of_another_form(image, words, monkeypatch):
+    dataset = _digits(indices=2)
+    monkeypatch.setattr(dataset, 'get_data_info', lambda i: dict(img=image, gt_label=0))
+    with pytest.raises(LocalLearningError, match=words):
+        DeviceBatches.from_dataset(dataset, 2)
+
+
 @pytest.mark.parametrize('transform', [
     dict(type='ColorJitter', brightness=.1), dict(CROP, pad_if_needed=True),
     dict(CROP, padding=(1, 2)), dict(CROP, pad_val=7), dict(FLIP, direction='vertical'),
