@@ -8,20 +8,13 @@ several prices, one thread for each training. Goes on where it stopped: a run wh
 standard deviation, and the time of a step.
 """
 import argparse
-import json
-import os
-import re
 import statistics
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from seeded_trainings import ROOT, file_name, run_all, scalars, spread, train
 
-ROOT = Path(__file__).resolve().parent.parent
 BP = 'configs/demo/retinanet_r34_digits.py'
 FBA = 'configs/demo/retinanet_r34_fba_digits.py'
 
@@ -46,8 +39,8 @@ VARIANTS = {
 }
 
 
-def write_config(path: Path, base: str, backbone: list, seed: int, epochs: int) -> None:
-    """Write the config of one training."""
+def config(base: str, backbone: list, seed: int, epochs: int) -> str:
+    """The text of one training's config."""
     lines = [f'_base_ = {str(ROOT / base)!r}', f'randomness = dict(seed={seed})']
     if backbone:
         settings = ', '.join(f'{key}={value!r}' for key, value in backbone)
@@ -58,36 +51,16 @@ def write_config(path: Path, base: str, backbone: list, seed: int, epochs: int) 
         "param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, "
         f"end=50), dict(type='CosineAnnealingLR', eta_min=1e-5, begin=0, T_max={epochs}, "
         'by_epoch=True, convert_to_iter_based=True)]')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text('\n'.join(lines) + '\n')
+    return '\n'.join(lines) + '\n'
 
 
-def train(out: Path, name: str, seed: int, epochs: int) -> dict:
-    """Train one variant with one seed, or return the result of the run that did."""
-    folder = out / re.sub(r'\W+', '_', f'{name}_{epochs}') / f'seed_{seed}'
-    result = folder / 'result.json'
-    if result.exists():
-        return json.loads(result.read_text())
-    base, backbone = VARIANTS[name]
-    write_config(folder / 'config.py', base, backbone, seed, epochs)
-    start = time.perf_counter()
-    log = folder / 'train.log'
-    with log.open('w') as file:
-        code = subprocess.run(
-            [sys.executable, 'tools/train.py', str(folder / 'config.py'), '--work-dir',
-             str(folder / 'work_dir')],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-            env=dict(os.environ, OMP_NUM_THREADS='1')).returncode
-    text = log.read_text()
-    found = re.findall(r'bbox_mAP: ([\d.]+).*?bbox_mAP_50: ([\d.]+)', text)
-    if code or not found:
-        raise RuntimeError(f'{name}, seed {seed} failed, see {log}')
-    times = [float(t) for t in re.findall(r'Epoch\(train\).*? time: ([\d.]+)', text)]
-    figures = dict(
-        mAP=float(found[-1][0]), AP50=float(found[-1][1]), step=statistics.median(times),
-        minutes=(time.perf_counter() - start) / 60)
-    result.write_text(json.dumps(figures))
-    return figures
+def figures(work_dir: Path) -> dict:
+    """What a training reached, and the median time of its steps."""
+    logged = scalars(work_dir)
+    last = [line for line in logged if 'coco/bbox_mAP' in line][-1]
+    return dict(
+        mAP=last['coco/bbox_mAP'], AP50=last['coco/bbox_mAP_50'],
+        step=statistics.median(line['time'] for line in logged if 'lr' in line))
 
 
 def main() -> None:
@@ -99,30 +72,24 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/auxiliary_networks')
     args = parser.parse_args()
     console = Console()
-    runs = [(name, seed) for seed in args.seeds for name in args.variants]
-    results = {name: {} for name in args.variants}
 
-    def one(run: tuple) -> None:
-        name, seed = run
-        results[name][seed] = train(args.out, name, seed, args.epochs)
-        figures = results[name][seed]
-        console.print(f'{name}, seed {seed}: mAP {figures["mAP"]:.3f}, AP50 '
-                      f'{figures["AP50"]:.3f}, {figures["minutes"]:.1f} min')
+    def one(name: str, seed: int) -> dict:
+        folder = args.out / file_name(f'{name}_{args.epochs}') / f'seed_{seed}'
+        return train(folder, config(*VARIANTS[name], seed, args.epochs), figures)
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(one, runs))
+    def say(found: dict) -> str:
+        return f'mAP {found["mAP"]:.3f}, AP50 {found["AP50"]:.3f}, {found["minutes"]:.1f} min'
+
+    results = run_all(args.variants, args.seeds, one, say, args.jobs, console)
     table = Table(title=f'RetinaNet-R34 on digits, {args.epochs} epochs, seeds {args.seeds}')
     for column in ('auxiliary network', 'mAP', 'AP50', 'mAP of each seed', 's / step'):
         table.add_column(column)
     for name, by_seed in results.items():
-        row = [name]
-        for key in ('mAP', 'AP50'):
-            values = [100 * by_seed[seed][key] for seed in args.seeds]
-            spread = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
-            row.append(f'{statistics.mean(values):.1f}{spread}')
-        row.append(', '.join(f'{100 * by_seed[seed]["mAP"]:.1f}' for seed in args.seeds))
-        row.append(f'{statistics.median(by_seed[seed]["step"] for seed in args.seeds):.3f}')
-        table.add_row(*row)
+        table.add_row(
+            name, *(spread([100 * by_seed[seed][key] for seed in args.seeds])
+                    for key in ('mAP', 'AP50')),
+            ', '.join(f'{100 * by_seed[seed]["mAP"]:.1f}' for seed in args.seeds),
+            f'{statistics.median(by_seed[seed]["step"] for seed in args.seeds):.3f}')
     console.print(table)
 
 

@@ -135,7 +135,7 @@ def test_fba_is_what_localize_makes(name, loaded):
 
 
 def test_files_repeat_nothing():
-    """A method's settings stand in one place: what differs in a file is its name and its numbers."""
+    """A method's settings stand in one place, and so do a data set's and the schedule's."""
     for name in CLASSIFICATION:
         lines = [line for line in (CONFIGS / name).read_text().splitlines()
                  if not line.startswith('#')]

@@ -80,7 +80,8 @@ class SimulatedStep(TrainingStep):
         self._shape = shape
         super().__init__(cfg)
         if self.hooks:
-            check_local_training(self.model, type(self.optim_wrapper))
+            check_local_training(
+                self.model, type(self.optim_wrapper), self.hooks[0].bank.scope)
         scaler = getattr(self.optim_wrapper, 'loss_scaler', None)
         if scaler is not None:
             # Otherwise a guess would decide whether the optimizer steps.

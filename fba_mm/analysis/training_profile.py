@@ -113,7 +113,8 @@ def profile_training(cfg: Config,
             with readable_errors(f'{twin.name}: the model does not train on a batch of {text}',
                                  'give another shape, or check the config'):
                 if step.hooks:
-                    check_local_training(step.model, type(step.optim_wrapper))
+                    check_local_training(step.model, type(step.optim_wrapper),
+                                         step.hooks[0].bank.scope)
                 twin.run(step, batch)
                 profile = _measure(twin, step, batch, device)
             profiles.append(profile)

@@ -155,7 +155,11 @@ class DeviceBatches:
             for values in (mean, std))
 
     @classmethod
-    def from_dataset(cls, dataset, batch_size: int, **kwargs) -> 'DeviceBatches':
+    def from_dataset(cls,
+                     dataset,
+                     batch_size: int,
+                     max_images: Optional[int] = None,
+                     **kwargs) -> 'DeviceBatches':
         """Read a data set of mmpretrain, each item once, and do what its pipeline does.
 
         The pipeline's ``RandomCrop`` and ``RandomFlip`` become the augmentation, transforms that
@@ -164,22 +168,27 @@ class DeviceBatches:
         Args:
             dataset: The data set.
             batch_size: Images of a batch.
+            max_images: Take so many, at equal distances, if there are more. Of a data set that is
+                sorted by class, as folders are, classes keep their shares.
             **kwargs: More arguments of the class.
 
         Raises:
             LocalLearningError: Images of different sizes, a crop of another size than the images,
                 or a transform that can't be done on the device.
         """
+        if max_images is not None and max_images < 1:
+            raise LocalLearningError(f'max_images={max_images}: give at least 1, or leave it unset')
         once, crop, flip_prob = _split_pipeline(dataset)
+        count = len(dataset) if max_images is None else min(max_images, len(dataset))
         images, labels = [], []
-        for info in _with_progress(dataset):
+        for info in _with_progress(dataset, [i * len(dataset) // count for i in range(count)]):
             for transform in once:
                 info = transform(info)
             image, first = torch.from_numpy(np.ascontiguousarray(info['img'])), images[:1]
             if image.ndim != 3 or image.dtype != torch.uint8:
                 raise LocalLearningError(
-                    f'image {len(images)} is {image.dtype} of {tuple(image.shape)}: give a data set '
-                    'of uint8 images of (H, W, C)')
+                    f'image {len(images)} is {image.dtype} of {tuple(image.shape)}: give a data '
+                    'set of uint8 images of (H, W, C)')
             if first and image.shape != first[0].shape:
                 raise LocalLearningError(
                     f'image {len(images)} is of {tuple(image.shape)} (H, W, C) and image 0 of '
@@ -281,11 +290,11 @@ def _is_plain_flip(flip) -> bool:
     return isinstance(flip.prob, (int, float)) and flip.direction == 'horizontal'
 
 
-def _with_progress(dataset) -> Iterator[dict]:
-    """The items of a data set as its pipeline gets them, with a bar on a terminal."""
+def _with_progress(dataset, indices: Sequence[int]) -> Iterator[dict]:
+    """Items of a data set as its pipeline gets them, with a bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
     console = Console(stderr=True)
-    yield from track((dataset.get_data_info(i) for i in range(len(dataset))),
-                     description='Reading images', total=len(dataset), console=console,
-                     transient=True, disable=not console.is_terminal)
+    yield from track((dataset.get_data_info(i) for i in indices), description='Reading images',
+                     total=len(indices), console=console, transient=True,
+                     disable=not console.is_terminal)

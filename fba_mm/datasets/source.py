@@ -63,8 +63,8 @@ class Source(NamedTuple):
         if missing and not download:
             some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
             raise LocalLearningError(
-                f'data not found in {os.path.normpath(self.root)}: set {where}download=True to fetch it, or put '
-                f'{some} there')
+                f'data not found in {os.path.normpath(self.root)}: set {where}download=True to '
+                f'fetch it, or put {some} there')
 
 
 @lru_cache(maxsize=None)

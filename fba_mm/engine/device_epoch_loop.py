@@ -1,6 +1,6 @@
 """``DeviceEpochLoop``: trains on batches that come from the device itself."""
 import copy
-from typing import Union
+from typing import Optional, Union
 
 from mmengine.dist import get_world_size
 from mmengine.registry import DATASETS, LOOPS
@@ -25,6 +25,7 @@ class DeviceEpochLoop(EpochBasedTrainLoop):
         dataloader: The config of the training dataloader.
         max_epochs: Number of epochs.
         joint_sample: Give one data sample per batch; see ``DeviceBatches``.
+        max_images: Train on so many, at equal distances in the data set.
         **kwargs: More arguments of ``EpochBasedTrainLoop``.
 
     Raises:
@@ -40,13 +41,15 @@ class DeviceEpochLoop(EpochBasedTrainLoop):
                  dataloader: Union[DataLoader, dict],
                  max_epochs: int,
                  joint_sample: bool = False,
+                 max_images: Optional[int] = None,
                  **kwargs):
         if isinstance(dataloader, dict):
-            dataloader = _device_batches(runner, dataloader, joint_sample)
+            dataloader = _device_batches(
+                runner, dataloader, joint_sample=joint_sample, max_images=max_images)
         super().__init__(runner, dataloader, max_epochs, **kwargs)
 
 
-def _device_batches(runner: Runner, dataloader: dict, joint_sample: bool) -> DeviceBatches:
+def _device_batches(runner: Runner, dataloader: dict, **kwargs) -> DeviceBatches:
     if get_world_size() > 1:
         raise LocalLearningError(
             'DeviceEpochLoop runs in one process: set train_cfg.type=EpochBasedTrainLoop')
@@ -65,4 +68,4 @@ def _device_batches(runner: Runner, dataloader: dict, joint_sample: bool) -> Dev
         drop_last=dataloader.get('drop_last', False),
         seed=runner.seed,
         device=next(runner.model.parameters()).device,
-        joint_sample=joint_sample)
+        **kwargs)

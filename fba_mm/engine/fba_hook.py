@@ -37,12 +37,14 @@ def find_local_backbone(model: nn.Module) -> LocalBackbone:
     return next(iter(found.values()))
 
 
-def check_local_training(model: nn.Module, optim_wrapper: type) -> LocalBackbone:
+def check_local_training(model: nn.Module, optim_wrapper: type,
+                         scope: str = 'past') -> LocalBackbone:
     """Refuse, before training, what can't be trained locally.
 
     Args:
         model: The model, not wrapped for distributed training.
         optim_wrapper: Class of the optimizer wrapper.
+        scope: Of the feature bank.
 
     Raises:
         LocalLearningError: Names the fault and its mend.
@@ -56,6 +58,7 @@ def check_local_training(model: nn.Module, optim_wrapper: type) -> LocalBackbone
             f"set optim_wrapper = dict(type='{local_form}')")
     for auxiliary in local_backbone.auxiliary:
         auxiliary.check(model, local_backbone)
+        auxiliary.check_bank(scope)
     return local_backbone
 
 
@@ -107,7 +110,8 @@ class FBAHook(Hook):
                 'differ between them; start one process, without --launcher')
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             return  # Validation or testing alone: the runner builds no optimizer then.
-        local_backbone = check_local_training(runner.model, type(runner.optim_wrapper))
+        local_backbone = check_local_training(
+            runner.model, type(runner.optim_wrapper), self.bank.scope)
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
 

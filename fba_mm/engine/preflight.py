@@ -94,7 +94,7 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
             raise LocalLearningError(f'the config has no {key}: give a complete training config')
     check_data(cfg, 'train', 'val')
     check_classes(cfg, model, 'train', 'val')
-    hooks = {type_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []}
+    hooks = {type_name(hook.get('type')): hook for hook in cfg.get('custom_hooks') or []}
     local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
     if 'FBAHook' not in hooks and any(m.num_modules > 1 for m in local):
         raise LocalLearningError(
@@ -106,7 +106,7 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
         if wrapper is None:
             raise LocalLearningError(
                 f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'")
-        check_local_training(model, wrapper)
+        check_local_training(model, wrapper, hooks['FBAHook'].get('scope', 'past'))
     optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if isinstance(optimizer, str) and _registered(OPTIMIZERS, optimizer, cfg) is None:
         raise LocalLearningError(

@@ -1,5 +1,5 @@
 """Key features of the current batch, which the cut took away from the modules."""
-from typing import Dict, Optional, Union
+from typing import Dict, List, Optional, Union
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class FeatureBank:
         self.scope = scope
         self.dtype = dtype
         self._maps: Dict[int, Tensor] = {}
+        self._pooled: List[Tensor] = []
 
     def put(self, level: int, feature: Tensor, ahead: bool = False) -> None:
         """Bank one map.
@@ -62,6 +63,20 @@ class FeatureBank:
         """The map of a level, or None if the bank holds none."""
         return self._maps.get(level)
 
+    def put_pooled(self, feature: Tensor) -> None:
+        """Bank the next module's output, averaged over its positions.
+
+        Args:
+            feature: Of shape (N, C, H, W).
+        """
+        if self.scope != 'off':
+            self._pooled.append(feature.detach().flatten(2).mean(2))
+
+    def pooled(self) -> List[Tensor]:
+        """The averages of the modules that have run, in order, (N, C) each."""
+        return self._pooled
+
     def clear(self) -> None:
         """Forget the batch."""
         self._maps.clear()
+        self._pooled.clear()

@@ -166,6 +166,7 @@ class LocalBackbone(AnsweringBackbone):
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
         last = self.num_modules - 1
+        reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(last):
             x, levels = self._run_module(k, x)
             step.train(k, self.auxiliary[k].loss(x, levels, step))
@@ -174,10 +175,16 @@ class LocalBackbone(AnsweringBackbone):
             for level, feature in levels.items():
                 outputs[level] = feature.detach()
                 step.bank.put(level, outputs[level])
+            if reads_pooled:
+                step.bank.put_pooled(x)
             del levels
         _, levels = self._run_module(last, x)
         outputs.update(levels)
-        return tuple(outputs[level] for level in sorted(outputs))
+        features = tuple(outputs[level] for level in sorted(outputs))
+        seen = tuple(feature.detach() for feature in features)
+        for auxiliary in self.auxiliary:
+            auxiliary.observe(seen, step)
+        return features
 
     def _run_module(self, index: int, x: Tensor) -> Tuple[Tensor, Dict[int, Tensor]]:
         levels: Dict[int, Tensor] = {}

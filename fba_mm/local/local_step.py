@@ -5,10 +5,11 @@ from typing import Callable, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import LocalLearningError
 from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
 from .head_batches import add_losses, can_be_split, feed, slices_of
-from .task_loss import AnsweringBackbone, Losses, map_losses, task_loss
+from .task_loss import AnsweringBackbone, Losses, map_losses, task_loss, untracked_norm
 
 
 @dataclass
@@ -42,6 +43,8 @@ class LocalStep:
     head_batch_size: Optional[int] = None
     targets: AssignedTargets = field(init=False)
     fed: Losses = field(init=False, default_factory=dict)
+    _labels: Optional[Tensor] = field(init=False, default=None, repr=False)
+    _network_logits: Optional[Tensor] = field(init=False, default=None, repr=False)
 
     def __post_init__(self):
         self.targets = AssignedTargets(self.data_samples)
@@ -55,17 +58,6 @@ class LocalStep:
         """
         size = self.head_batch_size if can_be_split(model, source) else None
         return slices_of(len(self.data_samples), size)
-
-    def shared_loss(self, features: Tuple[Tensor, ...], loss_weight: float = 1.,
-                    images: slice = slice(None)) -> Losses:
-        """The losses of the model's own neck and head on given features.
-
-        Args:
-            features: As the backbone returns them, (N, C, H, W) each.
-            loss_weight: Factor of the losses.
-            images: The slice of the batch that the features are of.
-        """
-        return self.head_loss(self.model, self.source, features, loss_weight, images)
 
     def head_loss(self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
                   loss_weight: float = 1., images: slice = slice(None)) -> Losses:
@@ -92,6 +84,49 @@ class LocalStep:
             return loss_of(features, None)
         rest, fed = feed(features, parts, loss_of, self.accumulate)
         return add_losses(loss_of(rest, parts[-1]), fed)
+
+    def labels(self) -> Tensor:
+        """The classes of the images, (N,): of a soft label the strongest.
+
+        Raises:
+            LocalLearningError: The data samples carry no class.
+        """
+        if self._labels is None:
+            labels = []
+            for sample in self.data_samples:
+                if 'gt_score' in sample:
+                    labels.append(sample.gt_score.argmax().reshape(1))
+                elif 'gt_label' in sample:
+                    labels.append(sample.gt_label.reshape(-1)[:1])
+                else:
+                    raise LocalLearningError(
+                        'the data samples carry no gt_label: this auxiliary network is for image '
+                        "classification, take auxiliary=dict(type='SLM')")
+            self._labels = torch.cat(labels).to(self.inputs.device)
+        return self._labels
+
+    def logits(self, model: nn.Module, source: AnsweringBackbone,
+               features: Tuple[Tensor, ...]) -> Tensor:
+        """What a classifier's neck and head say of given features, (N, classes).
+
+        Args:
+            model: A classifier; only its neck and head are used.
+            source: Its backbone, which answers with the features.
+            features: As the backbone returns them, (N, C, H, W) each.
+        """
+        with source.answering(features), untracked_norm(model, skip=source):
+            return model.head(model.extract_feat(self.inputs))
+
+    def network_logits(self, features: Tuple[Tensor, ...]) -> Tensor:
+        """What the model says of its own deepest features, without gradients; computed once.
+
+        Args:
+            features: Of the whole network in this iteration.
+        """
+        if self._network_logits is None:
+            with torch.no_grad():
+                self._network_logits = self.logits(self.model, self.source, features)
+        return self._network_logits
 
     def feed_model(self, features: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
         """Train the model's own neck and head on all but the last slice of the batch.

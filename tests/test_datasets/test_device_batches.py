@@ -145,7 +145,8 @@ def test_predictions():
 
 
 @pytest.mark.parametrize('kwargs, words', [
-    (dict(images=_images().float()), 'torch.float32'), (dict(images=_images()[0]), r'\(3, 32, 32\)'),
+    (dict(images=_images().float()), 'torch.float32'),
+    (dict(images=_images()[0]), r'\(3, 32, 32\)'),
     (dict(labels=torch.zeros(19)), 'one label per image'), (dict(batch_size=0), 'batch_size=0'),
     (dict(images=_images()[:0], labels=torch.zeros(0)), 'at least one'),
     (dict(labels=torch.full((20, ), 10), metainfo=dict(classes=range(10))), 'from 10 to 10'),
@@ -178,6 +179,17 @@ def test_reads_what_the_data_set_holds():
     batches = DeviceBatches.from_dataset(dataset, 64, shuffle=False)
     assert torch.equal(_epoch(batches), torch.stack([item['inputs'] for item in dataset]))
     assert batches.labels.tolist() == dataset.get_gt_labels().tolist()
+
+
+@pytest.mark.parametrize('count, expected', [
+    (4, [0, 95, 191, 286]), (382, range(382)), (1000, range(382)), (1, [0]),
+])
+def test_part_of_a_data_set(count, expected):
+    dataset = _digits()
+    batches = DeviceBatches.from_dataset(dataset, 64, count, shuffle=False)
+    assert batches.labels.tolist() == [dataset.get_data_info(i)['gt_label'] for i in expected]
+    with pytest.raises(LocalLearningError, match='max_images=0'):
+        DeviceBatches.from_dataset(dataset, 64, 0)
 
 
 @pytest.fixture()
@@ -230,7 +242,7 @@ def test_images_of_another_form(image, words, monkeypatch):
     dict(type='RandomResizedCrop', scale=32),
 ], ids=lambda transform: transform['type'])
 def test_transforms_without_a_form_on_the_device(transform):
-    with pytest.raises(LocalLearningError, match=f'{transform["type"]}.*no form on the device') as e:
+    with pytest.raises(LocalLearningError, match=f'{transform["type"]}.*no form on the') as e:
         DeviceBatches.from_dataset(_digits(transform, PACK, indices=2), 2)
     assert '\n' not in str(e.value)
 

@@ -54,7 +54,8 @@ def test_deterministic(splits):
 
 
 def test_options():
-    dataset = HandwrittenDigits('test', image_size=28, indices=5, pipeline=[dict(type='PackInputs')])
+    pipeline = [dict(type='PackInputs')]
+    dataset = HandwrittenDigits('test', image_size=28, indices=5, pipeline=pipeline)
     assert len(dataset) == 5 and dataset[0]['inputs'].shape == (3, 28, 28)
     assert dataset.metainfo['classes'] == tuple('0123456789') and 'test' in repr(dataset)
 

@@ -135,7 +135,8 @@ def test_unknown_split(train):
 def test_another_number_of_classes(train):
     _assert_refused(
         train('digits', 'model = dict(head=dict(num_classes=9))'),
-        'train_dataloader.dataset: HandwrittenDigits has 10 classes', 'num_classes=9', 'set that to 10')
+        'train_dataloader.dataset: HandwrittenDigits has 10 classes', 'num_classes=9',
+        'set that to 10')
 
 
 @pytest.fixture()

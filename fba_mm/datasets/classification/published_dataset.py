@@ -103,8 +103,8 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
         except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors.
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise LocalLearningError(
-                f'data not found in {os.path.normpath(source.root)}, and fetching it failed ({reason[:200]}): check '
-                f'the network connection, or put {source.files[0].name} there') from error
+                f'data not found in {os.path.normpath(source.root)}, and fetching it failed '
+                f'({reason[:200]}): check the network connection, or put {source.files[0].name} there') from error
 
     def extra_repr(self) -> List[str]:
         """What ``repr()`` says beyond the number of images and classes."""

@@ -1,6 +1,6 @@
 """What every auxiliary network has in common."""
 from abc import ABCMeta, abstractmethod
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -45,6 +45,17 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             step: The batch, the bank, and the model around the backbone.
         """
 
+    # Whether the bank shall hold the pooled outputs of modules.
+    reads_pooled = False
+
+    def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
+        """See what the whole network made of the batch, after all modules have run.
+
+        Args:
+            features: As the backbone returns them, detached.
+            step: The batch and the bank.
+        """
+
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Refuse, before training, a model that this auxiliary network can't serve.
 
@@ -54,6 +65,16 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
 
         Raises:
             LocalLearningError: Names what does not fit, and the mend.
+        """
+
+    def check_bank(self, scope: str) -> None:
+        """Refuse, before training, a bank in which this auxiliary network finds nothing.
+
+        Args:
+            scope: Of the feature bank.
+
+        Raises:
+            LocalLearningError: Names a scope that fits.
         """
 
     def weighted(self, losses: Losses) -> Losses:

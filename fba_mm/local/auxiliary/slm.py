@@ -7,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...errors import LocalLearningError
+from ..bank_use import BankUse
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
 from ..task_loss import AnsweringBackbone, Losses
@@ -32,6 +33,8 @@ class SLM(Auxiliary):
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
             Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
             is one.
+        bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',
+            num_classes=10)``. Unset, the bank gives maps alone.
         image_share: Share of the batch that the SLM and its head see in an iteration, drawn anew
             for each module. The loss is that of the whole batch in expectation, at this share of
             the auxiliary network's cost.
@@ -55,6 +58,7 @@ class SLM(Auxiliary):
                  cut_point: CutPoint,
                  channels: Optional[int] = None,
                  head: Optional[dict] = None,
+                 bank_use: Optional[dict] = None,
                  image_share: float = 1.0,
                  bank_dropout: float = 0.5,
                  loss_weight: float = 1.0,
@@ -84,6 +88,13 @@ class SLM(Auxiliary):
             if stage.level is not None:
                 self.level_channels.append(out_channels)
         self.head = None if head is None else self._build_head(head)
+        self.bank_use: Optional[BankUse] = None
+        if bank_use is not None:
+            self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
+            self.reads_pooled = self.bank_use.reads_pooled
+            if image_share < 1:
+                raise LocalLearningError(
+                    f'auxiliary.image_share={image_share} does not go with bank_use: leave out one')
 
     def _build_head(self, head: dict) -> nn.Module:
         if 'type' not in head:
@@ -164,13 +175,32 @@ class SLM(Auxiliary):
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the completed features. See :class:`Auxiliary`."""
         images = self._draw_images(step) if self.image_share < 1 else slice(None)
-        features = self.features(x, levels, step, images)
-        if self.head is None:
-            return step.shared_loss(features, self.loss_weight, images)
-        return step.head_loss(self.head, self.head.backbone, features, self.loss_weight, images)
+        own = features = self.features(x, levels, step, images)
+        head, source = (step.model, step.source) if self.head is None else (
+            self.head, self.head.backbone)
+        if self.bank_use is not None:
+            features = self.bank_use.enrich(own, step)
+        losses = step.head_loss(head, source, features, self.loss_weight, images)
+        if self.bank_use is not None:
+            loss = self.bank_use.loss(own, head, source, step)
+            if loss is not None:
+                losses = dict(losses, loss_bank=loss * self.loss_weight)
+        return losses
+
+    def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
+        """See :class:`Auxiliary`."""
+        if self.bank_use is not None:
+            self.bank_use.observe(features, step)
+
+    def check_bank(self, scope: str) -> None:
+        """See :class:`Auxiliary`."""
+        if self.bank_use is not None:
+            self.bank_use.check_bank(scope)
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes of an own head with the model's, and run it once on small maps."""
+        if self.bank_use is not None:
+            self.bank_use.check(model)
         if self.head is None:
             return
         own = _num_classes(self.head)

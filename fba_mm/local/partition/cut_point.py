@@ -62,6 +62,7 @@ class CutPoint:
         stride: Pixels of the input per position of the module's output.
         stages: Every stage's map, in order.
         reduced_block: ``reduced_block(in_channels, out_channels, stride) -> nn.Module``.
+        earlier_channels: Channels of the earlier modules' outputs.
         later: The segments that follow the module, in order, up to the backbone's last.
         copy_block: ``copy_block(path) -> nn.Module``, a copy of a later block with its weights.
             The block itself is ``step.source.backbone.get_submodule(path)`` in an iteration.
@@ -75,6 +76,7 @@ class CutPoint:
     stride: int
     stages: Tuple[StageMap, ...]
     reduced_block: Callable[[int, int, int], nn.Module]
+    earlier_channels: Tuple[int, ...] = ()
     later: Tuple[LaterBlock, ...] = ()
     copy_block: Optional[Callable[[str], nn.Module]] = None
     as_map: Callable[[Tensor], Tensor] = same
@@ -117,6 +119,7 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             stride=footprints[module[-1]].stride,
             stages=stages,
             reduced_block=unrolled.reduced_block,
+            earlier_channels=tuple(footprints[m[-1]].channels for m in modules[:k]),
             later=blocks[module.stop:],
             copy_block=partial(_copy_block, backbone)) for k, module in enumerate(modules))
 

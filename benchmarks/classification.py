@@ -1,0 +1,176 @@
+"""Local-learning methods side by side on one classification data set.
+
+    python benchmarks/classification.py                       # digits: minutes, nothing to download
+    python benchmarks/classification.py --data cifar10_jpeg --images 1000 --epochs 12 \\
+        --batch 128 --lr 0.1 --seeds 0 1 2
+
+Trains the configs of ``configs/classification/<data>``, each method with each seed, with the same
+budget, and goes on where it stopped. Ends with a table (accuracy, seconds per epoch, peak memory of
+a step), ``results.json``, ``table.md`` and ``classification.png``: accuracy over training speed, as
+the FBA paper's Figure 1a.
+"""
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Dict
+
+import matplotlib
+import torch
+from rich.console import Console
+from rich.table import Table
+from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
+
+from fba_mm.analysis import TrainingStep, measure_step
+from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.config import load_config
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+METHODS = dict(
+    bp='BP', greedy='Greedy', predsim='PredSim', dgl='DGL', infopro='InfoPro', auglocal='AugLocal',
+    man='MAN', manpp='MAN++', fba='FBA')
+CONFIGS = ROOT / 'configs/classification'
+MIB = 2**20
+
+
+def config(args: argparse.Namespace, method: str, seed: int) -> str:
+    """The text of one training's config: the method's own, with the budget that was asked for."""
+    base = CONFIGS / args.data / f'{args.network}_{method}.py'
+    lines = [f'_base_ = {str(base)!r}', f'randomness = dict(seed={seed})']
+    loop = dict(type='DeviceEpochLoop', joint_sample=True)
+    if args.images is not None:
+        loop.update(max_images=args.images)
+    if args.epochs is not None:
+        loop.update(max_epochs=args.epochs, val_interval=args.epochs)
+        lines.append(f"param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "
+                     f'T_max={args.epochs}, convert_to_iter_based=True, _delete_=True)')
+    lines.append(f'train_cfg = {loop!r}')
+    if args.batch is not None:
+        lines.append(f'train_dataloader = dict(batch_size={args.batch})')
+    if args.lr is not None:
+        lines.append(f'optim_wrapper = dict(optimizer=dict(lr={args.lr}))')
+    # An epoch's time is told by its last iteration's line.
+    lines.append('default_hooks = dict(logger=dict(interval=1), '
+                 'checkpoint=dict(interval=-1, save_last=False))')
+    return '\n'.join(lines) + '\n'
+
+
+def figures(work_dir: Path) -> dict:
+    """What a training reached, and how long its epochs took."""
+    logged = scalars(work_dir)
+    steps = [line for line in logged if 'lr' in line]
+    epochs = [sum(line['time'] for line in steps if line['epoch'] == epoch)
+              for epoch in sorted({line['epoch'] for line in steps})]
+    accuracy = [line['accuracy/top1'] for line in logged if 'accuracy/top1' in line]
+    return dict(accuracy=accuracy[-1], seconds_per_epoch=statistics.median(epochs))
+
+
+def peak_bytes(args: argparse.Namespace, method: str) -> int:
+    """The peak of one training step, above parameters, buffers and optimizer state."""
+    cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
+    step = TrainingStep(cfg, args.device)
+    batch = args.memory_batch or args.batch or cfg.train_dataloader.batch_size
+    data = synthetic_batch(step.model, (batch, 3, args.size, args.size))
+    step(data)
+    return measure_step(lambda: step(data), args.device).peak_bytes
+
+
+def print_table(results: Results, peaks: Dict[str, int], args: argparse.Namespace,
+                console: Console) -> str:
+    """Print what was found; returns it as Markdown too."""
+    columns = ['method', 'accuracy %', 's / epoch', 'time / BP', 'peak MiB', 'peak / BP']
+    table = Table(title=title(args))
+    lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
+    for column in columns:
+        table.add_column(column)
+    seconds = {
+        method: statistics.median(one['seconds_per_epoch'] for one in by_seed.values())
+        for method, by_seed in results.items()
+    }
+    for method, by_seed in results.items():
+        row = [METHODS[method], spread([one['accuracy'] for one in by_seed.values()]),
+               f'{seconds[method]:.1f}', ratio(seconds, method),
+               f'{peaks[method] / MIB:.1f}', ratio(peaks, method)]
+        table.add_row(*row)
+        lines.append('| ' + ' | '.join(row) + ' |')
+    console.print(table)
+    return '\n'.join(lines) + '\n'
+
+
+def ratio(values: dict, method: str) -> str:
+    """A method's value over BP's, if there is one."""
+    return f'{values[method] / values["bp"]:.2f}' if 'bp' in values else '–'
+
+
+def title(args: argparse.Namespace) -> str:
+    """What was trained on what."""
+    parts = [f'{args.network} on {args.data}']
+    parts += [f'{value} {name}' for name, value in (
+        ('images', args.images), ('epochs', args.epochs)) if value is not None]
+    return ', '.join(parts + [f'seeds {args.seeds}', args.device])
+
+
+def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
+    """Accuracy over training speed, one point per method."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for method, by_seed in results.items():
+        accuracy = [one['accuracy'] for one in by_seed.values()]
+        seconds = statistics.median(one['seconds_per_epoch'] for one in by_seed.values())
+        error = statistics.stdev(accuracy) if len(accuracy) > 1 else 0
+        strong = method in ('bp', 'fba')
+        axes.errorbar(seconds, statistics.mean(accuracy), error, fmt='D' if strong else 'o',
+                      markersize=8 if strong else 6, capsize=3)
+        axes.annotate(METHODS[method], (seconds, statistics.mean(accuracy)), xytext=(7, 5),
+                      textcoords='offset points', weight='bold' if strong else 'normal')
+    axes.margins(.15)
+    axes.set(xlabel='seconds per epoch', ylabel='test accuracy, %', title=title(args))
+    axes.grid(alpha=.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Local-learning methods side by side')
+    parser.add_argument('--data', default='digits', help='a folder of configs/classification')
+    parser.add_argument('--network', default='resnet32', help='first part of the configs\' names')
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=list(METHODS))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--epochs', type=int, help="default: the configs'")
+    parser.add_argument('--images', type=int, help='train on so many, evenly from the data set')
+    parser.add_argument('--batch', type=int, help="default: the configs'")
+    parser.add_argument('--lr', type=float, help="default: the configs'")
+    parser.add_argument('--memory-batch', type=int, help='images of the step whose peak is shown')
+    parser.add_argument('--size', type=int, default=32, help='height and width of the images')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
+    parser.add_argument('--out', type=Path, help='default: work_dirs/classification/<data>')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    console = Console()
+    out = args.out or ROOT / 'work_dirs/classification' / args.data
+    budget = file_name(f'{args.images or "all"}_images_{args.epochs or "all"}_epochs_'
+                       f'batch_{args.batch}_lr_{args.lr}')
+
+    def one(method: str, seed: int) -> dict:
+        folder = out / f'{args.network}_{method}' / budget / f'seed_{seed}'
+        return train(folder, config(args, method, seed), figures)
+
+    def say(found: dict) -> str:
+        return f'{found["accuracy"]:.2f} %, {found["seconds_per_epoch"]:.1f} s per epoch'
+
+    results = run_all([*args.methods], args.seeds, one, say, args.jobs, console)
+    peaks = {method: peak_bytes(args, method) for method in args.methods}
+    table = print_table(results, peaks, args, console)
+    (out / 'table.md').write_text(f'{title(args)}\n\n{table}')
+    (out / 'results.json').write_text(json.dumps(dict(results=results, peaks=peaks), indent=1))
+    draw(results, args, out / 'classification.png')
+    console.print(f'{out}/table.md, results.json, classification.png')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,103 @@
+"""Trainings of several variants with several seeds, each a process of its own, as often as needed."""
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Callable, Dict, List, Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# results[variant][seed] holds what was found of one training.
+Results = Dict[str, Dict[int, dict]]
+
+
+def train(folder: Path, config: str, figures_of: Callable[[Path], dict], threads: int = 1) -> dict:
+    """Train a config with ``tools/train.py``, or return the result of the run that did.
+
+    Args:
+        folder: Of this training. The result lies there as ``result.json``; of a training that was
+            cut off, nothing is used.
+        config: Text of the config.
+        figures_of: Reads what is asked for from the work directory.
+        threads: CPU threads.
+
+    Raises:
+        RuntimeError: The training failed; names its log.
+    """
+    result = folder / 'result.json'
+    if result.exists():
+        return json.loads(result.read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'config.py').write_text(config)
+    work_dir, log = folder / f'work_dir_{os.getpid()}_{time.time():.0f}', folder / 'train.log'
+    start = time.perf_counter()
+    with log.open('w') as file:
+        code = subprocess.run(
+            [sys.executable, 'tools/train.py', str(folder / 'config.py'), '--work-dir',
+             str(work_dir)],
+            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            env=dict(os.environ, OMP_NUM_THREADS=str(threads))).returncode
+    if code:
+        raise RuntimeError(f'{folder}: training failed, see {log}')
+    figures = dict(figures_of(work_dir), minutes=(time.perf_counter() - start) / 60)
+    # Appears whole or not at all.
+    (folder / 'result.part').write_text(json.dumps(figures))
+    (folder / 'result.part').rename(result)
+    return figures
+
+
+def scalars(work_dir: Path) -> List[dict]:
+    """What MMEngine logged, a dict per line of its log.
+
+    Args:
+        work_dir: Of one training.
+    """
+    path = next(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run_all(variants: Sequence[str], seeds: Sequence[int], one: Callable[[str, int], dict],
+            say: Callable[[dict], str], jobs: int, console: Console) -> Results:
+    """Train every variant with every seed, all variants of a seed first.
+
+    Args:
+        variants: Names.
+        seeds: Seeds.
+        one: Trains a variant with a seed.
+        say: A result in some words.
+        jobs: Trainings at a time.
+        console: Where progress goes.
+    """
+    results: Results = {name: {} for name in variants}
+    columns = (TextColumn('trainings'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, ThreadPoolExecutor(jobs) as pool:
+        task = progress.add_task('', total=len(variants) * len(seeds))
+
+        def run(name: str, seed: int) -> None:
+            results[name][seed] = one(name, seed)
+            console.print(f'{name}, seed {seed}: {say(results[name][seed])}')
+            progress.advance(task)
+
+        runs = [pool.submit(run, name, seed) for seed in seeds for name in variants]
+        for each in runs:
+            each.result()
+    return results
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean and standard deviation, as text."""
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if len(values) < 2 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+
+def file_name(text: str) -> str:
+    """A name that can be a file's."""
+    return re.sub(r'\W+', '_', text)

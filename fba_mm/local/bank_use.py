@@ -1,0 +1,385 @@
+"""How a module of a classifier uses the bank: as context, as target, or as memory.
+
+Detection's heads need the bank's maps themselves, because they look at all scales. A classifier's
+head looks at one vector, and there the bank could answer for the module: if the head reads the
+class off deep features that it is handed, the module's loss is small and so is its gradient. Each
+use in this file lets the bank help without that: the context is gated and withheld from some
+images, targets and memories add to the loss but not to the evidence.
+"""
+from abc import ABCMeta
+from typing import List, Optional, Tuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ..errors import LocalLearningError
+from .local_step import LocalStep
+from .partition import CutPoint
+from .task_loss import AnsweringBackbone
+
+
+class BankUse(BaseModule, metaclass=ABCMeta):
+    """One way of using the bank, a part of :class:`SLM`.
+
+    A new way is one subclass that overrides what it needs, registered in MMEngine's ``MODELS``.
+
+    Args:
+        cut_point: Where the auxiliary network sits.
+        weight: Factor of the loss that the use adds.
+
+    Raises:
+        LocalLearningError: ``weight`` isn't positive.
+    """
+
+    # Whether it reads the pooled features of earlier modules.
+    reads_pooled = False
+    # Scopes of the bank under which there is something to use.
+    scopes = ('past', 'all', 'off')
+
+    def __init__(self, cut_point: CutPoint, weight: float = 1.0):
+        super().__init__()
+        if not weight > 0:
+            raise LocalLearningError(
+                f'bank_use.weight={weight}: give a positive number, or leave bank_use out')
+        self.cut_point = cut_point
+        self.weight = weight
+
+    def enrich(self, features: Tuple[Tensor, ...], step: LocalStep) -> Tuple[Tensor, ...]:
+        """Add what the bank knows to the module's features.
+
+        Args:
+            features: As the backbone returns them, (N, C, H, W) each.
+            step: The batch and the bank.
+        """
+        return features
+
+    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
+             step: LocalStep) -> Optional[Tensor]:
+        """A loss that is added to the task's, or None.
+
+        Args:
+            features: The module's, without what the bank added.
+            head: The model whose neck and head the module learns from.
+            source: The backbone in it.
+            step: The batch and the bank.
+        """
+
+    def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
+        """See what the whole network made of the batch, at the end of its forward pass.
+
+        Args:
+            features: The backbone's, detached.
+            step: The batch and the bank.
+        """
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse, before training, a model that this use doesn't serve.
+
+        Args:
+            model: The model around the backbone.
+
+        Raises:
+            LocalLearningError: The model is no classifier, or one with other classes.
+        """
+        name = type(self).__name__
+        if classes_of(model) is None:
+            raise LocalLearningError(
+                f"bank_use of type '{name}' is for image classifiers, {type(model).__name__} is "
+                'none: leave bank_use out')
+
+    def check_bank(self, scope: str) -> None:
+        """Refuse, before training, a bank that has nothing for this use.
+
+        Args:
+            scope: Of the feature bank.
+
+        Raises:
+            LocalLearningError: Names a scope that fits.
+        """
+        name = type(self).__name__
+        if scope not in self.scopes:
+            raise LocalLearningError(
+                f"bank_use of type '{name}' finds nothing in a bank of scope {scope!r}: set "
+                f"custom_hooks=[dict(type='FBAHook', scope={self.scopes[0]!r})]")
+
+
+@MODELS.register_module()
+class GatedContext(BankUse):
+    """Adds pooled features of the bank to the module's, through a gate that starts almost closed.
+
+    Under ``scope='past'`` these are the features of earlier modules, under ``'all'`` the network's
+    deepest ones too, from the pass ahead. A share of the images is answered without them.
+
+    Args:
+        cut_point: Where the auxiliary network sits.
+        dropout: Share of the images from which the context is withheld.
+        opening: The gate before training, from 0 (closed) to 1.
+
+    Example:
+        >>> auxiliary = dict(type='SLM', bank_use=dict(type='GatedContext', dropout=0.5))
+    """
+
+    reads_pooled = True
+    scopes = ('all', 'past')
+
+    def __init__(self, cut_point: CutPoint, dropout: float = 0.5, opening: float = 0.1):
+        super().__init__(cut_point)
+        if not 0 <= dropout <= 1:
+            raise LocalLearningError(f'bank_use.dropout={dropout}: give 0 to 1')
+        if not 0 < opening < 1:
+            raise LocalLearningError(f'bank_use.opening={opening}: give more than 0, less than 1')
+        self.dropout = dropout
+        channels = cut_point.levels[-1].channels
+        # One projection for each source: which ones are there depends on the bank's scope.
+        self.projections = nn.ModuleList(
+            nn.Linear(width, channels) for width in cut_point.earlier_channels)
+        self.deep_projection = nn.Linear(channels, channels)
+        self.gate = nn.Linear(channels, channels)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, torch.tensor(opening).logit().item())
+
+    def enrich(self, features: Tuple[Tensor, ...], step: LocalStep) -> Tuple[Tensor, ...]:
+        """See :class:`BankUse`."""
+        own = features[-1]
+        sources = [
+            project(pooled.to(own.dtype))
+            for project, pooled in zip(self.projections, step.bank.pooled())
+        ]
+        deep = step.bank.get(self.cut_point.levels[-1].level)
+        if deep is not None:
+            sources.append(self.deep_projection(_pool(deep).to(own.dtype)))
+        if not sources:
+            return features
+        offered = torch.rand(len(own), 1, generator=step.generator) >= self.dropout
+        gate = torch.sigmoid(self.gate(_pool(own))) * offered.to(own.device)
+        context = gate * torch.stack(sources).mean(0)
+        return features[:-1] + (own + context[..., None, None], )
+
+
+@MODELS.register_module()
+class FeatureTarget(BankUse):
+    """The module's pooled features shall point where the network's deepest ones do.
+
+    Loss: one minus their cosine. Needs ``scope='all'``, whose pass ahead gives the target.
+
+    Args:
+        cut_point: Where the auxiliary network sits.
+        weight: Factor of the loss.
+
+    Example:
+        >>> auxiliary = dict(type='SLM', bank_use=dict(type='FeatureTarget', weight=0.5))
+    """
+
+    scopes = ('all', )
+
+    def __init__(self, cut_point: CutPoint, weight: float = 0.5):
+        super().__init__(cut_point, weight)
+
+    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
+             step: LocalStep) -> Optional[Tensor]:
+        """See :class:`BankUse`."""
+        target = step.bank.get(self.cut_point.levels[-1].level)
+        cosine = F.cosine_similarity(_pool(features[-1]).float(), _pool(target).float())
+        return self.weight * (1 - cosine).mean()
+
+
+@MODELS.register_module()
+class LogitTarget(BankUse):
+    """The module's classes shall be those that the whole network sees, from the pass ahead.
+
+    Loss: the divergence KL(network ‖ module) at a temperature (Hinton et al., Distilling the
+    Knowledge in a Neural Network, 2015, section 2). Needs ``scope='all'``.
+
+    Args:
+        cut_point: Where the auxiliary network sits.
+        temperature: Divides both logits.
+        weight: Factor of the loss.
+
+    Example:
+        >>> auxiliary = dict(type='SLM', bank_use=dict(type='LogitTarget', weight=0.5))
+    """
+
+    scopes = ('all', )
+
+    def __init__(self, cut_point: CutPoint, temperature: float = 1.0, weight: float = 0.5):
+        super().__init__(cut_point, weight)
+        self.temperature = _positive(temperature)
+
+    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
+             step: LocalStep) -> Optional[Tensor]:
+        """See :class:`BankUse`."""
+        level = self.cut_point.levels[-1].level
+        target = step.network_logits((step.bank.get(level), ))
+        own = step.logits(head, source, features)
+        return self.weight * _divergence(target, own, self.temperature)
+
+
+@MODELS.register_module()
+class ClassMemory(BankUse):
+    """The module's pooled features shall be nearer to their class's deep features than to others'.
+
+    The bank over iterations: of every class, a running mean of the network's deepest pooled
+    features. It costs no pass ahead. Loss: cross-entropy over the cosines to all classes' means
+    (Snell et al., Prototypical Networks, NeurIPS 2017, equation 2, with cosines).
+
+    Args:
+        cut_point: Where the auxiliary network sits.
+        num_classes: Number of classes.
+        momentum: What of the mean stays when a batch with the class comes.
+        temperature: Divides the cosines.
+        weight: Factor of the loss.
+
+    Example:
+        >>> auxiliary = dict(type='SLM', bank_use=dict(type='ClassMemory', num_classes=10))
+    """
+
+    def __init__(self, cut_point: CutPoint, num_classes: Optional[int] = None,
+                 momentum: float = 0.9, temperature: float = 0.1, weight: float = 0.5):
+        super().__init__(cut_point, weight)
+        self.num_classes = _count(num_classes, 'num_classes', 10)
+        if not 0 <= momentum < 1:
+            raise LocalLearningError(f'bank_use.momentum={momentum}: give 0 to less than 1')
+        self.momentum = momentum
+        self.temperature = _positive(temperature)
+        self.register_buffer('means', torch.zeros(num_classes, cut_point.levels[-1].channels))
+        self.register_buffer('known', torch.zeros(num_classes, dtype=torch.bool))
+
+    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
+             step: LocalStep) -> Optional[Tensor]:
+        """See :class:`BankUse`."""
+        labels = step.labels()
+        told = self.known[labels]
+        if not told.any():
+            return None
+        own = F.normalize(_pool(features[-1]).float()[told], dim=1)
+        cosines = own @ F.normalize(self.means, dim=1).t() / self.temperature
+        cosines = cosines.masked_fill(~self.known, float('-inf'))
+        # Of all images: those of unknown classes have no loss.
+        return self.weight * F.cross_entropy(cosines, labels[told]) * told.float().mean()
+
+    @torch.no_grad()
+    def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
+        """See :class:`BankUse`."""
+        labels = step.labels()
+        members = F.one_hot(labels, self.num_classes).float()
+        count = members.sum(0)
+        here = count > 0
+        means = members.t() @ _pool(features[-1]).float() / count.clamp(min=1)[:, None]
+        stays = torch.where(self.known, self.momentum, 0.)[:, None]
+        self.means.copy_(torch.where(here[:, None], stays * self.means + (1 - stays) * means,
+                                     self.means))
+        self.known |= here
+
+    def check(self, model: nn.Module) -> None:
+        """See :class:`BankUse`."""
+        super().check(model)
+        _compare_classes(self.num_classes, model)
+
+
+@MODELS.register_module()
+class SampleMemory(BankUse):
+    """The module's classes of an image shall be those that the network saw in it an epoch ago.
+
+    The bank over epochs: of every image of the training set, the network's last logits. It costs
+    no pass ahead. Loss: as :class:`LogitTarget`'s, over the images that are known.
+
+    Args:
+        cut_point: Where the auxiliary network sits.
+        num_classes: Number of classes.
+        num_samples: Images in the training set. An image is known by the ``sample_idx`` of its
+            data sample.
+        temperature: Divides both logits.
+        weight: Factor of the loss.
+
+    Example:
+        >>> auxiliary = dict(type='SLM', bank_use=dict(
+        ...     type='SampleMemory', num_classes=10, num_samples=50000))
+    """
+
+    def __init__(self, cut_point: CutPoint, num_classes: Optional[int] = None,
+                 num_samples: Optional[int] = None, temperature: float = 1.0,
+                 weight: float = 0.5):
+        super().__init__(cut_point, weight)
+        self.num_classes = _count(num_classes, 'num_classes', 10)
+        self.num_samples = _count(num_samples, 'num_samples', 50000)
+        self.temperature = _positive(temperature)
+        self.register_buffer(
+            'logits', torch.zeros(num_samples, num_classes, dtype=torch.bfloat16))
+        self.register_buffer('known', torch.zeros(num_samples, dtype=torch.bool))
+
+    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
+             step: LocalStep) -> Optional[Tensor]:
+        """See :class:`BankUse`."""
+        indices = self._indices(step)
+        told = self.known[indices]
+        if not told.any():
+            return None
+        own = step.logits(head, source, features)[told]
+        target = self.logits[indices[told]].float()
+        return self.weight * _divergence(target, own, self.temperature) * told.float().mean()
+
+    @torch.no_grad()
+    def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
+        """See :class:`BankUse`."""
+        indices = self._indices(step)
+        self.logits[indices] = step.network_logits(features).to(self.logits.dtype)
+        self.known[indices] = True
+
+    def check(self, model: nn.Module) -> None:
+        """See :class:`BankUse`."""
+        super().check(model)
+        _compare_classes(self.num_classes, model)
+
+    def _indices(self, step: LocalStep) -> Tensor:
+        indices: List[int] = [sample.get('sample_idx', -1) for sample in step.data_samples]
+        if not 0 <= min(indices) <= max(indices) < self.num_samples:
+            raise LocalLearningError(
+                f'SampleMemory knows {self.num_samples} images, the batch has those numbered '
+                f'{min(indices)} to {max(indices)}: give num_samples the size of the training set, '
+                "and PackInputs meta_keys with 'sample_idx'")
+        return torch.tensor(indices, device=self.known.device)
+
+
+def classes_of(model: nn.Module) -> Optional[int]:
+    """The number of classes of an image classifier, or None of any other model.
+
+    Args:
+        model: The model around a backbone.
+    """
+    head = getattr(model, 'head', None)
+    if head is None or hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
+        return None
+    return getattr(head, 'num_classes', None)
+
+
+def _compare_classes(own: int, model: nn.Module) -> None:
+    main = classes_of(model)
+    if own != main:
+        raise LocalLearningError(
+            f'bank_use knows {own} classes, the model {main}: give both the same num_classes')
+
+
+def _pool(feature: Tensor) -> Tensor:
+    return feature.flatten(2).mean(2) if feature.dim() > 2 else feature
+
+
+def _divergence(target: Tensor, own: Tensor, temperature: float) -> Tensor:
+    target = F.log_softmax(target.float() / temperature, dim=1)
+    own = F.log_softmax(own.float() / temperature, dim=1)
+    # Gradients shrink with the temperature's square.
+    return F.kl_div(own, target, reduction='batchmean', log_target=True) * temperature**2
+
+
+def _positive(temperature: float) -> float:
+    if not temperature > 0:
+        raise LocalLearningError(f'bank_use.temperature={temperature}: give more than 0')
+    return temperature
+
+
+def _count(value: Optional[int], name: str, example: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise LocalLearningError(f'bank_use.{name}={value!r}: give a number from 1, {name}={example}')
+    return value

@@ -1,0 +1,299 @@
+"""What a classifier's modules make of the bank."""
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import load_checkpoint, save_checkpoint
+
+from fba_mm import LocalLearningError, localize
+from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.engine.fba_hook import check_local_training
+from fba_mm.engine import LocalOptimWrapper
+from fba_mm.local import FeatureBank
+
+from ..conftest import build, retinanet
+from ..local_training import Trainer
+from ..test_analysis.small_configs import classifier
+
+CLASSES = 5
+USES = {
+    'GatedContext': dict(type='GatedContext', dropout=0.),
+    'FeatureTarget': dict(type='FeatureTarget'),
+    'LogitTarget': dict(type='LogitTarget', temperature=2.),
+    'ClassMemory': dict(type='ClassMemory', num_classes=CLASSES, momentum=.8),
+    'SampleMemory': dict(type='SampleMemory', num_classes=CLASSES, num_samples=8),
+}
+SCOPES = dict(FeatureTarget='all', LogitTarget='all')
+
+
+@pytest.fixture(autouse=True)
+def _in_mmpretrain():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """The maps that the pass ahead banks."""
+    maps = []
+    put = FeatureBank.put
+
+    def noting(self, level, feature, ahead=False):
+        if ahead:
+            maps.append(feature.clone())
+        put(self, level, feature, ahead)
+
+    monkeypatch.setattr(FeatureBank, 'put', noting)
+    return maps
+
+
+def model_with(use=None, num_modules=3, **backbone):
+    auxiliary = dict(type='SLM', **({} if use is None else dict(bank_use=use)))
+    cfg = localize(classifier('BN', **backbone), num_modules, auxiliary=auxiliary)
+    model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    return model.train()
+
+
+def batch_for(model, images=4, labels=None, first=0):
+    data = synthetic_batch(model, (images, 3, 64, 64))
+    for i, sample in enumerate(data['data_samples']):
+        sample.set_metainfo(dict(sample_idx=first + i))
+        if labels is not None:
+            sample.set_gt_label(labels[i])
+    return data
+
+
+class Spy:
+    """Notes what a module's use of the bank is told and answers."""
+
+    def __init__(self, use):
+        self.told, self.losses, self.enriched = [], [], []
+        loss, enrich = use.loss, use.enrich
+
+        def spying_loss(features, head, source, step):
+            self.told.append((features, step))
+            self.losses.append(loss(features, head, source, step))
+            return self.losses[-1]
+
+        def spying_enrich(features, step):
+            self.enriched.append((features, enrich(features, step)))
+            return self.enriched[-1][1]
+
+        use.loss, use.enrich = spying_loss, spying_enrich
+
+
+def pooled(features):
+    return features[-1].detach().mean((2, 3))
+
+
+@pytest.mark.parametrize('name', USES)
+def test_trains_in_isolation(name):
+    """Whatever the bank gives, a module's loss reaches its own parameters alone."""
+    model = model_with(USES[name])
+    trainer = Trainer(model, scope=SCOPES.get(name, 'past'))
+    data = batch_for(model)
+    trainer.step(data)  # what is remembered comes from an iteration before
+    backbone = model.backbone
+    own = [set(backbone.local_parameters(i)) for i in range(2)]
+    head = set(model.head.parameters())
+    for index in range(2):
+        grads = {}
+        train = trainer.hook._train_module
+
+        def train_one(i, losses):
+            if i != index:
+                return
+            loss, _ = model.parse_losses(losses)
+            parameters = list(model.parameters())
+            found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
+            grads.update({p: g for p, g in zip(parameters, found) if g is not None})
+
+        trainer.hook._train_module = train_one
+        with torch.enable_grad():
+            model(**model.data_preprocessor(data, True), mode='loss')
+        trainer.hook._train_module = train
+        reached = {p for p, grad in grads.items() if grad.abs().sum() > 0}
+        assert reached <= own[index] | head
+        assert reached & own[index]
+
+
+@pytest.mark.parametrize('name', USES)
+def test_evaluation_and_copies(name, tmp_path):
+    model = model_with(USES[name])
+    trainer = Trainer(model, scope=SCOPES.get(name, 'past'))
+    trainer.step(batch_for(model))
+    save_checkpoint(dict(state_dict=model.state_dict()), str(tmp_path / 'model.pth'))
+    other = model_with(USES[name])
+    load_checkpoint(other, str(tmp_path / 'model.pth'), strict=True)
+    for a, b in zip(model.state_dict().values(), other.state_dict().values()):
+        assert torch.equal(a, b)
+    twin = copy.deepcopy(model).eval()
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(twin.backbone(image)[0], model.eval().backbone.backbone(image)[0])
+
+
+def test_a_closed_gate_changes_nothing():
+    model = model_with(dict(type='GatedContext', dropout=1.))
+    spy = Spy(model.backbone.auxiliary[1].bank_use)
+    Trainer(model).step(batch_for(model))
+    (own, enriched), = spy.enriched
+    assert torch.equal(own[-1], enriched[-1])
+
+
+@pytest.mark.parametrize('scope', ['past', 'all'])
+def test_gated_context(scope, ahead, monkeypatch):
+    model = model_with(dict(type='GatedContext', dropout=0., opening=.25))
+    use = model.backbone.auxiliary[1].bank_use
+    spy = Spy(use)
+    banked = []
+    put = FeatureBank.put_pooled
+    monkeypatch.setattr(FeatureBank, 'put_pooled', lambda self, x: (
+        put(self, x), banked.append((x, self.pooled()[-1]))))
+    Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.), scope=scope).step(
+        batch_for(model))
+    (own, enriched), = spy.enriched
+    sources = [use.projections[0](banked[0][1])]
+    if scope == 'all':
+        sources.append(use.deep_projection(pooled(ahead)))
+    context = .25 * sum(sources) / len(sources)
+    torch.testing.assert_close(enriched[-1] - own[-1], context[..., None, None].expand_as(own[-1]))
+    for feature, average in banked:
+        torch.testing.assert_close(average, feature.mean((2, 3)))
+        assert not average.requires_grad
+
+
+def test_context_is_withheld_from_a_share():
+    model = model_with(dict(type='GatedContext', dropout=.5))
+    spy = Spy(model.backbone.auxiliary[1].bank_use)
+    Trainer(model).step(batch_for(model, images=32))
+    (own, enriched), = spy.enriched
+    given = (own[-1] != enriched[-1]).flatten(1).any(1)
+    assert 6 < given.sum() < 26
+
+
+@pytest.mark.parametrize('scope', ['past', 'all'])
+def test_context_does_not_answer_for_a_module(scope):
+    """The gradient that reaches a module isn't a small fraction of that without a bank."""
+
+    def gradient(use, scope):
+        model = model_with(use)
+        trainer = Trainer(model, scope=scope)
+        for _ in range(5):
+            trainer.step(batch_for(model, labels=[0, 1, 2, 3]))
+        return sum(grad.square().sum() for name, grad in trainer.gradients(
+            batch_for(model, labels=[0, 1, 2, 3])).items() if name.startswith(
+                'backbone.backbone.layer1')).sqrt()
+
+    assert gradient(dict(type='GatedContext'), scope) > .5 * gradient(None, 'off')
+
+
+def test_feature_target(ahead):
+    model = model_with(USES['FeatureTarget'], num_modules=2)
+    spy = Spy(model.backbone.auxiliary[0].bank_use)
+    Trainer(model, scope='all').step(batch_for(model))
+    a, b = pooled(spy.told[0][0]), pooled(ahead)
+    expected = .5 * (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).mean()
+    torch.testing.assert_close(spy.losses[0].detach(), expected)
+
+
+def test_logit_target(ahead):
+    model = model_with(USES['LogitTarget'], num_modules=2)
+    spy = Spy(model.backbone.auxiliary[0].bank_use)
+    head = copy.deepcopy(model.head.fc)
+    Trainer(model, scope='all').step(batch_for(model))
+    own, target = (F.softmax(head(f) / 2, dim=1) for f in (pooled(spy.told[0][0]), pooled(ahead)))
+    expected = .5 * 4 * (target * (target.log() - own.log())).sum(1).mean()
+    torch.testing.assert_close(spy.losses[0].detach(), expected.detach())
+
+
+def test_class_memory():
+    model = model_with(USES['ClassMemory'], num_modules=2)
+    use = model.backbone.auxiliary[0].bank_use
+    spy = Spy(use)
+    deep = []
+    observe = use.observe
+    use.observe = lambda features, step: (deep.append(pooled(features)), observe(features, step))
+    trainer = Trainer(model)
+
+    trainer.step(batch_for(model, labels=[1, 1, 3, 3]))
+    assert spy.losses == [None]  # nothing is known yet
+    first = torch.stack([deep[0][:2].mean(0), deep[0][2:].mean(0)])
+    torch.testing.assert_close(use.means[[1, 3]], first)
+    assert use.known.tolist() == [False, True, False, True, False]
+
+    trainer.step(batch_for(model, labels=[1, 3, 3, 0]))
+    own = F.normalize(pooled(spy.told[1][0])[:3], dim=1)
+    cosines = own @ F.normalize(first, dim=1).t() / .1
+    # The class that is unknown has no loss and is nobody's rival.
+    expected = .5 * F.cross_entropy(cosines, torch.tensor([0, 1, 1])) * 3 / 4
+    torch.testing.assert_close(spy.losses[1].detach(), expected)
+    torch.testing.assert_close(use.means[1], .8 * first[0] + .2 * deep[1][0])
+    torch.testing.assert_close(use.means[3], .8 * first[1] + .2 * deep[1][1:3].mean(0))
+    torch.testing.assert_close(use.means[0], deep[1][3])
+    assert use.means[2].eq(0).all()
+
+
+def test_sample_memory():
+    model = model_with(USES['SampleMemory'], num_modules=2)
+    use = model.backbone.auxiliary[0].bank_use
+    spy = Spy(use)
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.))
+    deep = []
+    observe = use.observe
+    use.observe = lambda features, step: (deep.append(pooled(features)), observe(features, step))
+    trainer.step(batch_for(model))
+    logits = model.head.fc(deep[0]).detach()
+    torch.testing.assert_close(use.logits[:4].float(), logits, rtol=1e-2, atol=1e-3)
+    trainer.step(batch_for(model, first=2))  # two that are known, two that aren't
+    own = F.softmax(model.head.fc(pooled(spy.told[1][0])), 1)[:2].detach()
+    target = F.softmax(logits[2:], 1)
+    expected = .5 * (target * (target.log() - own.log())).sum(1).mean() / 2
+    assert spy.losses[0] is None
+    torch.testing.assert_close(spy.losses[1].detach(), expected, rtol=2e-2, atol=1e-4)
+    assert use.known.tolist() == [True] * 6 + [False] * 2
+    with pytest.raises(LocalLearningError, match='batch has those numbered 6 to 9.*num_samples'):
+        trainer.step(batch_for(model, first=6))
+
+
+@pytest.mark.parametrize('use, scope, words', [
+    (dict(type='FeatureTarget'), 'past', "FeatureTarget' finds nothing.*scope='all'"),
+    (dict(type='LogitTarget'), 'off', "LogitTarget' finds nothing.*scope='all'"),
+    (dict(type='GatedContext'), 'off', "GatedContext' finds nothing"),
+    (dict(type='ClassMemory', num_classes=7), 'past', 'bank_use knows 7 classes, the model 5'),
+    (dict(type='SampleMemory', num_classes=7, num_samples=4), 'past', 'knows 7 classes'),
+])
+def test_what_does_not_fit_the_model(use, scope, words):
+    model = model_with(use)
+    with pytest.raises(LocalLearningError, match=words):
+        check_local_training(model, LocalOptimWrapper, scope)
+
+
+def test_a_detector():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build(retinanet(auxiliary=dict(type='SLM', bank_use=dict(type='GatedContext'))))
+    with pytest.raises(LocalLearningError, match='RetinaNet is none: leave bank_use out'):
+        check_local_training(model, LocalOptimWrapper)
+
+
+@pytest.mark.parametrize('settings, words', [
+    (dict(type='ClassMemory'), 'num_classes=None: give a number'),
+    (dict(type='ClassMemory', num_classes=5, momentum=1.), 'momentum=1.0'),
+    (dict(type='ClassMemory', num_classes=5, temperature=0.), 'temperature=0.0'),
+    (dict(type='SampleMemory', num_classes=5), 'num_samples=None'),
+    (dict(type='GatedContext', dropout=2.), 'dropout=2.0'),
+    (dict(type='GatedContext', opening=1.), 'opening=1.0'),
+    (dict(type='FeatureTarget', weight=0.), 'weight=0.0'),
+])
+def test_settings_that_cannot_be(settings, words):
+    with pytest.raises(LocalLearningError, match=words):
+        model_with(settings)
+
+
+def test_share_of_images():
+    cfg = localize(classifier(), 3, auxiliary=dict(
+        type='SLM', image_share=.5, bank_use=dict(type='GatedContext')))
+    with pytest.raises(LocalLearningError, match='image_share=0.5 does not go with bank_use'):
+        MODELS.build(cfg.model)
