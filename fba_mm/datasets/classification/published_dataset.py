@@ -104,7 +104,8 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise LocalLearningError(
                 f'data not found in {os.path.normpath(source.root)}, and fetching it failed '
-                f'({reason[:200]}): check the network connection, or put {source.files[0].name} there') from error
+                f'({reason[:200]}): check the network connection, or put '
+                f'{source.files[0].name} there') from error
 
     def extra_repr(self) -> List[str]:
         """What ``repr()`` says beyond the number of images and classes."""
