@@ -91,8 +91,9 @@ class DeviceBatches:
             then float32.
         std: Standard deviations of the channels.
         joint_sample: Give one data sample with the labels of the whole batch instead of one per
-            image. It saves about 12 ms of 1,024 images, and mmpretrain's classifiers learn the same
-            from it; what counts data samples or wants one-hot labels needs one per image.
+            image. It saves about 12 ms of 1,024 images, and mmpretrain's classifiers and FBA's SLM
+            learn the same from it. What looks at each image's label, or wants one-hot labels,
+            needs one per image.
         metainfo: The data set's, as ``dict(classes=...)``.
 
     Raises:

@@ -18,7 +18,7 @@ class DeviceEpochLoop(EpochBasedTrainLoop):
 
     For small images and mmpretrain's classifiers. It takes the config's ``train_dataloader`` as it
     is: data set, pipeline, batch size, ``drop_last`` and shuffling; workers aren't needed. See
-    :class:`fba_mm.datasets.DeviceBatches`. Validation goes on as before.
+    :class:`fba_mm.datasets.device_batches.DeviceBatches`. Validation goes on as before.
 
     Args:
         runner: The runner.

@@ -80,6 +80,17 @@ default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=-1))
     assert not all(torch.equal(weight, resumed[name]) for name, weight in first.items())
 
 
+def test_fba_learns_the_same_from_joint_samples(train):
+    weights = []
+    for joint in (False, True):
+        result = train('digits', f"train_cfg = dict(type='DeviceEpochLoop', max_epochs=1, "
+                       f'joint_sample={joint}, max_images=128)', 'fba')
+        assert result.status == 0, result.err
+        path = result.work_dir / 'epoch_1.pth'
+        weights.append(torch.load(path, weights_only=False)['state_dict'])
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
 def _assert_refused(result, *words):
     assert_refused(result, *words)
     assert not result.work_dir.exists()
