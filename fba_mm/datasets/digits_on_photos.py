@@ -162,7 +162,7 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
 
 
 def _build(out: Path, settings: dict, overwrite: bool) -> None:
-    digits = _load_digits()
+    digits = load_digits()
     out.parent.mkdir(parents=True, exist_ok=True)
     building = out.with_name(f'.{out.name}.building-{uuid.uuid4().hex[:8]}')
     building.mkdir()
@@ -328,13 +328,18 @@ def _progress(total: int):
 # Sources
 
 
-def _load_digits():
+def load_digits():
+    """scikit-learn's 1,797 handwritten digits: ``images``, 8×8 from 0 to 16, and ``target``.
+
+    Raises:
+        LocalLearningError: scikit-learn is missing.
+    """
     try:
-        from sklearn.datasets import load_digits
+        from sklearn import datasets
     except ImportError:
         raise LocalLearningError('the digits come with scikit-learn: '
                                  'pip install scikit-learn') from None
-    return load_digits()
+    return datasets.load_digits()
 
 
 def _load_photo(name: str) -> Image.Image:
@@ -351,7 +356,13 @@ def _load_photo(name: str) -> Image.Image:
         return image.convert('RGB')
 
 
-def _digit_indices(split: str, count: int) -> range:
+def digit_indices(split: str, count: int) -> range:
+    """Samples of a split; no writer is in both.
+
+    Args:
+        split: ``'train'`` or ``'val'``.
+        count: Number of all samples.
+    """
     return range(_FIRST_VAL_DIGIT) if split == 'train' else range(_FIRST_VAL_DIGIT, count)
 
 
@@ -360,7 +371,7 @@ def _digit_indices(split: str, count: int) -> range:
 
 def _build_split(root: Path, split: str, settings: dict, digits, advance) -> None:
     photos = {name: _load_photo(name) for name, photo in _PHOTOS.items() if photo.split == split}
-    indices = _digit_indices(split, len(digits.target))
+    indices = digit_indices(split, len(digits.target))
     by_class = [[i for i in indices if digits.target[i] == c] for c in range(len(DIGIT_CLASSES))]
     glyphs = {}  # type: Dict[int, Image.Image]
     images, annotations = [], []

@@ -3,16 +3,19 @@ import copy
 import os
 import re
 from contextlib import contextmanager
-from typing import ContextManager, Iterator, Optional
+from typing import ContextManager, Iterator, Optional, Sequence, Tuple
 
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope, Registry
+from mmengine.registry import (DATASETS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope,
+                               Registry)
 from torch import nn
 
 from ..config import type_name
+from ..datasets.source import source_of
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
+from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
 
 
@@ -90,6 +93,7 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
         if cfg.get(key) is None:
             raise LocalLearningError(f'the config has no {key}: give a complete training config')
     check_data(cfg, 'train', 'val')
+    check_classes(cfg, model, 'train', 'val')
     hooks = {type_name(hook.get('type')): hook for hook in cfg.get('custom_hooks') or []}
     local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
     if 'FBAHook' not in hooks and any(m.num_modules > 1 for m in local):
@@ -113,31 +117,64 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Refuse a config whose data isn't there.
+    """Refuse a config whose data isn't there; fetch what it asks to download.
 
     Args:
         cfg: The config.
         *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are passed over.
 
     Raises:
-        LocalLearningError: Names the path that is missing.
+        LocalLearningError: Names the path that is missing, or why it can't be fetched.
     """
+    for dataset, where in _datasets(cfg, splits):
+        _check_dataset(dataset, where, cfg)
+
+
+def _datasets(cfg: Config, splits: Sequence[str]) -> Iterator[Tuple[dict, str]]:
+    """The datasets of dataloaders, without what is wrapped around them, and where they stand."""
     for split in splits:
         dataloader = cfg.get(f'{split}_dataloader')
         if dataloader is not None:
-            _check_dataset(dataloader.get('dataset'), f'{split}_dataloader.dataset')
+            yield from _inner_datasets(dataloader.get('dataset'), f'{split}_dataloader.dataset')
 
 
-def _check_dataset(dataset: Optional[dict], where: str) -> None:
+def _inner_datasets(dataset: Optional[dict], where: str) -> Iterator[Tuple[dict, str]]:
     if not isinstance(dataset, dict):
         return
-    for key in ('dataset', 'datasets'):  # RepeatDataset, ConcatDataset, MultiImageMixDataset
-        inner = dataset.get(key)
+    # RepeatDataset, ConcatDataset, MultiImageMixDataset
+    keys = [key for key in ('dataset', 'datasets') if key in dataset]
+    if not keys:
+        yield dataset, where
+    for key in keys:
+        inner = dataset[key]
         for one in inner if isinstance(inner, (list, tuple)) else [inner]:
-            _check_dataset(one, f'{where}.{key}')
+            yield from _inner_datasets(one, f'{where}.{key}')
+
+
+def _dataset_class(dataset: dict, cfg: Config) -> Optional[type]:
+    """The class of a dataset's config, or None if nothing is registered under its name."""
+    kind = dataset.get('type')
+    return _registered(DATASETS, kind, cfg) if isinstance(kind, str) else kind
+
+
+def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
     if dataset.get('backend_args'):
         return  # Not on this machine's file system.
     root = dataset.get('data_root') or ''
+    # A data_prefix moves the files away from where they are looked for.
+    if root and '://' not in root and not dataset.get('data_prefix'):
+        source = source_of(_dataset_class(dataset, cfg), os.path.expanduser(root),
+                           dataset.get('split') or 'train')
+    else:
+        source = None
+    if source is not None:
+        source.check(f'{where}.', download=bool(dataset.get('download')))
+        # Fetched now, where a failure leaves nothing behind; several processes wait for one later.
+        if source.missing() and int(os.environ.get('WORLD_SIZE', '1')) == 1:
+            with readable_errors(f'{where} cannot be fetched', 'check the network connection, or '
+                                 f'put its files into {source.root}'), _scope(cfg):
+                DATASETS.build(dict(dataset, pipeline=[]))
+        return
     paths = [('data_root', root)]
     if isinstance(dataset.get('ann_file'), str):
         paths.append(('ann_file', _join(root, dataset['ann_file'])))
@@ -155,6 +192,36 @@ def _check_dataset(dataset: Optional[dict], where: str) -> None:
         if key == 'ann_file' and path.endswith('.json') and not _is_closed_json(path):
             raise LocalLearningError(
                 f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
+
+
+def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
+    """Refuse a classifier whose head is made for another number of classes than the data has.
+
+    Detectors are not asked: heads for more classes than the data has are common there.
+
+    Args:
+        cfg: The config.
+        model: Its model.
+        *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are passed over.
+
+    Raises:
+        LocalLearningError: Names both numbers and the mend.
+    """
+    expected = getattr(getattr(model, 'head', None), 'num_classes', None)
+    is_classifier = any(kind.__name__ == 'ImageClassifier' for kind in type(model).__mro__)
+    if not is_classifier or not isinstance(expected, int):
+        return
+    for dataset, where in _datasets(cfg, splits):
+        for count, what in class_counts(dataset, _dataset_class(dataset, cfg)):
+            if count != expected:
+                raise LocalLearningError(
+                    f'{where}: {what}, but model.head.num_classes={expected}: set that to {count}, '
+                    'in the auxiliary networks too, or give other data')
+        label = greatest_label(dataset)
+        if label is not None and label >= expected:
+            raise LocalLearningError(
+                f'{where}.ann_file has labels up to {label}, but model.head.num_classes='
+                f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}')
 
 
 def _is_closed_json(path: str) -> bool:

@@ -1,0 +1,36 @@
+# CIFAR-10 as its authors publish it, in cifar-10-batches-py/ below data_root.
+dataset_type = 'CIFAR10'
+data_root = 'data/cifar10/'
+data_preprocessor = dict(
+    num_classes=10,
+    # RGB, as the files hold it.
+    mean=[125.307, 122.961, 113.8575],
+    std=[51.5865, 50.847, 51.255],
+    to_rgb=False)
+
+train_pipeline = [
+    dict(type='RandomCrop', crop_size=32, padding=4),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs')
+]
+test_pipeline = [dict(type='PackInputs')]
+# mmpretrain's CIFAR10 downloads unless told not to.
+train_dataloader = dict(
+    batch_size=1024,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type, data_root=data_root, split='train', download=False,
+        pipeline=train_pipeline))
+val_dataloader = dict(
+    batch_size=1024,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type, data_root=data_root, split='test', download=False,
+        pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(type='Accuracy', topk=(1, ))
+test_evaluator = val_evaluator

@@ -1,0 +1,15 @@
+# STL-10, the labelled part: stl10_binary/{train,test}_{X,y}.bin below data_root.
+_base_ = './cifar10.py'
+dataset_type = 'STL10'
+data_root = 'data/stl10/'
+data_preprocessor = dict(mean=[113.9, 112.1, 103.7], std=[66.4, 65.4, 69.2])
+train_pipeline = [
+    dict(type='RandomCrop', crop_size=96, padding=4),
+    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+    dict(type='PackInputs')
+]
+train_dataloader = dict(
+    batch_size=128,
+    dataset=dict(type=dataset_type, data_root=data_root, pipeline=train_pipeline))
+val_dataloader = dict(batch_size=128, dataset=dict(type=dataset_type, data_root=data_root))
+test_dataloader = val_dataloader

@@ -1,0 +1,3 @@
+# ResNet-32 on CIFAR-10 as JPEG files by MAN, in 16 modules.
+_base_ = ['./resnet32_fba.py', '../../_base_/methods/man.py']
+model = dict(backbone=dict(auxiliary=dict(_base_.method, _delete_=True)))

@@ -1,0 +1,6 @@
+# ResNet-32 on STL-10 by FBA, in 16 modules.
+_base_ = './resnet32_bp.py'
+model = dict(backbone=dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone,
+                           num_modules=16, auxiliary=dict(type='SLM')))
+optim_wrapper = dict(type='LocalOptimWrapper')
+custom_hooks = [dict(type='FBAHook')]

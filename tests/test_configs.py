@@ -1,0 +1,143 @@
+"""Every config of configs/ can be read, and says what its task asks for."""
+import re
+from functools import lru_cache
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from mmengine.fileio import load
+
+from fba_mm import localize
+from fba_mm.config import load_config
+from fba_mm.localize import stock_form
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+COMPLETE = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.py')
+                  if '_base_' not in path.relative_to(CONFIGS).parts)
+# Folder of configs/classification: data set, classes, batch, learning rate, epochs, flips.
+TASKS = {
+    'cifar10': ('CIFAR10', 10, 1024, .8, 400, True),
+    'cifar10_jpeg': ('CustomDataset', 10, 1024, .8, 400, True),
+    'svhn': ('SVHN', 10, 1024, .8, 400, False),
+    'stl10': ('STL10', 10, 128, .1, 400, True),
+    'digits': ('HandwrittenDigits', 10, 64, .1, 15, False),
+    'imagenet': ('ImageNet', 1000, 32, .1, 100, True),
+}
+MODULES = {'resnet32': 16, 'resnet110': 55, 'resnet101': 4}
+AUXILIARY = {
+    'greedy': dict(type='Greedy', num_classes=10),
+    'predsim': dict(type='PredSim', num_classes=10),
+    'dgl': dict(type='DGL', num_classes=10),
+    'infopro': dict(type='InfoPro', num_classes=10, reconstruction_weight=(5, .2),
+                    task_weight=(.05, .5)),
+    'auglocal': dict(type='AugLocal', num_classes=10),
+    'man': dict(type='MAN', num_classes=10, host=dict(type='DGL')),
+    'manpp': dict(type='MAN++', num_classes=10),
+    'fba': dict(type='SLM'),
+}
+CLASSIFICATION = [name for name in COMPLETE if name.startswith('classification/')]
+
+
+@pytest.fixture(scope='module')
+def loaded():
+    """All configs, each read once."""
+    # To find what is inherited by name, MMEngine reads an index of mmpretrain's every time.
+    with mock.patch('mmengine.config.utils.load', lru_cache(maxsize=None)(load)):
+        return {name: load_config(str(CONFIGS / name)) for name in COMPLETE}
+
+
+def test_table_1_is_complete():
+    nets = [('cifar10', 'resnet110'), *((folder, 'resnet32') for folder in TASKS
+                                        if folder != 'imagenet')]
+    expected = {f'classification/{folder}/{net}_{method}.py' for folder, net in nets
+                for method in ('bp', *AUXILIARY)}
+    expected |= {f'classification/imagenet/resnet101_{method}.py' for method in ('bp', 'fba')}
+    assert set(CLASSIFICATION) == expected
+
+
+@pytest.mark.parametrize('name', COMPLETE)
+def test_nothing_is_downloaded_unasked(name, loaded):
+    cfg = loaded[name]
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        assert not dataset.get('download')
+        # Whose own default is to download.
+        assert 'CIFAR' not in dataset.type or dataset.download is False
+
+
+@pytest.mark.parametrize('name', CLASSIFICATION)
+def test_data_and_schedule(name, loaded):
+    cfg, folder = loaded[name], name.split('/')[1]
+    kind, classes, batch, lr, epochs, flips = TASKS[folder]
+    optimizer = cfg.optim_wrapper.optimizer
+    assert cfg.default_scope == 'mmpretrain'
+    assert cfg.train_dataloader.batch_size == batch
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', lr, .9)
+    assert optimizer.weight_decay == 1e-4
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == classes
+    pipeline = [transform.type for transform in cfg.train_dataloader.dataset.pipeline]
+    assert ('RandomFlip' in pipeline) == flips
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        where = dataset.get('split') or dataset.data_prefix
+        assert dataset.type == kind
+        assert where == ('train' if split == 'train' else 'val' if folder == 'imagenet' else 'test')
+        assert len((dataset.get('metainfo') or dict(classes=range(classes)))['classes']) == classes
+        if split != 'train':
+            assert not re.search('Random', str(dataset.pipeline))
+    if folder == 'imagenet':
+        return
+    assert optimizer.nesterov is True
+    assert cfg.param_scheduler.type == 'CosineAnnealingLR' and cfg.param_scheduler.by_epoch
+    assert cfg.param_scheduler.T_max == epochs
+    # The preprocessor has the channel order that the pipeline gives.
+    assert cfg.data_preprocessor.to_rgb == ('LoadImageFromFile' in pipeline)
+    size = 96 if folder == 'stl10' else 32
+    crop = next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop')
+    assert (crop.crop_size, crop.padding) == (size, 4)
+
+
+@pytest.mark.parametrize('name', CLASSIFICATION)
+def test_modules_and_method(name, loaded):
+    cfg = loaded[name]
+    net, method = Path(name).stem.split('_')
+    if method == 'bp':
+        assert cfg.model.backbone.type != 'LocalBackbone' and not cfg.get('custom_hooks')
+        return
+    backbone = cfg.model.backbone
+    assert backbone.type == 'LocalBackbone' and backbone.num_modules == MODULES[net]
+    expected = AUXILIARY[method]
+    if (net, method) == ('resnet110', 'infopro'):
+        expected = dict(expected, reconstruction_weight=(5, .5), task_weight=(0, 1))
+    assert backbone.auxiliary.to_dict() == expected
+    assert [hook.type for hook in cfg.custom_hooks] == ['FBAHook']
+    assert cfg.optim_wrapper.type == 'LocalOptimWrapper' and 'fba_mm' in cfg.custom_imports.imports
+
+
+@pytest.mark.parametrize('name', [name for name in CLASSIFICATION if '_bp' not in name])
+def test_a_method_changes_nothing_but_the_training(name, loaded):
+    """Without local learning it is the config that trains by back-propagation."""
+    stock = loaded[re.sub('_[^_]*$', '_bp.py', name)]
+    found = stock_form(loaded[name])
+    assert found.model == stock.model
+    for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
+                'data_preprocessor', 'val_evaluator'):
+        assert found[key] == stock[key], key
+    assert found.optim_wrapper.optimizer == stock.optim_wrapper.optimizer
+
+
+@pytest.mark.parametrize('name', [name for name in CLASSIFICATION if name.endswith('32_bp.py')])
+def test_fba_is_what_localize_makes(name, loaded):
+    made = localize(loaded[name], num_modules=16)
+    fba = loaded[name.replace('_bp', '_fba')]
+    assert made.model == fba.model and made.optim_wrapper == fba.optim_wrapper
+
+
+def test_files_repeat_nothing():
+    """A method's settings stand in one place, and so do a data set's and the schedule's."""
+    for name in CLASSIFICATION:
+        lines = [line for line in (CONFIGS / name).read_text().splitlines()
+                 if not line.startswith('#')]
+        assert len(lines) <= 11, name
+        assert 'num_classes' not in '\n'.join(lines) and 'Accuracy' not in '\n'.join(lines)
