@@ -247,15 +247,19 @@ class DeviceBatches:
             if self._normalization is not None:
                 mean, std = self._normalization
                 inputs = (inputs.float() - mean) / std
-            yield dict(inputs=inputs, data_samples=self._samples(self.labels[chosen]))
+            yield dict(inputs=inputs, data_samples=self._samples(self.labels[chosen], chosen))
 
-    def _samples(self, labels: Tensor) -> list:
+    def _samples(self, labels: Tensor, indices: Tensor) -> list:
         from mmpretrain.structures import DataSample
+        # Which images these are, for what remembers images over epochs.
         if self.joint_sample:
-            return [DataSample().set_gt_label(labels)]
+            return [DataSample(metainfo=dict(sample_idx=indices)).set_gt_label(labels)]
         size = tuple(self.images.shape[2:])
         metainfo = dict(img_shape=size, ori_shape=size)
-        return [DataSample(metainfo=metainfo).set_gt_label(label) for label in labels.split(1)]
+        return [
+            DataSample(metainfo=dict(metainfo, sample_idx=index)).set_gt_label(label)
+            for label, index in zip(labels.split(1), indices)
+        ]
 
 
 def _split_pipeline(dataset) -> Tuple[List, object, float]:

@@ -7,7 +7,7 @@ use in this file lets the bank help without that: the context is gated and withh
 images, targets and memories add to the loss but not to the evidence.
 """
 from abc import ABCMeta
-from typing import List, Optional, Tuple
+from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -335,13 +335,18 @@ class SampleMemory(BankUse):
         _compare_classes(self.num_classes, model)
 
     def _indices(self, step: LocalStep) -> Tensor:
-        indices: List[int] = [sample.get('sample_idx', -1) for sample in step.data_samples]
-        if not 0 <= min(indices) <= max(indices) < self.num_samples:
+        # A number per sample, or all numbers of the batch in one.
+        indices = torch.cat([
+            torch.as_tensor(sample.get('sample_idx', -1), device=self.known.device).reshape(-1)
+            for sample in step.data_samples
+        ])
+        least, greatest = int(indices.min()), int(indices.max())
+        if not 0 <= least <= greatest < self.num_samples:
             raise LocalLearningError(
                 f'SampleMemory knows {self.num_samples} images, the batch has those numbered '
-                f'{min(indices)} to {max(indices)}: give num_samples the size of the training set, '
-                "and PackInputs meta_keys with 'sample_idx'")
-        return torch.tensor(indices, device=self.known.device)
+                f'{least} to {greatest}: give num_samples the size of the training set, and '
+                "PackInputs meta_keys with 'sample_idx'")
+        return indices
 
 
 def classes_of(model: nn.Module) -> Optional[int]:

@@ -128,7 +128,7 @@ def test_a_classifier_learns_the_same_as_from_a_dataloader(joint):
     losses = []
     for one in (data, dict(inputs=list(_images(8)),
                            data_samples=DeviceBatches(_images(8), labels, 8, shuffle=False)
-                           ._samples(labels))):
+                           ._samples(labels, torch.arange(8)))):
         one = model.data_preprocessor(one, True)
         losses.append(model(**one, mode='loss')['loss'])
     assert torch.equal(*losses) and losses[0] > 0
