@@ -16,9 +16,10 @@ install: $(VENV)/installed
 demo: install
 	$(RUN) tools/demo.py
 
-# One thread: the tests' networks are small, and threads that wait for a busy core cost more.
+# Two processes of one thread each: the tests' networks are small, and threads that wait for a busy
+# core cost more.
 test: install
-	OMP_NUM_THREADS=1 $(RUN) -m pytest tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile tests
 
 clean:
 	rm -rf $(VENV) build *.egg-info
