@@ -57,7 +57,10 @@ class ReducedConvNeXtBlock(BaseModule):
                 norm(in_channels),
                 nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride))
         self.block = block(
-            in_channels=out_channels, mlp_ratio=mlp_ratio / 4, layer_scale_init_value=0., **kwargs)
+            in_channels=out_channels,
+            mlp_ratio=mlp_ratio / 4,
+            layer_scale_init_value=0.,
+            **kwargs)
         self.block.norm = norm(out_channels)
         self.block.act = deepcopy(act)
 
