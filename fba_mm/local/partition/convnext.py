@@ -28,8 +28,9 @@ class ReducedConvNeXtBlock(BaseModule):
     """One ConvNeXt block to stand in for a whole stage, and its downsampling.
 
     It has the block's depthwise convolution, and a quarter of the channels between the pointwise
-    ones, which hold most of the activations and parameters. It has neither layer scale nor stochastic depth: both are for deep stacks, and layer scale's
-    small first value would let a single block start as the identity.
+    ones, which hold most of the activations and parameters. It has neither layer scale nor
+    stochastic depth: both are for deep stacks, and layer scale's small first value would let a
+    single block start as the identity.
 
     Args:
         in_channels: Channels of the input.
