@@ -28,8 +28,9 @@ class ReducedConvNeXtBlock(BaseModule):
     """One ConvNeXt block to stand in for a whole stage, and its downsampling.
 
     It has the block's depthwise convolution, and a quarter of the channels between the pointwise
-    ones, which hold most of the activations and parameters. It has neither layer scale nor stochastic depth: both are for deep stacks, and layer scale's
-    small first value would let a single block start as the identity.
+    ones, which hold most of the activations and parameters. It has neither layer scale nor
+    stochastic depth: both are for deep stacks, and layer scale's small first value would let a
+    single block start as the identity.
 
     Args:
         in_channels: Channels of the input.
@@ -57,7 +58,10 @@ class ReducedConvNeXtBlock(BaseModule):
                 norm(in_channels),
                 nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride))
         self.block = block(
-            in_channels=out_channels, mlp_ratio=mlp_ratio / 4, layer_scale_init_value=0., **kwargs)
+            in_channels=out_channels,
+            mlp_ratio=mlp_ratio / 4,
+            layer_scale_init_value=0.,
+            **kwargs)
         self.block.norm = norm(out_channels)
         self.block.act = deepcopy(act)
 

@@ -19,7 +19,7 @@ class StageMap:
         channels: Channels of the map.
         stride: Pixels of the input per position of the map.
         level: Index in the tuple that the backbone returns, or None if it isn't returned.
-        pooled: Whether the backbone returns it as a vector for each image, (N, C), and not as a map.
+        pooled: Whether the backbone returns it as a vector for each image, (N, C), not as a map.
     """
     stage: int
     channels: int

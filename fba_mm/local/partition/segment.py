@@ -54,7 +54,7 @@ class Segment:
 
     @property
     def path(self) -> Optional[str]:
-        """Name of the submodule that, called on x, is the whole of ``run``; None if there is none."""
+        """Name of the submodule that, called on x, is the whole of ``run``; None without one."""
         if isinstance(self.run, partial) and self.run.func is run_submodule:
             return self.run.keywords['path']
         return None

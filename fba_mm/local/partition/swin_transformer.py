@@ -180,7 +180,7 @@ def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
 
 
 def _input_shape(backbone: nn.Module) -> Optional[Tuple[int, int, int]]:
-    """Images that the windows fit, of whole patches at every stage, so that strides come out even."""
+    """Images that the windows fit, of whole patches at every stage, so that strides are even."""
     size = getattr(backbone.patch_embed, 'init_input_size', None)
     projection = backbone.patch_embed.projection
     if size is None and backbone.use_abs_pos_embed:
