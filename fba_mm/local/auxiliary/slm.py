@@ -1,4 +1,5 @@
 """FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
+from inspect import signature
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -113,8 +114,9 @@ class SLM(Auxiliary):
             head, backbone=dict(type='FeatureSource', channels=list(self.level_channels)))
         # The module's loss is computed on batches that the model has already preprocessed.
         head.pop('data_preprocessor', None)
-        if head.get('neck') is not None and not isinstance(head['neck'], (list, tuple)):
-            head['neck'] = dict(head['neck'], in_channels=list(self.level_channels))
+        neck = head.get('neck')
+        if isinstance(neck, dict) and _takes_channels(neck):
+            head['neck'] = dict(neck, in_channels=list(self.level_channels))
         try:
             return MODELS.build(head)
         except (TypeError, KeyError, AssertionError, ValueError) as error:
@@ -248,3 +250,12 @@ class SLM(Auxiliary):
                 'out_channels of its neck') from error
         finally:
             self.head.train(training)
+
+
+def _takes_channels(neck: dict) -> bool:
+    # A classifier's pooling doesn't ask for the channels of its maps.
+    kind = neck.get('type')
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return kind is None or 'in_channels' in signature(kind).parameters
