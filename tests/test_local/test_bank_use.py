@@ -313,3 +313,22 @@ def test_share_of_images():
         type='SLM', image_share=.5, bank_use=dict(type='GatedContext')))
     with pytest.raises(LocalLearningError, match='image_share=0.5 does not go with bank_use'):
         MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize('use', [None, USES['LogitTarget'], USES['ClassMemory']])
+def test_a_head_of_its_own(use):
+    head = dict(
+        type='ImageClassifier',
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=64,
+                  loss=dict(type='CrossEntropyLoss')))
+    auxiliary = dict(type='SLM', head=head, **({} if use is None else dict(bank_use=use)))
+    cfg = localize(classifier('BN'), 3, auxiliary=auxiliary)
+    model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
+    own = model.backbone.auxiliary[0].head.head.fc.weight
+    before, main = own.clone(), model.head.fc.weight.clone()
+    trainer = Trainer(model, scope='all')
+    gradients = trainer.gradients(batch_for(model))
+    assert gradients['backbone.auxiliary.0.head.head.fc.weight'].abs().sum() > 0
+    trainer.step(batch_for(model))
+    assert not torch.equal(own, before) and not torch.equal(model.head.fc.weight, main)
