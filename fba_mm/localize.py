@@ -34,9 +34,9 @@ def localize(config: Union[str, Config],
 
     Args:
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
-        num_modules: K, ``'stages'`` or ``'blocks'``; see :class:`LocalBackbone`. ``'auto'`` takes
-            the fewest modules with which a training step fits ``memory_budget``; see
-            :func:`fba_mm.analysis.memory_fit.fit_modules`. It prints what it tries.
+        num_modules: K, ``'stages'`` or ``'blocks'``; see :class:`LocalBackbone`. ``'auto'`` is to
+            become the fewest modules with which a training step fits ``memory_budget``:
+            ``tools/train.py`` and :func:`fba_mm.analysis.resolve_num_modules` fill it in.
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
@@ -54,14 +54,15 @@ def localize(config: Union[str, Config],
 
     Raises:
         LocalLearningError: The config has no backbone, is a local-learning config already, or is
-            none that the auxiliary networks fit; or no number of modules fits the budget.
+            none that the auxiliary networks fit; or ``'auto'`` and a budget are there one without
+            the other.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
         >>> cfg.model.backbone.type
         'LocalBackbone'
     """
-    auto = check_budget(num_modules, memory_budget)
+    check_budget(num_modules, memory_budget)
     cfg = load_config(config) if isinstance(config, str) else copy.deepcopy(config)
     backbone = cfg.get('model', {}).get('backbone')
     if backbone is None:
@@ -80,6 +81,8 @@ def localize(config: Union[str, Config],
             f"auxiliary={auxiliary!r}: give 'shared', 'light' or a config with a type")
     cfg.model.backbone = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
+    if memory_budget is not None:
+        cfg.model.backbone.memory_budget = memory_budget
     if head_batch_size is not None:
         cfg.model.backbone.head_batch_size = head_batch_size
 
@@ -108,9 +111,6 @@ def localize(config: Union[str, Config],
     names = [names] if isinstance(names, str) else list(names)
     if 'fba_mm' not in names:
         cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
-    if auto:
-        from .analysis.memory_fit import fit_modules  # which needs this file
-        cfg = fit_modules(cfg, memory_budget)
     return cfg
 
 

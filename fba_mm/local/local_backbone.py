@@ -42,7 +42,8 @@ class LocalBackbone(AnsweringBackbone):
             Unset, 0.2 where the auxiliary networks have lighter heads of their own (the difference on a
             RetinaNet-R50), and 0 where all modules run the model's.
         memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
-            by a number before the model is built, by ``tools/train.py`` or ``localize``.
+            by a number before the model is built, by ``tools/train.py`` or
+            :func:`fba_mm.analysis.resolve_num_modules`.
         init_cfg: Initialization config. The wrapped backbone keeps its own.
 
     Raises:
@@ -67,9 +68,8 @@ class LocalBackbone(AnsweringBackbone):
         if check_budget(num_modules, memory_budget):
             raise LocalLearningError(
                 "num_modules='auto' is to be replaced by a number before the model is built: train "
-                "with fba_mm's tools/train.py, or use cfg = fba_mm.localize(stock_cfg, 'auto', "
-                'memory_budget=...) or cfg = fba_mm.analysis.resolve_num_modules(cfg) in your own '
-                'script, or give a number')
+                "with fba_mm's tools/train.py, call cfg = fba_mm.analysis.resolve_num_modules(cfg) "
+                'in your own script, or give a number')
         self.backbone = MODELS.build(backbone)
         self.auxiliary = ModuleList()
         if head_batch_size is not None and (isinstance(head_batch_size, bool) or not isinstance(

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 from fba_mm import command_line
-from fba_mm.analysis.memory_fit import fit_modules, resolve_num_modules
+from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.analysis.profile_report import print_profile, save_profile
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
 from fba_mm.analysis.training_profile import check_device, profile_training
@@ -24,7 +24,6 @@ from fba_mm.analysis.training_twins import TWINS, in_mixed_precision, trains_loc
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
-from fba_mm.memory_budget import check_budget
 
 # As wide as the widest table, where no terminal says how wide it is.
 WIDTH = 120
@@ -70,10 +69,8 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
         command_line.apply_cfg_options(cfg, args.cfg_options)
         cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
         if args.local is not None and not trains_locally(cfg):
-            auto = check_budget(args.local, args.memory_budget)
-            cfg = localize(cfg, num_modules=1 if auto else args.local, auxiliary=args.auxiliary)
-            if auto:
-                cfg = fit_modules(cfg, args.memory_budget, shape_from(args, cfg))
+            cfg = localize(
+                cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget)
         cfgs.append(resolve_num_modules(cfg, shape_from(args, cfg)))
     return cfgs
 
