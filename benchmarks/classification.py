@@ -124,7 +124,7 @@ def draw(results: Results, args: argparse.Namespace, path: Path) -> None:
                       markersize=8 if strong else 6, capsize=3)
         axes.annotate(METHODS[method], (seconds, statistics.mean(accuracy)), xytext=(7, 5),
                       textcoords='offset points', weight='bold' if strong else 'normal')
-    axes.margins(.15)
+    axes.margins(x=.2, y=.15)
     axes.set(xlabel='seconds per epoch', ylabel='test accuracy, %', title=title(args))
     axes.grid(alpha=.3)
     figure.savefig(path, dpi=150)
