@@ -12,9 +12,10 @@ for _package in ('torch', 'mmengine', 'mmcv'):
                           'pip install -r requirements.txt')
 
 # Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
-from .compat import install_mmcv_ops  # noqa: E402
+from .compat import install_mmagic_import, install_mmcv_ops  # noqa: E402
 
 install_mmcv_ops()
+install_mmagic_import()
 
 from .engine import AmpLocalOptimWrapper, FBAHook, LocalOptimWrapper  # noqa: E402
 from .errors import LocalLearningError  # noqa: E402
