@@ -72,10 +72,10 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         "and 'auto' takes the fewest that fit --memory-budget")
     parser.add_argument(
         '--auxiliary',
-        choices=['shared', 'light'],
-        default='shared',
-        help="with --local: modules learn from the model's own head, or each from a light one, "
-        'which takes less memory and time, and is a weaker teacher')
+        choices=['shared', 'own', 'light'],
+        help="with --local: modules learn from the model's own head, each from a head like it, or "
+        'each from a light one, which takes less memory and time, and is a weaker teacher (default: '
+        'own for image classifiers, shared for others)')
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',
@@ -94,7 +94,7 @@ def check_local(args: argparse.Namespace) -> None:
     """
     if args.local is not None:
         return
-    if args.auxiliary != 'shared':
+    if args.auxiliary is not None:
         raise LocalLearningError(
             f'--auxiliary {args.auxiliary} goes with --local: give --local 4, or set '
             'model.backbone.auxiliary in the config')

@@ -25,7 +25,7 @@ def localize(config: Union[str, Config],
              num_modules: Union[int, str] = 4,
              scope: str = 'past',
              apply: Optional[str] = None,
-             auxiliary: Union[str, dict] = 'shared',
+             auxiliary: Union[None, str, dict] = None,
              head_batch_size: Optional[int] = None,
              auxiliary_lr_mult: Optional[float] = None,
              auxiliary_decay_mult: Optional[float] = None,
@@ -40,9 +40,10 @@ def localize(config: Union[str, Config],
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
-            and head. ``'light'``: FBA's, with a light detector of its own for each module, which
-            takes less memory and time, and is a weaker teacher; for detectors and instance
-            segmentors.
+            and head. ``'own'``: FBA's, with a copy of them for each module. ``'light'``: FBA's, with
+            a light detector of its own for each module, which takes less memory and time, and is a
+            weaker teacher; for detectors and instance segmentors. Unset, ``'own'`` for image
+            classifiers, which don't learn from a shared head, and ``'shared'`` for others.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -72,13 +73,17 @@ def localize(config: Union[str, Config],
     if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
             'model.backbone is a LocalBackbone already: change its num_modules instead')
+    if auxiliary is None:
+        auxiliary = 'own' if _is_classifier(cfg.model) else 'shared'
     if auxiliary == 'shared':
         auxiliary = dict(type='SLM')
+    elif auxiliary == 'own':
+        auxiliary = _own_auxiliary(cfg.model)
     elif auxiliary == 'light':
         auxiliary = _light_auxiliary(cfg.model)
     elif not isinstance(auxiliary, dict):
         raise LocalLearningError(
-            f"auxiliary={auxiliary!r}: give 'shared', 'light' or a config with a type")
+            f"auxiliary={auxiliary!r}: give 'shared', 'own', 'light' or a config with a type")
     cfg.model.backbone = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
     if memory_budget is not None:
@@ -122,6 +127,21 @@ def _check_constructor(constructor: Any) -> None:
             f'optim_wrapper.constructor={name} takes the depth of a layer from the names in a '
             'backbone that it knows, and LocalBackbone is none: leave constructor out, and '
             "paramwise_cfg's decay_rate with it")
+
+
+def _is_classifier(model: dict) -> bool:
+    head = model.get('head')
+    return isinstance(head, dict) and 'num_classes' in head
+
+
+def _own_auxiliary(model: dict) -> dict:
+    """FBA's auxiliary network with a neck and head like the model's."""
+    others = ('backbone', 'data_preprocessor', 'init_cfg', 'pretrained')
+    head = {key: value for key, value in copy.deepcopy(model).items() if key not in others}
+    # The batch is augmented once, by the model.
+    if 'augments' in (head.get('train_cfg') or {}):
+        del head['train_cfg']
+    return dict(type='SLM', head=head)
 
 
 def _light_auxiliary(model: dict) -> dict:

@@ -73,8 +73,35 @@ def test_a_light_head_starts_at_stride_8():
         type='ImageClassifier', backbone=dict(type='ResNet'), head=dict(num_classes=10))))
     with pytest.raises(LocalLearningError, match='ImageClassifier is none .*: give .shared.'):
         localize(classifier, auxiliary='light')
-    with pytest.raises(LocalLearningError, match="auxiliary='cheap': give 'shared', 'light' or"):
+    with pytest.raises(LocalLearningError, match="auxiliary='cheap': give 'shared', 'own', 'light' or"):
         localize(small_config(), auxiliary='cheap')
+
+
+def test_heads_of_classifiers():
+    """They are copies by default: a head that all modules share doesn't learn."""
+    stock = load_config('mmpretrain::resnet/resnet50_8xb32_in1k.py')
+    cfg = localize(stock)
+    head = cfg.model.backbone.auxiliary.head
+    assert cfg.model.backbone.auxiliary.type == 'SLM'
+    assert head.type == 'ImageClassifier' and head.head == stock.model.head
+    assert head.neck == stock.model.neck and 'backbone' not in head
+    assert localize(stock, auxiliary='own').to_dict() == cfg.to_dict()
+    shared = localize(stock, auxiliary='shared').model.backbone
+    assert shared.auxiliary == dict(type='SLM')
+
+
+def test_copies_don_t_augment_or_load():
+    stock = load_config('mmpretrain::swin_transformer/swin-small_16xb64_in1k.py')
+    stock.model.init_cfg = dict(type='Pretrained', checkpoint='absent.pth')
+    assert 'augments' in stock.model.train_cfg
+    head = localize(stock).model.backbone.auxiliary.head
+    assert set(head) == {'type', 'neck', 'head'}
+
+
+def test_own_heads_of_a_detector():
+    cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', auxiliary='own')
+    head = cfg.model.backbone.auxiliary.head
+    assert head.bbox_head == cfg.model.bbox_head and head.train_cfg == cfg.model.train_cfg
 
 
 def test_a_path(tmp_path):

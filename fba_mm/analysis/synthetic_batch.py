@@ -118,6 +118,8 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
         for _ in range(images)
     ]
     samples = [target(model, (height, width), generator) for _ in range(images)]
+    for index, sample in enumerate(samples):
+        sample.set_metainfo(dict(sample_idx=index))  # as datasets do
     return dict(inputs=inputs, data_samples=samples)
 
 

@@ -39,8 +39,9 @@ class LocalBackbone(AnsweringBackbone):
             see the whole batch.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
             ``num_modules`` is a number: a share of what the backbone keeps for its backward pass.
-            Unset, 0.2 where the auxiliary networks have lighter heads of their own (the difference on a
-            RetinaNet-R50), and 0 where all modules run the model's.
+            Unset, 0.2 where the auxiliary networks have lighter detection heads of their own (the
+            difference on a RetinaNet-R50), and 0 where all modules run the model's, and for
+            classifiers.
         memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
             by a number before the model is built, by ``tools/train.py`` or
             :func:`fba_mm.analysis.resolve_num_modules`.
@@ -79,7 +80,9 @@ class LocalBackbone(AnsweringBackbone):
                 'unset for the whole batch')
         self.head_batch_size = head_batch_size
         if reserve is None:
-            reserve = .2 if auxiliary.get('head') is not None else 0.
+            # A classifier's head keeps next to nothing.
+            head = auxiliary.get('head')
+            reserve = 0. if head is None or 'head' in head else .2
         if not reserve >= 0:
             raise LocalLearningError(f'reserve={reserve}: give a share from 0')
         # FBAHook sets these: the first for good, the second for the length of a forward pass.
