@@ -73,9 +73,9 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         '--auxiliary',
         choices=['shared', 'light'],
-        default='shared',
         help="with --local: modules learn from the model's own head, or each from a light one, "
-        'which takes less memory and time, and is a weaker teacher')
+        'which takes less memory and time, and is a weaker teacher; unset, light for '
+        'super-resolution and shared for the others')
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',
@@ -94,7 +94,7 @@ def check_local(args: argparse.Namespace) -> None:
     """
     if args.local is not None:
         return
-    if args.auxiliary != 'shared':
+    if args.auxiliary is not None:
         raise LocalLearningError(
             f'--auxiliary {args.auxiliary} goes with --local: give --local 4, or set '
             'model.backbone.auxiliary in the config')

@@ -1,6 +1,6 @@
 """A stock config → its local-learning form."""
 import copy
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Iterator, Optional, Tuple, Union
 
 from mmengine.config import Config, ConfigDict
 
@@ -25,7 +25,7 @@ def localize(config: Union[str, Config],
              num_modules: Union[int, str] = 4,
              scope: str = 'past',
              apply: Optional[str] = None,
-             auxiliary: Union[str, dict] = 'shared',
+             auxiliary: Union[None, str, dict] = None,
              head_batch_size: Optional[int] = None,
              auxiliary_lr_mult: Optional[float] = None,
              auxiliary_decay_mult: Optional[float] = None,
@@ -40,9 +40,10 @@ def localize(config: Union[str, Config],
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
-            and head. ``'light'``: FBA's, with a light detector of its own for each module, which
-            takes less memory and time, and is a weaker teacher; for detectors and instance
-            segmentors.
+            and head, or a generator's own last layers. ``'light'``: FBA's, with a light detector or
+            reconstruction of its own for each module, which takes less memory and time, and is a
+            weaker teacher; for detectors, instance segmentors and super-resolution. Unset,
+            ``'light'`` for models with a generator, ``'shared'`` for others.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -53,9 +54,9 @@ def localize(config: Union[str, Config],
         A new config.
 
     Raises:
-        LocalLearningError: The config has no backbone, is a local-learning config already, or is
-            none that the auxiliary networks fit; or ``'auto'`` and a budget are there one without
-            the other.
+        LocalLearningError: The config has no backbone or generator, is a local-learning config
+            already, or is none that the auxiliary networks fit; ``'auto'`` and a budget are there
+            one without the other; or there is a budget for a generator.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
@@ -64,27 +65,36 @@ def localize(config: Union[str, Config],
     """
     check_budget(num_modules, memory_budget)
     cfg = load_config(config) if isinstance(config, str) else copy.deepcopy(config)
-    backbone = cfg.get('model', {}).get('backbone')
+    key, backbone = _backbone_of(cfg)
     if backbone is None:
         raise LocalLearningError(
-            'the config has no model.backbone to cut: give the config of a detector, classifier '
-            'or segmentor')
+            'the config has no model.backbone and no model.generator to cut: give the config of a '
+            'detector, classifier, segmentor or super-resolution network')
     if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
-            'model.backbone is a LocalBackbone already: change its num_modules instead')
-    if auxiliary == 'shared':
+            f'model.{key} is a LocalBackbone already: change its num_modules instead')
+    if memory_budget is not None and key == 'generator':
+        raise LocalLearningError(
+            "num_modules='auto' does not know how to measure a model with a generator yet: give a "
+            'number of modules')
+    if auxiliary is None:
+        auxiliary = 'light' if key == 'generator' else 'shared'
+    if auxiliary in ('shared', 'light') and key == 'generator':
+        auxiliary = dict(
+            type='SLMReconstruction', head='shared' if auxiliary == 'shared' else 'own')
+    elif auxiliary == 'shared':
         auxiliary = dict(type='SLM')
     elif auxiliary == 'light':
         auxiliary = _light_auxiliary(cfg.model)
     elif not isinstance(auxiliary, dict):
         raise LocalLearningError(
             f"auxiliary={auxiliary!r}: give 'shared', 'light' or a config with a type")
-    cfg.model.backbone = ConfigDict(
+    local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
     if memory_budget is not None:
-        cfg.model.backbone.memory_budget = memory_budget
+        local_backbone.memory_budget = memory_budget
     if head_batch_size is not None:
-        cfg.model.backbone.head_batch_size = head_batch_size
+        local_backbone.head_batch_size = head_batch_size
 
     hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
@@ -104,7 +114,8 @@ def localize(config: Union[str, Config],
         multipliers = {key: value for key, value in multipliers.items() if value is not None}
         if multipliers:
             paramwise = optim_wrapper.setdefault('paramwise_cfg', ConfigDict())
-            paramwise.setdefault('custom_keys', ConfigDict())['backbone.auxiliary'] = multipliers
+            keys = paramwise.setdefault('custom_keys', ConfigDict())
+            keys[f'{key}.auxiliary'] = multipliers
 
     imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     names = imports['imports']
@@ -112,6 +123,14 @@ def localize(config: Union[str, Config],
     if 'fba_mm' not in names:
         cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
     return cfg
+
+
+def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
+    """What a config's model has for a backbone, and its name: mmagic's models have a generator."""
+    model = cfg.get('model') or {}
+    key = 'backbone' if model.get('backbone') is not None else 'generator'
+    backbone = model.get(key)
+    return key, backbone if isinstance(backbone, dict) else None
 
 
 def _check_constructor(constructor: Any) -> None:
@@ -170,11 +189,11 @@ def stock_form(config: Config) -> Config:
         'ResNet'
     """
     cfg = copy.deepcopy(config)
-    backbone = cfg.get('model', {}).get('backbone')
+    key, backbone = _backbone_of(cfg)
     if backbone is None or type_name(backbone.get('type')) != 'LocalBackbone':
         raise LocalLearningError(
             'the config has no LocalBackbone: its checkpoints are stock ones already')
-    cfg.model.backbone = backbone.backbone
+    cfg.model[key] = backbone.backbone
     cfg.custom_hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
@@ -182,5 +201,5 @@ def stock_form(config: Config) -> Config:
         optim_wrapper.type = _STOCK_FORM.get(type_name(kind), kind)
         optim_wrapper.pop('apply', None)
         (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).pop(
-            'backbone.auxiliary', None)
+            f'{key}.auxiliary', None)
     return cfg
