@@ -8,7 +8,8 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 
-from fba_mm import FBAHook, LocalLearningError, LocalOptimWrapper, localize
+from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper,
+                    localize)
 from fba_mm.analysis.memory import measure_step
 from fba_mm.engine.checkpoint import compare, export_checkpoint
 from fba_mm.engine.preflight import check_training
@@ -80,6 +81,32 @@ def test_trained_on_the_same_forward_as_the_network():
     found = Trainer(model).step(patches())['loss']
     data = plain.data_preprocessor(patches(), True)
     assert found == float(plain(**data, mode='loss')['loss'].detach())
+
+
+@pytest.mark.parametrize('name', AUXILIARIES)
+def test_mixed_precision(name):
+    losses = []
+    for num_modules in (1, 'blocks'):
+        trainer = Trainer(build(editor(num_modules, AUXILIARIES[name])), AmpLocalOptimWrapper,
+                          dtype='bfloat16', apply='eager')
+        losses.append(trainer.step(patches()))
+    assert losses[0] == losses[1]
+    assert len(trainer.log) == 5 and all(0 < loss < 1 for loss in trainer.log.values())
+
+
+def test_a_copy_runs_its_own_layers():
+    model = build(editor('blocks'))
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.generator.backbone.parameters():
+            parameter.mul_(.5)
+    expected = copy.deepcopy(twin.generator.backbone)
+    x = torch.rand(1, 3, 8, 8)
+    kept = {}
+    out = x
+    for segment in twin.generator.segments:
+        out = segment.advance(twin.generator.backbone, out, kept)
+    assert torch.equal(out, expected(x))
 
 
 def test_images_in_a_dict():
