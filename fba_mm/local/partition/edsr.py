@@ -101,8 +101,8 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type
                    res_scale: float) -> nn.Module:
     if stride != 1:
         raise LocalLearningError(
-            f'a residual block of EDSRNet keeps the resolution, stride={stride} does not fit: leave '
-            'the strides of the auxiliary network as the partition tells them')
+            f'a residual block of EDSRNet keeps the resolution, stride={stride} does not fit: '
+            'leave the strides of the auxiliary network as the partition tells them')
     own = block(mid_channels=out_channels, res_scale=res_scale)
     if in_channels == out_channels:
         return own
