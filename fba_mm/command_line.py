@@ -75,7 +75,7 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         choices=['shared', 'own', 'light'],
         help="with --local: modules learn from the model's own head, each from a head like it, or "
         'each from a light one, which takes less memory and time, and is a weaker teacher (default: '
-        'own for image classifiers, shared for others)')
+        'own for image classifiers, light for super-resolution, shared for others)')
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',

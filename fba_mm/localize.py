@@ -1,6 +1,6 @@
 """A stock config → its local-learning form."""
 import copy
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Iterator, Optional, Tuple, Union
 
 from mmengine.config import Config, ConfigDict
 
@@ -40,10 +40,12 @@ def localize(config: Union[str, Config],
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
-            and head. ``'own'``: FBA's, with a copy of them for each module. ``'light'``: FBA's, with
-            a light detector of its own for each module, which takes less memory and time, and is a
-            weaker teacher; for detectors and instance segmentors. Unset, ``'own'`` for image
-            classifiers, which don't learn from a shared head, and ``'shared'`` for others.
+            and head, or a generator's own last layers. ``'own'``: FBA's, with a copy of neck and
+            head for each module. ``'light'``: FBA's, with a light detector or reconstruction of its
+            own for each module, which takes less memory and time, and is a weaker teacher; for
+            detectors, instance segmentors and super-resolution. Unset, ``'own'`` for image
+            classifiers, which don't learn from a shared head, ``'light'`` for models with a
+            generator, and ``'shared'`` for others.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -54,9 +56,9 @@ def localize(config: Union[str, Config],
         A new config.
 
     Raises:
-        LocalLearningError: The config has no backbone, is a local-learning config already, or is
-            none that the auxiliary networks fit; or ``'auto'`` and a budget are there one without
-            the other.
+        LocalLearningError: The config has no backbone or generator, is a local-learning config
+            already, or is none that the auxiliary networks fit; ``'auto'`` and a budget are there
+            one without the other; or there is a budget for a generator.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
@@ -65,17 +67,28 @@ def localize(config: Union[str, Config],
     """
     check_budget(num_modules, memory_budget)
     cfg = load_config(config) if isinstance(config, str) else copy.deepcopy(config)
-    backbone = cfg.get('model', {}).get('backbone')
+    key, backbone = _backbone_of(cfg)
     if backbone is None:
         raise LocalLearningError(
-            'the config has no model.backbone to cut: give the config of a detector, classifier '
-            'or segmentor')
+            'the config has no model.backbone and no model.generator to cut: give the config of a '
+            'detector, classifier, segmentor or super-resolution network')
     if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
-            'model.backbone is a LocalBackbone already: change its num_modules instead')
+            f'model.{key} is a LocalBackbone already: change its num_modules instead')
+    if memory_budget is not None and key == 'generator':
+        raise LocalLearningError(
+            "num_modules='auto' does not know how to measure a model with a generator yet: give a "
+            'number of modules')
     if auxiliary is None:
-        auxiliary = 'own' if _is_classifier(cfg.model) else 'shared'
-    if auxiliary == 'shared':
+        auxiliary = _default_auxiliary(cfg.model, key)
+    if key == 'generator' and auxiliary in ('shared', 'light'):
+        auxiliary = dict(
+            type='SLMReconstruction', head='shared' if auxiliary == 'shared' else 'own')
+    elif key == 'generator' and auxiliary == 'own':
+        raise LocalLearningError(
+            "auxiliary='own' copies a model's head, and a model with a generator has none: give "
+            "'light', 'shared' or a config with a type")
+    elif auxiliary == 'shared':
         auxiliary = dict(type='SLM')
     elif auxiliary == 'own':
         auxiliary = _own_auxiliary(cfg.model)
@@ -84,12 +97,12 @@ def localize(config: Union[str, Config],
     elif not isinstance(auxiliary, dict):
         raise LocalLearningError(
             f"auxiliary={auxiliary!r}: give 'shared', 'own', 'light' or a config with a type")
-    cfg.model.backbone = ConfigDict(
+    local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
     if memory_budget is not None:
-        cfg.model.backbone.memory_budget = memory_budget
+        local_backbone.memory_budget = memory_budget
     if head_batch_size is not None:
-        cfg.model.backbone.head_batch_size = head_batch_size
+        local_backbone.head_batch_size = head_batch_size
 
     hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
@@ -109,7 +122,8 @@ def localize(config: Union[str, Config],
         multipliers = {key: value for key, value in multipliers.items() if value is not None}
         if multipliers:
             paramwise = optim_wrapper.setdefault('paramwise_cfg', ConfigDict())
-            paramwise.setdefault('custom_keys', ConfigDict())['backbone.auxiliary'] = multipliers
+            keys = paramwise.setdefault('custom_keys', ConfigDict())
+            keys[f'{key}.auxiliary'] = multipliers
 
     imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     names = imports['imports']
@@ -117,6 +131,14 @@ def localize(config: Union[str, Config],
     if 'fba_mm' not in names:
         cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
     return cfg
+
+
+def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
+    """What a config's model has for a backbone, and its name: mmagic's models have a generator."""
+    model = cfg.get('model') or {}
+    key = 'backbone' if model.get('backbone') is not None else 'generator'
+    backbone = model.get(key)
+    return key, backbone if isinstance(backbone, dict) else None
 
 
 def _check_constructor(constructor: Any) -> None:
@@ -129,9 +151,12 @@ def _check_constructor(constructor: Any) -> None:
             "paramwise_cfg's decay_rate with it")
 
 
-def _is_classifier(model: dict) -> bool:
+def _default_auxiliary(model: dict, key: str) -> str:
+    if key == 'generator':
+        return 'light'
     head = model.get('head')
-    return isinstance(head, dict) and 'num_classes' in head
+    is_classifier = isinstance(head, dict) and 'num_classes' in head
+    return 'own' if is_classifier else 'shared'
 
 
 def _own_auxiliary(model: dict) -> dict:
@@ -190,11 +215,11 @@ def stock_form(config: Config) -> Config:
         'ResNet'
     """
     cfg = copy.deepcopy(config)
-    backbone = cfg.get('model', {}).get('backbone')
+    key, backbone = _backbone_of(cfg)
     if backbone is None or type_name(backbone.get('type')) != 'LocalBackbone':
         raise LocalLearningError(
             'the config has no LocalBackbone: its checkpoints are stock ones already')
-    cfg.model.backbone = backbone.backbone
+    cfg.model[key] = backbone.backbone
     cfg.custom_hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
@@ -202,5 +227,5 @@ def stock_form(config: Config) -> Config:
         optim_wrapper.type = _STOCK_FORM.get(type_name(kind), kind)
         optim_wrapper.pop('apply', None)
         (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).pop(
-            'backbone.auxiliary', None)
+            f'{key}.auxiliary', None)
     return cfg

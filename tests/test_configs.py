@@ -59,10 +59,12 @@ def test_table_1_is_complete():
 def test_nothing_is_downloaded_unasked(name, loaded):
     cfg = loaded[name]
     for split in ('train', 'val', 'test'):
-        dataset = cfg[f'{split}_dataloader'].dataset
-        assert not dataset.get('download')
-        # Whose own default is to download.
-        assert 'CIFAR' not in dataset.type or dataset.download is False
+        loaders = cfg[f'{split}_dataloader']
+        for loader in loaders if isinstance(loaders, list) else [loaders]:
+            dataset = loader.dataset
+            assert not dataset.get('download')
+            # Whose own default is to download.
+            assert 'CIFAR' not in dataset.type or dataset.download is False
 
 
 @pytest.mark.parametrize('name', CLASSIFICATION)
@@ -137,6 +139,28 @@ def test_fba_is_what_localize_makes(name, loaded):
     made = localize(loaded[name], num_modules=16)
     fba = loaded[name.replace('_bp', '_fba')]
     assert made.model == fba.model and made.optim_wrapper == fba.optim_wrapper
+
+
+@pytest.mark.parametrize('scale', [2, 3, 4])
+def test_super_resolution(scale, loaded):
+    cfg = loaded[f'edsr_x{scale}_fba.py']
+    stock = load_config(f'mmagic::edsr/edsr_x{scale}c64b16_1xb16-300k_div2k.py')
+    assert cfg.model.generator.type == 'LocalBackbone'
+    assert cfg.optim_wrapper.type == 'LocalOptimWrapper' and 'fba_mm' in cfg.custom_imports.imports
+    # Patches of 48×48 and Adam at 1e-4, as the paper has them; 49×49 in mmagic's config of ×4.
+    crop = next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'PairedRandomCrop')
+    assert crop.gt_patch_size == (49 if scale == 4 else 48) * scale
+    assert (cfg.optim_wrapper.optimizer.type, cfg.optim_wrapper.optimizer.lr) == ('Adam', 1e-4)
+    found = stock_form(cfg)
+    for key in ('model', 'custom_hooks', 'train_dataloader', 'param_scheduler', 'train_cfg'):
+        assert _unscoped(found[key]) == _unscoped(stock[key]), key
+
+
+def _unscoped(part):
+    """A part of a config without the marks that MMEngine leaves on what is inherited."""
+    if isinstance(part, dict):
+        return {key: _unscoped(value) for key, value in part.items() if key != '_scope_'}
+    return [_unscoped(one) for one in part] if isinstance(part, list) else part
 
 
 def test_files_repeat_nothing():

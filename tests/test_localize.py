@@ -228,10 +228,10 @@ def test_nothing_is_installed_by_reading_a_config(monkeypatch):
 # What a user gets wrong
 
 
-@pytest.mark.parametrize('model', [None, dict(), dict(type='EDSR', generator=dict(type='Net'))])
+@pytest.mark.parametrize('model', [None, dict(), dict(type='Net', body=dict(type='Net'))])
 def test_no_backbone(model):
     cfg = Config(dict(model=model) if model is not None else dict(lr=1))
-    with pytest.raises(LocalLearningError, match='no model.backbone to cut: give the config of'):
+    with pytest.raises(LocalLearningError, match='no model.backbone and no model.generator to cut: '):
         localize(cfg)
 
 

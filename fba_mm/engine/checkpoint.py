@@ -264,7 +264,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
         k: f'{k} ({tuple(given[k])} in the checkpoint, {tuple(expected[k])} in the model)'
         for k in expected if k in given and given[k] != expected[k]
     }
-    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', )
+    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', 'generator.')
     return Fit(missing, list(mismatched.values()), [k for k in given if k not in expected],
                [k for k in (*missing, *mismatched) if k.startswith(inner)], len(expected))
 

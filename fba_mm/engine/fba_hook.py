@@ -29,7 +29,8 @@ def find_local_backbone(model: nn.Module) -> LocalBackbone:
     if not found:
         raise LocalLearningError(
             'FBAHook found no LocalBackbone in the model: wrap the backbone, model = dict(backbone='
-            "dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone))")
+            "dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone)), or in the "
+            "same way mmagic's generator")
     if len(found) > 1:
         raise LocalLearningError(
             f'the model has {len(found)} LocalBackbones ({", ".join(found)}): wrap one backbone '

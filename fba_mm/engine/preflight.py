@@ -133,9 +133,14 @@ def check_data(cfg: Config, *splits: str) -> None:
 def _datasets(cfg: Config, splits: Sequence[str]) -> Iterator[Tuple[dict, str]]:
     """The datasets of dataloaders, without what is wrapped around them, and where they stand."""
     for split in splits:
-        dataloader = cfg.get(f'{split}_dataloader')
-        if dataloader is not None:
-            yield from _inner_datasets(dataloader.get('dataset'), f'{split}_dataloader.dataset')
+        where = f'{split}_dataloader'
+        dataloaders = cfg.get(where)
+        # mmagic validates and tests on several data sets, one after the other.
+        several = isinstance(dataloaders, (list, tuple))
+        for i, dataloader in enumerate(dataloaders if several else [dataloaders]):
+            if dataloader is not None:
+                place = f'{where}.{i}' if several else where
+                yield from _inner_datasets(dataloader.get('dataset'), f'{place}.dataset')
 
 
 def _inner_datasets(dataset: Optional[dict], where: str) -> Iterator[Tuple[dict, str]]:

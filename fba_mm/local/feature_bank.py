@@ -43,14 +43,15 @@ class FeatureBank:
                 f"bank_dtype={dtype!r}: give 'bfloat16', 'float16' or 'float32'")
         self.scope = scope
         self.dtype = dtype
-        self._maps: Dict[int, Tensor] = {}
+        self._maps: Dict[Union[int, str], Tensor] = {}
         self._pooled: List[Tensor] = []
 
-    def put(self, level: int, feature: Tensor, ahead: bool = False) -> None:
+    def put(self, level: Union[int, str], feature: Tensor, ahead: bool = False) -> None:
         """Bank one map.
 
         Args:
-            level: Index in the tuple of maps that the backbone returns.
+            level: Index in the tuple of maps that the backbone returns, or the name under which one
+                segment keeps its output for a later one.
             feature: Of shape (N, C, H, W).
             ahead: Whether it comes from the pass ahead, so that the bank alone keeps it.
         """
@@ -59,8 +60,8 @@ class FeatureBank:
         feature = feature.detach()
         self._maps[level] = feature.to(self.dtype) if ahead and self.dtype else feature
 
-    def get(self, level: int) -> Optional[Tensor]:
-        """The map of a level, or None if the bank holds none."""
+    def get(self, level: Union[int, str]) -> Optional[Tensor]:
+        """The map of a level or name, or None if the bank holds none."""
         return self._maps.get(level)
 
     def put_pooled(self, feature: Tensor) -> None:

@@ -11,7 +11,7 @@ from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .local_step import LocalStep
 from .partition import cut, cut_points, trace_footprints, unroll
-from .task_loss import AnsweringBackbone, untracked_norm
+from .task_loss import AnsweringBackbone, Features, untracked_norm
 
 
 @MODELS.register_module()
@@ -27,12 +27,12 @@ class LocalBackbone(AnsweringBackbone):
     ``LocalOptimWrapper``.
 
     Args:
-        backbone: Config of the backbone to wrap.
+        backbone: Config of the backbone to wrap, or of mmagic's generator.
         num_modules: K. A number (1 is back-propagation; cuts are placed so that the largest
             module keeps as little as possible for its backward pass), ``'stages'`` for one module
             per stage, or ``'blocks'`` for the finest cut.
-        auxiliary: Config of the auxiliary networks, without their ``cut_point``; ``type`` is SLM
-            unless given.
+        auxiliary: Config of the auxiliary networks, without their ``cut_point``. Unless given,
+            ``type`` is SLM, and SLMReconstruction for networks that make images.
         head_batch_size: Images that a neck and head see at once, the model's own and the
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
             single-stage heads without batch normalization, others see the whole batch. Unset, all
@@ -60,7 +60,7 @@ class LocalBackbone(AnsweringBackbone):
     def __init__(self,
                  backbone: dict,
                  num_modules: Union[int, str] = 4,
-                 auxiliary: dict = dict(type='SLM'),
+                 auxiliary: dict = dict(),
                  head_batch_size: Optional[int] = None,
                  reserve: Optional[float] = None,
                  memory_budget: Optional[Union[str, int, float]] = None,
@@ -82,7 +82,7 @@ class LocalBackbone(AnsweringBackbone):
         if reserve is None:
             # A classifier's head keeps next to nothing.
             head = auxiliary.get('head')
-            reserve = 0. if head is None or 'head' in head else .2
+            reserve = .2 if isinstance(head, dict) and 'head' not in head else 0.
         if not reserve >= 0:
             raise LocalLearningError(f'reserve={reserve}: give a share from 0')
         # FBAHook sets these: the first for good, the second for the length of a forward pass.
@@ -96,6 +96,7 @@ class LocalBackbone(AnsweringBackbone):
             self.segments, self.module_segments, self.footprints = [], [range(0)], []
             return
         unrolled = unroll(self.backbone)
+        self._returns_tuple = unrolled.returns_tuple
         self.segments = unrolled.segments
         self.footprints = trace_footprints(self.backbone, self.segments, unrolled.input_shape,
                                            unrolled.as_map)
@@ -105,7 +106,7 @@ class LocalBackbone(AnsweringBackbone):
             self.backbone, unrolled, self.footprints, self.module_segments)
         for point in points[:-1]:
             self.auxiliary.append(MODELS.build(
-                dict(auxiliary), default_args=dict(type='SLM', cut_point=point)))
+                dict(auxiliary), default_args=dict(type=unrolled.auxiliary, cut_point=point)))
 
     @property
     def num_modules(self) -> int:
@@ -162,8 +163,8 @@ class LocalBackbone(AnsweringBackbone):
             lines.append(f'  module {k + 1}: {span}, trained by {trainer}')
         return '\n'.join(lines)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
-        """The backbone's maps; in training, all modules but the last have been trained on them.
+    def forward(self, x: Tensor) -> Features:
+        """What the backbone returns; in training, all modules but the last have been trained on it.
 
         Args:
             x: Images after preprocessing, (N, 3, H, W).
@@ -183,43 +184,54 @@ class LocalBackbone(AnsweringBackbone):
             # Back-propagation, or a pass that asks for outputs, not for losses.
             return self.backbone(x)
         # Where the head is fed in slices, the model around was given the last one only.
-        x = x if len(x) == len(self.step.inputs) else self.step.inputs
+        x = x if len(x) == len(self.step.images) else self.step.images
         features = self.backbone(x) if self.num_modules == 1 else self._forward_local(x, self.step)
         return self.step.feed_model(features)
 
-    def _forward_local(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
+    def _forward_local(self, x: Tensor, step: LocalStep) -> Features:
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
+        kept: Dict[str, Tensor] = {}
         last = self.num_modules - 1
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(last):
-            x, levels = self._run_module(k, x)
+            x, levels, step.kept = self._run_module(k, x, kept)
             step.train(k, self.auxiliary[k].loss(x, levels, step))
             # What the next module and the bank see is the same storage, without the graph.
             x = x.detach()
             for level, feature in levels.items():
                 outputs[level] = feature.detach()
                 step.bank.put(level, outputs[level])
+            for name, feature in step.kept.items():
+                kept[name] = feature.detach()
+                step.bank.put(name, kept[name])
             if reads_pooled:
                 step.bank.put_pooled(self.auxiliary[k].cut_point.as_map(x))
             del levels
-        _, levels = self._run_module(last, x)
+            step.kept = {}
+        _, levels, _ = self._run_module(last, x, kept)
         outputs.update(levels)
         features = tuple(outputs[level] for level in sorted(outputs))
         seen = tuple(feature.detach() for feature in features)
         for auxiliary in self.auxiliary:
             auxiliary.observe(seen, step)
-        return features
+        return features if self._returns_tuple else features[0]
 
-    def _run_module(self, index: int, x: Tensor) -> Tuple[Tensor, Dict[int, Tensor]]:
+    def _run_module(
+        self, index: int, x: Tensor, kept: Dict[str, Tensor]
+    ) -> Tuple[Tensor, Dict[int, Tensor], Dict[str, Tensor]]:
+        """Returns the module's output, the levels among its maps, and what it keeps for others."""
         levels: Dict[int, Tensor] = {}
+        # Within the module that makes it, a kept map is read with its graph.
+        known = dict(kept)
         for i in self.module_segments[index]:
             segment = self.segments[i]
-            x = segment.run(self.backbone, x)
+            x = segment.advance(self.backbone, x, known)
             if segment.level is not None:
                 levels[segment.level] = segment.output_of(self.backbone, x)
-        return x, levels
+        own = {name: feature for name, feature in known.items() if name not in kept}
+        return x, levels, own
 
     def _look_ahead(self, x: Tensor, step: LocalStep) -> None:
         # Weights that autocast casts under no_grad would stay in its cache, without a graph, and
@@ -227,7 +239,8 @@ class LocalBackbone(AnsweringBackbone):
         device_type = x.device.type
         with torch.no_grad(), untracked_norm(self.backbone), torch.autocast(
                 device_type, enabled=torch.is_autocast_enabled(device_type), cache_enabled=False):
-            for level, feature in enumerate(self.backbone(x)):
+            features = self.backbone(x)
+            for level, feature in enumerate(features if self._returns_tuple else (features, )):
                 step.bank.put(level, feature, ahead=True)
 
     @staticmethod

@@ -1,6 +1,6 @@
 """What a module may use while it trains."""
 from dataclasses import dataclass, field
-from typing import Callable, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from ..errors import LocalLearningError
 from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
 from .head_batches import add_losses, can_be_split, feed, slices_of
-from .task_loss import AnsweringBackbone, Losses, map_losses, task_loss, untracked_norm
+from .task_loss import AnsweringBackbone, Features, Losses, map_losses, task_loss, untracked_norm
 
 
 @dataclass
@@ -19,8 +19,8 @@ class LocalStep:
     Attributes:
         model: The model around the backbone, whose neck and head auxiliary networks may share.
         source: The backbone of that model, which can answer with given features.
-        inputs: The batch of images after preprocessing, (N, 3, H, W).
-        data_samples: The batch's targets.
+        inputs: The batch of images after preprocessing, (N, 3, H, W), or mmagic's dict of batches.
+        data_samples: The batch's targets, a list, or mmagic's one sample of stacked targets.
         bank: Key features of this batch.
         train: ``train(i, losses)`` computes the gradients of module i's losses, now.
         accumulate: ``accumulate(losses)`` computes the gradients of a part of a module's losses,
@@ -31,10 +31,12 @@ class LocalStep:
             the whole batch.
         targets: Targets that heads have assigned in this iteration.
         fed: Losses of the model's own head on the images that :meth:`feed_model` has dealt with.
+        kept: Maps that segments of the module now in training keep for later ones, by name,
+            attached to its graph. Those of earlier modules are in the bank.
     """
     model: nn.Module
     source: AnsweringBackbone
-    inputs: Tensor
+    inputs: Union[Tensor, Dict[str, Tensor]]
     data_samples: list
     bank: FeatureBank
     train: Callable[[int, Losses], None]
@@ -43,11 +45,17 @@ class LocalStep:
     head_batch_size: Optional[int] = None
     targets: AssignedTargets = field(init=False)
     fed: Losses = field(init=False, default_factory=dict)
+    kept: Dict[str, Tensor] = field(init=False, default_factory=dict)
     _labels: Optional[Tensor] = field(init=False, default=None, repr=False)
     _network_logits: Optional[Tensor] = field(init=False, default=None, repr=False)
 
     def __post_init__(self):
         self.targets = AssignedTargets(self.data_samples)
+
+    @property
+    def images(self) -> Tensor:
+        """The batch of images that the network sees, (N, 3, H, W)."""
+        return self.inputs['img'] if isinstance(self.inputs, dict) else self.inputs
 
     def slices(self, model: nn.Module, source: AnsweringBackbone) -> list:
         """The slices of the batch that a model's neck and head see one after the other.
@@ -57,9 +65,11 @@ class LocalStep:
             source: Its backbone.
         """
         size = self.head_batch_size if can_be_split(model, source) else None
-        return slices_of(len(self.data_samples), size)
+        # A sample of stacked targets has a length of its own making.
+        several = isinstance(self.data_samples, (list, tuple))
+        return slices_of(len(self.data_samples if several else self.images), size)
 
-    def head_loss(self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
+    def head_loss(self, model: nn.Module, source: AnsweringBackbone, features: Features,
                   loss_weight: float = 1., images: slice = slice(None)) -> Losses:
         """The losses of a model's neck and head on given features.
 
@@ -76,7 +86,7 @@ class LocalStep:
                 losses = task_loss(model, source, features, inputs, data_samples)
             return map_losses(losses, lambda loss: loss * loss_weight)
 
-        def loss_of(features: Tuple[Tensor, ...], images: Optional[slice]) -> Losses:
+        def loss_of(features: Features, images: Optional[slice]) -> Losses:
             return self._loss_of(model, source, features, images, loss_weight)
 
         parts = self.slices(model, source)
@@ -132,7 +142,7 @@ class LocalStep:
                 self._network_logits = self.logits(self.model, self.source, features)
         return self._network_logits
 
-    def feed_model(self, features: Tuple[Tensor, ...]) -> Tuple[Tensor, ...]:
+    def feed_model(self, features: Features) -> Features:
         """Train the model's own neck and head on all but the last slice of the batch.
 
         Args:
@@ -151,9 +161,11 @@ class LocalStep:
         rest, self.fed = feed(features, images, loss_of, self.accumulate)
         return rest
 
-    def _loss_of(self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
+    def _loss_of(self, model: nn.Module, source: AnsweringBackbone, features: Features,
                  images: Optional[slice], loss_weight: float = 1.) -> Losses:
-        part = slice(None) if images is None else images
+        inputs, data_samples = self.inputs, self.data_samples
+        if images is not None:
+            inputs, data_samples = inputs[images], data_samples[images]
         with self.targets.only(images):
-            losses = task_loss(model, source, features, self.inputs[part], self.data_samples[part])
+            losses = task_loss(model, source, features, inputs, data_samples)
         return losses if loss_weight == 1 else map_losses(losses, lambda loss: loss * loss_weight)

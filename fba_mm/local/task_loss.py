@@ -2,7 +2,8 @@
 
 Every OpenMMLab model computes its loss from what ``self.backbone(inputs)`` returns. Let the
 backbone answer with given features instead, and ``model.loss()`` becomes the loss of those
-features, whatever the neck, the head and the task are.
+features, whatever the neck, the head and the task are. mmagic's models, which call their backbone
+``generator``, go the same way.
 """
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 Losses = Dict[str, Union[Tensor, List[Tensor]]]
+# What a backbone returns: a tuple of maps, or the one image that a generator makes.
+Features = Union[Tensor, Tuple[Tensor, ...]]
 
 
 class AnsweringBackbone(BaseModule):
@@ -20,10 +23,10 @@ class AnsweringBackbone(BaseModule):
 
     def __init__(self, init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
-        self._answer: Optional[Tuple[Tensor, ...]] = None
+        self._answer: Optional[Features] = None
 
     @contextmanager
-    def answering(self, features: Tuple[Tensor, ...]) -> Iterator[None]:
+    def answering(self, features: Features) -> Iterator[None]:
         """Within this context, ``forward`` returns ``features`` and computes nothing.
 
         Args:
@@ -78,12 +81,13 @@ def untracked_norm(module: nn.Module, skip: Optional[nn.Module] = None) -> Itera
             norm.track_running_stats = True
 
 
-def task_loss(model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...],
+def task_loss(model: nn.Module, source: AnsweringBackbone, features: Features,
               inputs: Tensor, data_samples: list) -> Losses:
     """The losses that a model's neck and head compute on given features.
 
     Args:
-        model: Any OpenMMLab model with ``loss(inputs, data_samples)``.
+        model: Any OpenMMLab model with ``loss(inputs, data_samples)``, or, as mmagic's, with
+            ``forward(inputs, data_samples, mode='loss')`` alone.
         source: The model's backbone, or the part of it that answers.
         features: As the backbone returns them, (N, C, H, W) each.
         inputs: The batch of images, (N, 3, H, W).
@@ -93,7 +97,10 @@ def task_loss(model: nn.Module, source: AnsweringBackbone, features: Tuple[Tenso
         The model's dict of losses.
     """
     with source.answering(features), untracked_norm(model, skip=source):
-        return model.loss(inputs, data_samples)
+        if hasattr(model, 'loss'):
+            return model.loss(inputs, data_samples)
+        # Not called as model(...): the hooks on it belong to the training step around this.
+        return model.forward(inputs, data_samples, mode='loss')
 
 
 def map_losses(losses: Losses, function: Callable[[Tensor], Tensor]) -> Losses:

@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from fba_mm.local.task_loss import FeatureSource, task_loss, untracked_norm
 
 from ..conftest import batch, build, own_head, retinanet
+from ..super_resolution import editor, patches
 
 
 def detector_with_norms():
@@ -92,3 +93,16 @@ def test_untracked_norm_uses_the_batch_and_skips_what_it_is_told():
     assert [norm.track_running_stats for norm in model] == [True, True, True, False]
     assert [int(norm.num_batches_tracked) for norm in (inner, outer, fixed)] == [1, 0, 0]
     assert outer.running_mean.eq(0).all() and inner.running_mean.ne(0).all()
+
+
+def test_a_model_without_a_loss_method_is_asked_past_its_hooks():
+    model = build(editor(2))
+    data = model.data_preprocessor(patches(), True)
+    called = []
+    model.register_forward_pre_hook(lambda *_: called.append('before'))
+    model.register_forward_hook(lambda *_: called.append('after'))
+    image = torch.rand(2, 3, 24, 24, requires_grad=True)
+    losses = task_loss(model, model.generator, image, **data)
+    assert torch.equal(losses['loss'], model.pixel_loss(image, data['data_samples'].gt_img))
+    losses['loss'].backward()
+    assert image.grad.abs().sum() > 0 and not called

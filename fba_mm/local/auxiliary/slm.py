@@ -44,8 +44,8 @@ class SLM(Auxiliary):
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: ``channels`` without ``head``, a ``head`` with a backbone of its own,
-            or one that does not fit the module's maps or the model's classes.
+        LocalLearningError: The network makes images, ``channels`` without ``head``, a ``head`` with
+            a backbone of its own, or one that does not fit the module's maps or the model's classes.
 
     Example:
         >>> auxiliary = dict(type='SLM')                   # shared head
@@ -65,6 +65,10 @@ class SLM(Auxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, loss_weight, init_cfg)
+        if cut_point.reduced_head is not None:
+            raise LocalLearningError(
+                'SLM completes the maps that a neck and head expect, and this network makes '
+                "images: take auxiliary=dict(type='SLMReconstruction')")
         if not 0 <= bank_dropout <= 1:
             raise LocalLearningError(f'auxiliary.bank_dropout={bank_dropout}: give 0 to 1')
         if channels is not None and head is None:

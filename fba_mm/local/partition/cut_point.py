@@ -7,7 +7,7 @@ from typing import Callable, Optional, Sequence, Tuple
 from torch import Tensor, nn
 
 from .footprint import Footprint
-from .segment import Unrolled, same
+from .segment import Segment, Unrolled, same
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ class CutPoint:
         reduced_output: ``reduced_output(level, channels) -> nn.Module``, which makes of a block's
             output what the backbone would return (a final norm, a class token); None where the
             backbone returns it as it is.
+        reduced_head: ``reduced_head(channels, residual) -> nn.Module``, a light stand-in for the
+            backbone's last segment, where that is the task's head; None where it isn't.
+        last: The backbone's last segment.
     """
     module: int
     num_modules: int
@@ -81,6 +84,8 @@ class CutPoint:
     copy_block: Optional[Callable[[str], nn.Module]] = None
     as_map: Callable[[Tensor], Tensor] = same
     reduced_output: Optional[Callable[[int, int], nn.Module]] = None
+    reduced_head: Optional[Callable[[int, Optional[str]], nn.Module]] = None
+    last: Optional[Segment] = None
 
     @property
     def levels(self) -> Tuple[StageMap, ...]:
@@ -125,7 +130,9 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             later=blocks[module.stop:],
             copy_block=partial(_copy_block, backbone),
             as_map=unrolled.as_map,
-            reduced_output=unrolled.reduced_output) for k, module in enumerate(modules))
+            reduced_output=unrolled.reduced_output,
+            reduced_head=unrolled.reduced_head,
+            last=unrolled.segments[-1]) for k, module in enumerate(modules))
 
 
 def _copy_block(backbone: nn.Module, path: str) -> nn.Module:

@@ -1,6 +1,6 @@
 """What each segment of a backbone produces and keeps for its backward pass."""
 from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,15 @@ class Footprint:
     Attributes:
         name: The segment's name.
         channels: Channels of its output.
-        stride: Pixels of the input per position of the output, along the height.
+        stride: Pixels of the input per position of the output, along the height; a fraction where
+            the output is larger than the input.
         saved_bytes: Bytes that autograd keeps for the segment's backward pass, parameters aside.
         frozen: Whether no parameter of the segment is trained.
         pooled: Whether the backbone returns the segment's output as a vector for each image.
     """
     name: str
     channels: int
-    stride: int
+    stride: Union[int, float]
     saved_bytes: int
     frozen: bool
     pooled: bool = False
@@ -44,6 +45,7 @@ class _Trace(nn.Module):
         # One map is saved by the segment that made it and by the one that reads it: it counts
         # once, for its maker.
         seen = set(own)
+        kept: Dict[str, Tensor] = {}
         for segment in self.segments:
             saved = []
 
@@ -55,7 +57,7 @@ class _Trace(nn.Module):
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                x = segment.run(self.backbone, x)
+                x = segment.advance(self.backbone, x, kept)
                 level = None if segment.level is None else segment.output_of(self.backbone, x)
             results.append((self.as_map(x), level, sum(saved)))
         return results
@@ -106,9 +108,14 @@ def trace_footprints(backbone: nn.Module,
         Footprint(
             segment.name,
             channels=out.shape[1],
-            stride=round(input_shape[1] / out.shape[2]),
+            stride=_stride(input_shape[1], out.shape[2]),
             saved_bytes=saved // 2,
             frozen=not any(p.requires_grad for p in segment.parameters(backbone)),
             pooled=level is not None and level.dim() == 2)
         for segment, (out, level, saved) in zip(segments, results)
     ]
+
+
+def _stride(image_height: int, map_height: int) -> Union[int, float]:
+    stride = image_height / map_height
+    return round(stride) if stride >= 1 else stride

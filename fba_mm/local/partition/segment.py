@@ -1,7 +1,7 @@
 """The steps into which a backbone unrolls."""
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -31,8 +31,8 @@ class Segment:
 
     Attributes:
         name: Name for messages and reports, ``'stem'`` or ``'layer1.0'``.
-        run: ``run(backbone, x) -> x``, with maps of shape (N, C, H, W), or tokens (N, L, C) where
-            the family has an ``as_map``.
+        run: ``run(backbone, x, *kept) -> x``, with maps of shape (N, C, H, W), or tokens (N, L, C)
+            where the family has an ``as_map``; ``kept`` are the maps that ``reads`` names.
         submodules: Dotted names of the submodules that the segment uses, in the order of their use.
         stage: Index of the stage that it belongs to; -1 for the stem.
         level: Index in the tuple of maps that the backbone returns, if the segment's output is
@@ -43,6 +43,9 @@ class Segment:
             they are trained with the segment. None returns the output as it is.
         own_parameters: Names of the parameters of the backbone itself, not of a submodule, that
             the segment uses (a class token).
+        keeps: Name under which the segment's output is kept for a later segment: the start of a
+            skip connection that crosses segments.
+        reads: Names of the kept outputs that the segment takes beside the previous segment's.
     """
     name: str
     run: Callable[[nn.Module, Tensor], Tensor]
@@ -51,6 +54,21 @@ class Segment:
     level: Optional[int] = None
     level_output: Optional[Callable[[nn.Module, Tensor], Tensor]] = None
     own_parameters: Tuple[str, ...] = ()
+    keeps: Optional[str] = None
+    reads: Tuple[str, ...] = ()
+
+    def advance(self, backbone: nn.Module, x: Tensor, kept: Dict[str, Tensor]) -> Tensor:
+        """Run the segment with the kept maps that it reads, and keep its output if it says so.
+
+        Args:
+            backbone: The segment's backbone.
+            x: Output of the previous segment.
+            kept: Outputs of earlier segments by name; the segment's own is added.
+        """
+        x = self.run(backbone, x, *(kept[name] for name in self.reads))
+        if self.keeps is not None:
+            kept[self.keeps] = x
+        return x
 
     @property
     def path(self) -> Optional[str]:
@@ -90,9 +108,18 @@ class Unrolled:
         as_map: ``as_map(x) -> (N, C, H, W)`` makes a map of what flows between segments.
         input_shape: (channels, height, width) of the images that the segments are traced on; None
             leaves it to :func:`trace_footprints`.
+        returns_tuple: Whether the backbone returns a tuple of maps. One that returns its only level
+            as it is, an image, says False.
+        reduced_head: ``reduced_head(channels, residual) -> nn.Module``, a light stand-in for the
+            last segment, where that is the task's head (reconstruction). It is called with
+            (x, kept maps that the last segment reads, images).
+        auxiliary: Type of the auxiliary networks that modules get unless the config names one.
     """
     segments: List[Segment] = field(default_factory=list)
     reduced_block: Optional[Callable[[int, int, int], nn.Module]] = None
     reduced_output: Optional[Callable[[int, int], nn.Module]] = None
     as_map: Callable[[Tensor], Tensor] = same
     input_shape: Optional[Tuple[int, int, int]] = None
+    returns_tuple: bool = True
+    reduced_head: Optional[Callable[[int, Optional[str]], nn.Module]] = None
+    auxiliary: str = 'SLM'

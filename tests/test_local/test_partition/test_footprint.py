@@ -1,7 +1,10 @@
 """What is traced without computing, against what autograd keeps when it computes."""
+from functools import partial
+
 import pytest
 import torch
 from mmengine.registry import MODELS
+from torch import nn
 
 from fba_mm import LocalLearningError
 from fba_mm.local.partition import Segment, run_submodule, trace_footprints, unroll
@@ -111,3 +114,10 @@ def test_a_backbone_that_does_not_run():
         trace_footprints(backbone, segments)
     assert '\n' not in str(info.value)
     assert backbone.training
+
+
+def test_outputs_larger_than_the_image_have_a_fraction_of_a_stride():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Upsample(scale_factor=8))
+    segments = [Segment(name, partial(run_submodule, path=name), (name, ), stage=0)
+                for name in '01']
+    assert [f.stride for f in trace_footprints(net, segments)] == [2, .25]

@@ -20,3 +20,14 @@ def test_a_segment_runs_whatever_backbone_it_is_given():
     assert segment.parameters(twin) == list(twin['body'][1].parameters())
     both = Segment('both', None, ('body.1', 'body.0'), stage=0)
     assert [p.shape for p in both.parameters(backbone)] == [(3, 2), (3, ), (2, 2), (2, )]
+
+
+def test_a_kept_output_reaches_a_later_segment():
+    start = Segment('start', lambda backbone, x: x + 1, (), stage=-1, keeps='start')
+    middle = Segment('middle', lambda backbone, x: 2 * x, (), stage=0)
+    end = Segment('end', lambda backbone, x, first: x + first, (), stage=1, reads=('start', ))
+    kept = {}
+    x = torch.ones(1)
+    for segment in (start, middle, end):
+        x = segment.advance(nn.Identity(), x, kept)
+    assert x == 6 and list(kept) == ['start']

@@ -1,0 +1,10 @@
+# EDSR (16 blocks, 64 channels) for ×4 on DIV2K as in mmagic's own config, trained in 4 modules.
+# custom_hooks is written out: mmagic's config has a list of its own, and lists replace each other.
+_base_ = ['mmagic::edsr/edsr_x4c64b16_1xb16-300k_div2k.py']
+experiment_name = 'edsr_x4_fba'
+work_dir = './work_dirs/edsr_x4_fba'
+custom_imports = dict(imports=['fba_mm'], allow_failed_imports=False)
+custom_hooks = [dict(type='BasicVisualizationHook', interval=1), dict(type='FBAHook')]
+model = dict(generator=dict(_delete_=True, type='LocalBackbone',
+                            backbone=_base_.model.generator, num_modules=4))
+optim_wrapper = dict(type='LocalOptimWrapper')

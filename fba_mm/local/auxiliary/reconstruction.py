@@ -1,0 +1,101 @@
+"""FBA's auxiliary network for networks that make images, such as those for super-resolution."""
+from typing import Dict, Optional, Tuple
+
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from ...errors import LocalLearningError
+from ..local_step import LocalStep
+from ..partition import CutPoint
+from ..task_loss import Losses
+from .base import Auxiliary
+
+
+@MODELS.register_module()
+class SLMReconstruction(Auxiliary):
+    """Makes an image of the module's map: one residual block, then a light reconstruction head.
+
+    The head adds the first full-resolution map, which the feature bank holds, before it enlarges
+    the map, as EDSR's own long skip does (FBA paper, equation 6). The model's own loss compares the
+    image with the target.
+
+    Args:
+        cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
+        channels: Channels of the own head's enlarged maps, 16 unless given.
+        head: ``'own'``: a light head for each module. ``'shared'``: the network's own last layers,
+            which then learn from all modules; it takes more memory and time.
+        residual: ``'bicubic'`` or ``'bilinear'``: the own head adds details to the input images,
+            enlarged so, and the module learns these alone. None: it makes the whole image.
+        loss_weight: Factor of the module's losses.
+        init_cfg: Initialization config.
+
+    Raises:
+        LocalLearningError: The network makes no images, an option is unknown, or ``channels`` or
+            ``residual`` come with the shared head.
+
+    Example:
+        >>> auxiliary = dict(type='SLMReconstruction', channels=16)
+    """
+
+    def __init__(self,
+                 cut_point: CutPoint,
+                 channels: Optional[int] = None,
+                 head: str = 'own',
+                 residual: Optional[str] = None,
+                 loss_weight: float = 1.0,
+                 init_cfg: Optional[dict] = None):
+        super().__init__(cut_point, loss_weight, init_cfg)
+        if cut_point.reduced_head is None:
+            raise LocalLearningError(
+                'SLMReconstruction is for networks that make images, and this backbone makes maps '
+                "for a head: take auxiliary=dict(type='SLM')")
+        if head not in ('own', 'shared'):
+            raise LocalLearningError(
+                f"auxiliary.head={head!r}: an SLMReconstruction's is 'own' or 'shared'")
+        if residual not in (None, 'bicubic', 'bilinear'):
+            raise LocalLearningError(
+                f"auxiliary.residual={residual!r}: give 'bicubic', 'bilinear' or None")
+        if head == 'shared' and (residual is not None or channels is not None):
+            option = 'channels' if residual is None else 'residual'
+            raise LocalLearningError(
+                f"auxiliary.{option} is one of the own head, and head='shared' takes the network's "
+                f"layers as they are: leave {option} out, or set head='own'")
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int)
+                                     or channels < 1):
+            raise LocalLearningError(f'auxiliary.channels={channels!r}: give a number from 1')
+        self.block = cut_point.reduced_block(cut_point.channels, cut_point.channels, 1)
+        self.head: Optional[nn.Module] = None
+        if head == 'own':
+            self.head = cut_point.reduced_head(16 if channels is None else channels, residual)
+
+    def image(self, x: Tensor, step: LocalStep) -> Tensor:
+        """The image that the module can make, (N, 3, scale * H, scale * W).
+
+        Args:
+            x: Output of the module, (N, C, H, W).
+            step: The batch and the bank.
+        """
+        kept = self._kept(step)
+        x = self.block(x)
+        if self.head is not None:
+            return self.head(x, *kept, step.images)
+        # Without a bank nothing is added: the skip of an addition is a zero.
+        kept = tuple(x.new_zeros(()) if feature is None else feature for feature in kept)
+        return self.cut_point.last.run(step.source.backbone, x, *kept)
+
+    def _kept(self, step: LocalStep) -> Tuple[Optional[Tensor], ...]:
+        # A map that the module itself has made is no banked one: it learns through it.
+        return tuple(
+            step.kept[name] if name in step.kept else step.bank.get(name)
+            for name in self.cut_point.last.reads)
+
+    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
+        """The model's losses on the module's image. See :class:`Auxiliary`."""
+        return step.head_loss(step.model, step.source, self.image(x, step), self.loss_weight)
+
+    def check_bank(self, scope: str) -> None:
+        """See :class:`Auxiliary`."""
+        if scope == 'all':
+            raise LocalLearningError(
+                "SLMReconstruction reads the first map, which scope='past' banks, and nothing that "
+                "the extra pass of scope='all' could add: set scope='past' in FBAHook")

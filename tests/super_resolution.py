@@ -1,0 +1,38 @@
+"""Small super-resolution models of mmagic and batches that the tests share."""
+from typing import Union
+
+import torch
+
+
+def edsr(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dict:
+    """A narrow EDSRNet."""
+    return dict(
+        type='mmagic.EDSRNet', in_channels=3, out_channels=3, mid_channels=channels,
+        num_blocks=num_blocks, upscale_factor=scale, **kwargs)
+
+
+def editor(num_modules: Union[None, int, str] = 4, auxiliary: dict = None, **kwargs) -> dict:
+    """A model around it; ``num_modules=None`` leaves its generator unwrapped."""
+    generator = edsr(**kwargs)
+    if num_modules is not None:
+        generator = dict(type='LocalBackbone', backbone=generator, num_modules=num_modules,
+                         auxiliary=auxiliary or dict())
+    return dict(
+        type='mmagic.BaseEditModel',
+        data_preprocessor=dict(
+            type='mmagic.DataPreprocessor', mean=[0.] * 3, std=[255.] * 3),
+        generator=generator,
+        pixel_loss=dict(type='mmagic.L1Loss'))
+
+
+def patches(size: int = 12, images: int = 2, scale: int = 2, seed: int = 0) -> dict:
+    """Patches of noise and their targets, as mmagic's dataloader gives them."""
+    from mmagic.structures import DataSample
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(side: int) -> torch.Tensor:
+        return torch.randint(0, 256, (3, side, side), generator=generator, dtype=torch.uint8)
+
+    return dict(
+        inputs=[noise(size) for _ in range(images)],
+        data_samples=[DataSample(gt_img=noise(size * scale)) for _ in range(images)])
