@@ -218,7 +218,8 @@ class Fit(NamedTuple):
             it is a checkpoint of the unwrapped model.
         mismatched: Entries of another shape, as ``'name (shape in checkpoint, in model)'``.
         unexpected: Entries that the model lacks.
-        backbone: The missing and mismatched ones that belong to a wrapped backbone.
+        backbone: The missing and mismatched ones that belong to a wrapped backbone, without the layers
+            of a generator that enlarge.
         total: Number of the model's entries.
     """
     missing: List[str]
@@ -250,10 +251,10 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
     """
     expected = {k: v.shape for k, v in model.state_dict().items()}
     given = {k: v.shape for k, v in state_dict.items()}
-    wrapped = [
-        f'{name}.' if name else '' for name, m in model.named_modules()
+    wrapped = {
+        f'{name}.' if name else '': m for name, m in model.named_modules()
         if isinstance(m, LocalBackbone)
-    ]
+    }
     for prefix in wrapped:
         given = LocalBackbone.wrapped_keys(given, prefix, expected)
         if not any(k.startswith(f'{prefix}auxiliary.') for k in given):
@@ -264,9 +265,14 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> Fit:
         k: f'{k} ({tuple(given[k])} in the checkpoint, {tuple(expected[k])} in the model)'
         for k in expected if k in given and given[k] != expected[k]
     }
-    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', 'generator.')
+    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', )
+    heads = tuple(f'{prefix}backbone.{layer}.' for prefix, local_backbone in wrapped.items()
+                  for layer in local_backbone.head_layers())
+    backbone = [
+        k for k in (*missing, *mismatched) if k.startswith(inner) and not k.startswith(heads)
+    ]
     return Fit(missing, list(mismatched.values()), [k for k in given if k not in expected],
-               [k for k in (*missing, *mismatched) if k.startswith(inner)], len(expected))
+               backbone, len(expected))
 
 
 def check_fit(model: nn.Module,
@@ -281,7 +287,8 @@ def check_fit(model: nn.Module,
         path: A local file. Anything with a ``://`` is left to MMEngine.
         purpose: ``'test'``: every weight has to be there. ``'resume'``: those of auxiliary
             networks as well. ``'load'`` (training starts from it): those of the backbone; a head
-            for other classes may differ, and MMEngine's log says so.
+            for other classes may differ, or a generator's layers for another scale, and MMEngine's
+            log says so.
         trust: As for :func:`read_checkpoint`.
         optimizer: The one that training is to go on with, on resuming.
 

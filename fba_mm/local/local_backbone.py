@@ -127,6 +127,17 @@ class LocalBackbone(AnsweringBackbone):
             p for p in (*parameters, *self.auxiliary[index].parameters()) if p.requires_grad
         ]
 
+    def head_layers(self) -> Tuple[str, ...]:
+        """Dotted names of the wrapped network's layers that are the task's own head.
+
+        Backbones have none. Those of a generator enlarge by one factor, and differ with it.
+        """
+        try:
+            unrolled = unroll(self.backbone)
+        except LocalLearningError:
+            return ()  # Of no known family, which is good enough for back-propagation.
+        return () if unrolled.reduced_head is None else unrolled.segments[-1].submodules
+
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         """Where a parameter stands, for mmpretrain's learning rate decay by layers.
 

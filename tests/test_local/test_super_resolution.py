@@ -7,11 +7,12 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
+from mmengine.runner import load_checkpoint
 
 from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper,
                     localize)
 from fba_mm.analysis.memory import measure_step
-from fba_mm.engine.checkpoint import compare, export_checkpoint
+from fba_mm.engine.checkpoint import check_fit, compare, export_checkpoint
 from fba_mm.engine.preflight import check_training
 from fba_mm.local.auxiliary.reconstruction import SLMReconstruction
 from fba_mm.local.partition.edsr import FIRST_MAP
@@ -361,6 +362,30 @@ def test_stock_checkpoints_load_and_exported_ones_are_stock():
     stock.load_state_dict(exported['state_dict'], strict=True)
     for a, b in zip(outputs(stock), outputs(model), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('num_modules', [1, 3])
+@pytest.mark.parametrize('wrapped', [None, 3])
+@pytest.mark.parametrize('scale', [3, 4])
+def test_training_for_another_scale_starts_from_a_checkpoint(
+        num_modules, wrapped, scale, tmp_path):
+    path = str(tmp_path / 'x2.pth')
+    source = build(editor(wrapped))
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter)
+    torch.save(dict(state_dict=source.state_dict()), path)
+    model = build(editor(num_modules, scale=scale))
+    check_fit(model, path, 'load')
+    with pytest.raises(LocalLearningError, match='does not fit the model'):
+        check_fit(model, path, 'test')
+    with pytest.raises(LocalLearningError, match='does not fit the model'):
+        check_fit(build(editor(num_modules, scale=scale, channels=4)), path, 'load')
+    load_checkpoint(model, path, map_location='cpu', strict=False)
+    source = source.generator if wrapped is None else source.generator.backbone
+    for part in ('conv_first', 'body', 'conv_after_body', 'conv_last'):
+        for a, b in zip(getattr(source, part).parameters(),
+                        getattr(model.generator.backbone, part).parameters(), strict=True):
+            assert torch.equal(a, b)
 
 
 STOCK = 'mmagic::edsr/edsr_x{0}c64b16_1xb16-300k_div2k.py'
