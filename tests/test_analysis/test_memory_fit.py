@@ -80,8 +80,9 @@ def test_gradients_that_wait_are_counted():
 
 def test_nothing_is_computed():
     """More than any machine has."""
-    cfg = localize(classifier('BN', depth=152, base_channels=64, stem_channels=64), 1)
-    cfg.model.head.in_channels = 2048
+    stock = classifier('BN', depth=152, base_channels=64, stem_channels=64)
+    stock.model.head.in_channels = 2048
+    cfg = localize(stock, 1)
     shape = (4, 3, 2**15, 2**15)
     one = predict_memory(cfg, shape).total
     assert one > 2**43
