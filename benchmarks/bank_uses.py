@@ -1,6 +1,6 @@
 """What the feature bank does for a classifier: accuracy, and the gradient that reaches each module.
 
-    python benchmarks/bank_uses.py [--seeds 0] [--uses ...] [--jobs 2]
+    python benchmarks/bank_uses.py [--seeds 0] [--variants ...] [--jobs 2]
 
 Trains ResNet-20 in 10 modules on a part of CIFAR-10 by FBA, with the model's head shared by all
 modules and with heads of their own, once for each use of the bank, and by back-propagation. After
@@ -19,17 +19,13 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import load_checkpoint
 from rich.console import Console
 from rich.table import Table
-from seeded_trainings import ROOT, file_name, run_all, scalars, spread, train
+from seeded_trainings import ROOT, accuracy_and_time, file_name, run_all, spread, train
 
 from fba_mm.analysis import TrainingStep
 from fba_mm.config import load_config
 from fba_mm.datasets.device_batches import DeviceBatches
 
 BASE = ROOT / 'configs/classification'
-OWN_HEAD = dict(
-    type='ImageClassifier', neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=64,
-              loss=dict(type='CrossEntropyLoss')))
 # Use of the bank, and the scope that it needs.
 USES = {
     'no bank': (None, 'off'),
@@ -52,9 +48,8 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
     else:
         name, head = variant.rsplit(', ', 1)
         use, scope = USES[name]
-        auxiliary = dict(type='SLM')
-        if head == 'own head':
-            auxiliary.update(head=OWN_HEAD)
+        # The config's modules have heads of their own: without them, they share the model's.
+        auxiliary = dict(type='SLM') if head == 'own head' else dict(type='SLM', _delete_=True)
         if use is not None:
             count = {'num_samples': args.images} if use['type'] == 'SampleMemory' else {}
             auxiliary.update(bank_use=dict(use, **count))
@@ -74,13 +69,7 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
 
 def figures(work_dir: Path) -> dict:
     """What a training reached, its time, and the gradients of its modules."""
-    logged = scalars(work_dir)
-    steps = [line for line in logged if 'lr' in line]
-    epochs = [sum(line['time'] for line in steps if line['epoch'] == epoch)
-              for epoch in sorted({line['epoch'] for line in steps})]
-    found = dict(
-        accuracy=[line['accuracy/top1'] for line in logged if 'accuracy/top1' in line][-1],
-        seconds_per_epoch=statistics.median(epochs))
+    found = accuracy_and_time(work_dir)
     cfg = load_config(str(next(work_dir.glob('*.py'))))
     if cfg.model.backbone.type == 'LocalBackbone':
         found.update(gradients=gradients(cfg, next(work_dir.glob('epoch_*.pth'))))

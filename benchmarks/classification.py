@@ -19,7 +19,8 @@ import matplotlib
 import torch
 from rich.console import Console
 from rich.table import Table
-from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
+from seeded_trainings import (ROOT, Results, accuracy_and_time, file_name, run_all, spread,
+                              train)
 
 from fba_mm.analysis import TrainingStep, measure_step
 from fba_mm.analysis.synthetic_batch import synthetic_batch
@@ -55,16 +56,6 @@ def config(args: argparse.Namespace, method: str, seed: int) -> str:
     lines.append('default_hooks = dict(logger=dict(interval=1), '
                  'checkpoint=dict(interval=-1, save_last=False))')
     return '\n'.join(lines) + '\n'
-
-
-def figures(work_dir: Path) -> dict:
-    """What a training reached, and how long its epochs took."""
-    logged = scalars(work_dir)
-    steps = [line for line in logged if 'lr' in line]
-    epochs = [sum(line['time'] for line in steps if line['epoch'] == epoch)
-              for epoch in sorted({line['epoch'] for line in steps})]
-    accuracy = [line['accuracy/top1'] for line in logged if 'accuracy/top1' in line]
-    return dict(accuracy=accuracy[-1], seconds_per_epoch=statistics.median(epochs))
 
 
 def peak_bytes(args: argparse.Namespace, method: str) -> int:
@@ -158,7 +149,7 @@ def main() -> None:
 
     def one(method: str, seed: int) -> dict:
         folder = out / f'{args.network}_{method}' / budget / f'seed_{seed}'
-        return train(folder, config(args, method, seed), figures)
+        return train(folder, config(args, method, seed), accuracy_and_time)
 
     def say(found: dict) -> str:
         return f'{found["accuracy"]:.2f} %, {found["seconds_per_epoch"]:.1f} s per epoch'

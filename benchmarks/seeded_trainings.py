@@ -1,4 +1,4 @@
-"""Trainings of several variants with several seeds, each a process of its own, as often as needed."""
+"""Trainings of several variants with several seeds, each a process of its own; goes on where it stopped."""
 import json
 import os
 import re
@@ -62,6 +62,20 @@ def scalars(work_dir: Path) -> List[dict]:
     """
     path = next(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def accuracy_and_time(work_dir: Path) -> dict:
+    """What a classifier reached in the end, and the median time of its epochs.
+
+    Args:
+        work_dir: Of one training that logged every iteration.
+    """
+    logged = scalars(work_dir)
+    steps = [line for line in logged if 'lr' in line]
+    epochs = [sum(line['time'] for line in steps if line['epoch'] == epoch)
+              for epoch in sorted({line['epoch'] for line in steps})]
+    accuracy = [line['accuracy/top1'] for line in logged if 'accuracy/top1' in line]
+    return dict(accuracy=accuracy[-1], seconds_per_epoch=statistics.median(epochs))
 
 
 def run_all(variants: Sequence[str], seeds: Sequence[int], one: Callable[[str, int], dict],

@@ -44,7 +44,7 @@ def localize(config: Union[str, Config],
             head for each module. ``'light'``: FBA's, with a light detector or reconstruction of its
             own for each module, which takes less memory and time, and is a weaker teacher; for
             detectors, instance segmentors and super-resolution. Unset, ``'own'`` for image
-            classifiers, which don't learn from a shared head, ``'light'`` for models with a
+            classifiers, which learn far less from a shared head, ``'light'`` for models with a
             generator, and ``'shared'`` for others.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.

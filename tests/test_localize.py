@@ -78,7 +78,7 @@ def test_a_light_head_starts_at_stride_8():
 
 
 def test_heads_of_classifiers():
-    """They are copies by default: a head that all modules share doesn't learn."""
+    """They are copies by default: from a head that all share, modules learn far less."""
     stock = load_config('mmpretrain::resnet/resnet50_8xb32_in1k.py')
     cfg = localize(stock)
     head = cfg.model.backbone.auxiliary.head

@@ -111,12 +111,12 @@ class LocalStep:
                 # One sample may carry the labels of the whole batch.
                 alike = len(samples) == 1 or all(
                     len(sample.get('gt_label', ())) == 1 for sample in samples)
-                if len(labels) != len(self.inputs) or not alike:
+                if len(labels) != len(self.images) or not alike:
                     raise LocalLearningError(
                         "this auxiliary network needs exactly one class per image: check the data "
                         "set's labels, or take auxiliary=dict(type='SLM'), which learns from the "
                         "model's own head")
-            self._labels = labels.to(self.inputs.device)
+            self._labels = labels.to(self.images.device)
         return self._labels
 
     def logits(self, model: nn.Module, source: AnsweringBackbone,
