@@ -56,8 +56,8 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
         lines.append(f'model = dict(backbone=dict(backbone=dict(depth=20), num_modules=10, '
                      f'auxiliary={auxiliary!r}))')
         lines.append(f'custom_hooks = [dict(type="FBAHook", scope={scope!r})]')
-    loop = dict(type='DeviceEpochLoop', joint_sample=True, max_images=args.images,
-                max_epochs=args.epochs, val_interval=args.epochs)
+    loop = dict(type='DeviceEpochLoop', joint_sample=True, channels_last=True,
+                max_images=args.images, max_epochs=args.epochs, val_interval=args.epochs)
     lines.append(f'train_cfg = {loop!r}')
     lines.append(f'train_dataloader = dict(batch_size={args.batch})')
     lines.append("param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "

@@ -40,7 +40,7 @@ def config(args: argparse.Namespace, method: str, seed: int) -> str:
     """The text of one training's config: the method's own, with the budget that was asked for."""
     base = CONFIGS / args.data / f'{args.network}_{method}.py'
     lines = [f'_base_ = {str(base)!r}', f'randomness = dict(seed={seed})']
-    loop = dict(type='DeviceEpochLoop', joint_sample=True)
+    loop = dict(type='DeviceEpochLoop', joint_sample=True, channels_last=True)
     if args.images is not None:
         loop.update(max_images=args.images)
     if args.epochs is not None:

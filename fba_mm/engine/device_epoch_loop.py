@@ -2,6 +2,7 @@
 import copy
 from typing import Optional, Union
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.registry import DATASETS, LOOPS
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -26,6 +27,8 @@ class DeviceEpochLoop(EpochBasedTrainLoop):
         max_epochs: Number of epochs.
         joint_sample: Give one data sample per batch; see ``DeviceBatches``.
         max_images: Train on so many, at equal distances in the data set.
+        channels_last: Store the model's weights with the channels innermost, which most CPUs and
+            mixed precision on a GPU compute convolutions faster in. The results are the same.
         **kwargs: More arguments of ``EpochBasedTrainLoop``.
 
     Raises:
@@ -42,7 +45,10 @@ class DeviceEpochLoop(EpochBasedTrainLoop):
                  max_epochs: int,
                  joint_sample: bool = False,
                  max_images: Optional[int] = None,
+                 channels_last: bool = False,
                  **kwargs):
+        if channels_last:
+            runner.model.to(memory_format=torch.channels_last)
         if isinstance(dataloader, dict):
             dataloader = _device_batches(
                 runner, dataloader, joint_sample=joint_sample, max_images=max_images)
