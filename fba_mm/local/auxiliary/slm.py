@@ -3,7 +3,7 @@ from inspect import signature
 from typing import Dict, Optional, Tuple
 
 import torch
-from mmengine.model import ModuleDict, ModuleList
+from mmengine.model import ModuleDict, ModuleList, Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from .base import Auxiliary, num_classes_of
 
 @MODELS.register_module()
 class SLM(Auxiliary):
-    """Completes a module to a small backbone: one reduced block per deeper stage.
+    """Completes a module to a small backbone: reduced blocks for each deeper stage.
 
     The maps that the task's neck and head expect are put together (FBA paper, equations 2, 3
     and 5) from three sources: shallower levels from the feature bank, the module's own level from
@@ -34,6 +34,9 @@ class SLM(Auxiliary):
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
             Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
             is one.
+        blocks_per_stage: Blocks for each deeper stage; the paper has one.
+        finish_stage: Where the module's own stage goes on after it, give it one block too. Without,
+            a module in the last stage learns from the head alone.
         bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',
             num_classes=10)``. Unset, the bank gives maps alone.
         image_share: Share of the batch that the SLM and its head see in an iteration, drawn anew
@@ -44,8 +47,9 @@ class SLM(Auxiliary):
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: The network makes images, ``channels`` without ``head``, a ``head`` with
-            a backbone of its own, or one that does not fit the module's maps or the model's classes.
+        LocalLearningError: The network makes images, ``blocks_per_stage`` is no number from 1,
+            ``channels`` without ``head``, a ``head`` with a backbone of its own, or one that does
+            not fit the module's maps or the model's classes.
 
     Example:
         >>> auxiliary = dict(type='SLM')                   # shared head
@@ -59,6 +63,8 @@ class SLM(Auxiliary):
                  cut_point: CutPoint,
                  channels: Optional[int] = None,
                  head: Optional[dict] = None,
+                 blocks_per_stage: int = 1,
+                 finish_stage: bool = False,
                  bank_use: Optional[dict] = None,
                  image_share: float = 1.0,
                  bank_dropout: float = 0.5,
@@ -75,6 +81,10 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 f'auxiliary.channels={channels} does not fit the model\'s own neck, which expects '
                 'the channels of the backbone: leave channels unset, or give a head')
+        if isinstance(blocks_per_stage, bool) or not isinstance(
+                blocks_per_stage, int) or blocks_per_stage < 1:
+            raise LocalLearningError(
+                f'auxiliary.blocks_per_stage={blocks_per_stage!r}: give a number from 1')
         if not 0 < image_share <= 1:
             raise LocalLearningError(
                 f'auxiliary.image_share={image_share}: give more than 0, up to 1')
@@ -85,12 +95,18 @@ class SLM(Auxiliary):
         self.outputs = ModuleDict()
         self.level_channels = []
         in_channels, in_stride = cut_point.channels, cut_point.stride
+        self.finish: Optional[nn.Module] = None
+        if finish_stage and any(block.stage == cut_point.stage for block in cut_point.later):
+            self.finish = cut_point.reduced_block(in_channels, in_channels, 1)
         for stage in cut_point.stages:
             out_channels = stage.channels
             if stage.stage > cut_point.stage:
                 out_channels = channels or stage.channels
                 stride = max(stage.stride // in_stride, 1)
-                self.blocks.append(cut_point.reduced_block(in_channels, out_channels, stride))
+                first = cut_point.reduced_block(in_channels, out_channels, stride)
+                more = [cut_point.reduced_block(out_channels, out_channels, 1)
+                        for _ in range(blocks_per_stage - 1)]
+                self.blocks.append(Sequential(first, *more) if more else first)
                 in_channels, in_stride = out_channels, stage.stride
             if stage.level is not None:
                 self.level_channels.append(out_channels)
@@ -153,6 +169,8 @@ class SLM(Auxiliary):
             levels = {level: feature[images] for level, feature in levels.items()}
         maps = dict(levels)
         blocks = iter(self.blocks)
+        if self.finish is not None:
+            x = self.finish(x)
         deeper = x
         # Drawn once: an image's deeper maps are withheld at all levels or at none.
         offered = torch.rand(len(x), 1, 1, 1, generator=step.generator) >= self.bank_dropout

@@ -72,6 +72,36 @@ def test_where_each_map_comes_from():
     torch.testing.assert_close(features[3], auxiliary.blocks[1](third) + bank.get(3))
 
 
+def test_more_blocks_per_stage():
+    one, two = slm(1), slm(1, blocks_per_stage=2)
+    count = [sum(p.numel() for p in auxiliary.parameters()) for auxiliary in (one, two)]
+    assert count[1] > count[0]
+    x = map_of(1)
+    features = two.features(x, {1: x}, step_with(FeatureBank('off')))
+    third = two.blocks[0][1](two.blocks[0][0](x))
+    torch.testing.assert_close(features[2], third)
+    torch.testing.assert_close(features[3], two.blocks[1](third))
+    assert [f.shape[1] for f in features] == list(CHANNELS)
+
+
+def test_the_own_stage_is_finished_where_it_goes_on():
+    wrapped = LocalBackbone(retinanet(num_modules=None)['backbone'], 'blocks',
+                            auxiliary=dict(type='SLM', finish_stage=True))
+    # The stem has no stage; of the others, every second module ends one.
+    assert [auxiliary.finish is not None for auxiliary in wrapped.auxiliary] == [
+        False, True, False, True, False, True, False, True]
+    inside, x = wrapped.auxiliary[3], map_of(1)
+    features = inside.features(x, {}, step_with(full_bank('past')))
+    torch.testing.assert_close(features[1], inside.finish(x))
+    torch.testing.assert_close(features[2], inside.blocks[0](inside.finish(x)))
+
+
+@pytest.mark.parametrize('number', [0, -1, 1.5, True])
+def test_a_number_of_blocks_that_is_none(number):
+    with pytest.raises(LocalLearningError, match=r'blocks_per_stage=.*from 1'):
+        slm(1, blocks_per_stage=number)
+
+
 def test_a_module_that_ends_inside_a_stage_stands_for_it():
     wrapped = LocalBackbone(retinanet(num_modules=None)['backbone'], 'blocks')
     x = map_of(1)
