@@ -9,17 +9,14 @@ import json
 import math
 import operator
 import os
-import shutil
-import uuid
-from collections import namedtuple
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from PIL import Image
 
+from fba_mm.datasets.built_folder import building, progress
+from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
 from fba_mm.errors import LocalLearningError
 
 DIGIT_CLASSES = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
@@ -29,50 +26,6 @@ _BUILDER = 'fba_mm.datasets.build_digits_on_photos'
 # change then counts as another data set.
 _RECIPE = 1
 
-_Photo = namedtuple('_Photo', 'split package file license source')
-
-# Only photographs whose source states a licence; no drawings, no printed text, one picture per
-# scene. The split is fixed, not drawn, so that results of different seeds stay comparable and
-# validation holds a colour scene, a close-up, a grey photo and a texture.
-_PHOTOS = {
-    'astronaut': _Photo('train', 'skimage', 'data/astronaut.png', 1,
-                        'NASA, Eileen Collins, https://flic.kr/p/r9qvLn'),
-    'brick': _Photo('train', 'skimage', 'data/brick.png', 2,
-                    'CC0Textures, https://cc0textures.com/view.php?tex=Bricks25'),
-    'cell': _Photo('train', 'skimage', 'data/cell.png', 2,
-                   'P. Mueller et al., https://doi.org/10.1364/OE.26.010729'),
-    'chelsea': _Photo('train', 'skimage', 'data/chelsea.png', 2, 'Stefan van der Walt'),
-    'china': _Photo('train', 'sklearn', 'datasets/images/china.jpg', 3,
-                    'danielbuechele, https://www.flickr.com/photos/danielbuechele/6061409035/'),
-    'coins': _Photo('train', 'skimage', 'data/coins.png', 1,
-                    'Brooklyn Museum, '
-                    'https://www.brooklynmuseum.org/opencollection/archives/image/51611'),
-    'grass': _Photo('train', 'skimage', 'data/grass.png', 2,
-                    'linolafett, https://www.deviantart.com/linolafett/art/Grass-01-434853879'),
-    'hubble_deep_field': _Photo('train', 'skimage', 'data/hubble_deep_field.jpg', 1,
-                                'NASA, http://hubblesite.org/newscenter/archive/releases/2012/37/'
-                                'image/a/'),
-    'ihc': _Photo('train', 'skimage', 'data/ihc.png', 1,
-                  'Center for Microscopy And Molecular Imaging'),
-    'retina': _Photo('train', 'skimage', 'data/retina.jpg', 2,
-                     'Mikael Haggstrom, https://commons.wikimedia.org/wiki/'
-                     'File:Fundus_photograph_of_normal_left_eye.jpg'),
-    'rocket': _Photo('train', 'skimage', 'data/rocket.jpg', 1,
-                     'SpaceX, https://www.flickr.com/photos/spacexphotos/16511594820/'),
-    'camera': _Photo('val', 'skimage', 'data/camera.png', 2, 'Lav Varshney'),
-    'coffee': _Photo('val', 'skimage', 'data/coffee.png', 2, 'Rachel Michetti'),
-    'flower': _Photo('val', 'sklearn', 'datasets/images/flower.jpg', 3,
-                     'vultilion, https://www.flickr.com/photos/vultilion/6056698931/'),
-    'gravel': _Photo('val', 'skimage', 'data/gravel.png', 2,
-                     'CC0Textures, https://cc0textures.com/view.php?tex=Gravel04'),
-}
-_LICENSES = [
-    dict(id=1, name='Public domain, or no known copyright restrictions',
-         url='https://creativecommons.org/publicdomain/mark/1.0/'),
-    dict(id=2, name='CC0 1.0', url='https://creativecommons.org/publicdomain/zero/1.0/'),
-    dict(id=3, name='CC BY 2.0', url='https://creativecommons.org/licenses/by/2.0/'),
-    dict(id=4, name='CC BY 4.0', url='https://creativecommons.org/licenses/by/4.0/'),
-]
 _DIGITS_SOURCE = dict(
     name='Optical Recognition of Handwritten Digits, test part, as in sklearn.datasets.load_digits',
     authors='E. Alpaydin, C. Kaynak',
@@ -163,16 +116,17 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
 
 def _build(out: Path, settings: dict, overwrite: bool) -> None:
     digits = load_digits()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    building = out.with_name(f'.{out.name}.building-{uuid.uuid4().hex[:8]}')
-    building.mkdir()
-    try:
-        with _progress(settings['num_train'] + settings['num_val']) as advance:
-            for split in _SPLITS:
-                _build_split(building, split, settings, digits, advance)
-        _publish(building, out, settings, overwrite)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+
+    def is_there() -> bool:
+        if _is_complete(out, settings):
+            return True
+        _check_free(out, settings, overwrite)
+        return False
+
+    with building(out, is_there) as folder, progress(
+            'Drawing digits on photos', settings['num_train'] + settings['num_val']) as advance:
+        for split in _SPLITS:
+            _build_split(folder, split, settings, digits, advance)
 
 
 def _check_settings(num_train, num_val, image_size, seed, digits_per_image, digit_size) -> dict:
@@ -292,39 +246,6 @@ def _check_free(out: Path, settings: dict, overwrite: bool) -> None:
     raise LocalLearningError(f'{out} {state}: give another out_dir or overwrite=True')
 
 
-def _publish(building: Path, out: Path, settings: dict, overwrite: bool) -> None:
-    """Give a finished build its name; what it replaces is deleted only after that."""
-    # Another process, say another rank of the same job, may have been faster.
-    if _is_complete(out, settings):
-        return
-    _check_free(out, settings, overwrite)
-    replaced = None
-    if out.exists():
-        replaced = out.with_name(building.name.replace('building', 'replaced'))
-        out.rename(replaced)
-    try:
-        building.rename(out)
-    except BaseException:
-        if replaced is not None:
-            replaced.rename(out)
-        raise
-    if replaced is not None:
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-@contextmanager
-def _progress(total: int):
-    """A bar on a terminal, one line elsewhere; gives the function that advances it."""
-    from rich.console import Console
-    from rich.progress import Progress
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console.print(f'Drawing digits on photos: {total} images')
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task('Drawing digits on photos', total=total)
-        yield lambda: bar.advance(task)
-
-
 # Sources
 
 
@@ -342,20 +263,6 @@ def load_digits():
     return datasets.load_digits()
 
 
-def _load_photo(name: str) -> Image.Image:
-    photo = _PHOTOS[name]
-    # Found without importing the package, and without pooch, which skimage.data would ask to
-    # download what is not there.
-    spec = find_spec(photo.package)
-    path = Path(spec.submodule_search_locations[0]) / photo.file if spec else None
-    if path is None or not path.is_file():
-        package = dict(skimage='scikit-image', sklearn='scikit-learn')[photo.package]
-        raise LocalLearningError(f'the photo {name} comes with {package} but is not installed: '
-                                 f'pip install --force-reinstall {package}')
-    with Image.open(path) as image:
-        return image.convert('RGB')
-
-
 def digit_indices(split: str, count: int) -> range:
     """Samples of a split; no writer is in both.
 
@@ -370,7 +277,7 @@ def digit_indices(split: str, count: int) -> range:
 
 
 def _build_split(root: Path, split: str, settings: dict, digits, advance) -> None:
-    photos = {name: _load_photo(name) for name, photo in _PHOTOS.items() if photo.split == split}
+    photos = {name: load_photo(name) for name in photo_names(split)}
     indices = digit_indices(split, len(digits.target))
     by_class = [[i for i in indices if digits.target[i] == c] for c in range(len(DIGIT_CLASSES))]
     glyphs = {}  # type: Dict[int, Image.Image]
@@ -382,7 +289,7 @@ def _build_split(root: Path, split: str, settings: dict, digits, advance) -> Non
         canvas, record = _background(photos[name], settings['image_size'], rng)
         image_id = i + 1
         images.append(dict(id=image_id, file_name=_image_name(i), height=canvas.shape[0],
-                           width=canvas.shape[1], license=_PHOTOS[name].license, photo=name,
+                           width=canvas.shape[1], license=PHOTOS[name].license, photo=name,
                            **record))
         for category, index, (x, y, w, h) in _draw_digits(canvas, by_class, digits.images, glyphs,
                                                           settings, rng):
@@ -399,9 +306,9 @@ def _build_split(root: Path, split: str, settings: dict, digits, advance) -> Non
         signature=_signature(settings),
         split=split,
         photos={n: dict(package=p.package, file=p.file, license=p.license, source=p.source)
-                for n, p in _PHOTOS.items() if p.split == split},
+                for n, p in PHOTOS.items() if p.split == split},
         digits=dict(_DIGITS_SOURCE, indices=list(indices)))
-    coco = dict(info=info, licenses=_LICENSES, images=images, annotations=annotations,
+    coco = dict(info=info, licenses=LICENSES, images=images, annotations=annotations,
                 categories=[dict(id=i, name=name, supercategory='digit')
                             for i, name in enumerate(DIGIT_CLASSES)])
     _annotation_file(root, split).parent.mkdir(exist_ok=True)

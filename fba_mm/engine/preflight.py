@@ -17,6 +17,7 @@ from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
+from .image_pairs import check_pairs, pairs_of
 
 
 @contextmanager
@@ -126,8 +127,19 @@ def check_data(cfg: Config, *splits: str) -> None:
     Raises:
         LocalLearningError: Names the path that is missing, or why it can't be fetched.
     """
+    generator = (cfg.get('model') or {}).get('generator')
     for dataset, where in _datasets(cfg, splits):
         _check_dataset(dataset, where, cfg)
+        if generator and not dataset.get('backend_args'):
+            _check_image_pairs(dataset, where, cfg, generator)
+
+
+def _check_image_pairs(dataset: dict, where: str, cfg: Config, generator: dict) -> None:
+    kind = _dataset_class(dataset, cfg)
+    with readable_errors(f'{where} cannot be read'), _scope(cfg):
+        pairs = pairs_of(dataset, kind)
+    if pairs is not None:
+        check_pairs(dataset, where, pairs, generator)
 
 
 def _datasets(cfg: Config, splits: Sequence[str]) -> Iterator[Tuple[dict, str]]:

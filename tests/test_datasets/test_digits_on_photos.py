@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fba_mm.datasets import DIGIT_CLASSES, build_digits_on_photos, digits_on_photos
+from fba_mm.datasets import DIGIT_CLASSES, build_digits_on_photos, digits_on_photos, photos
 from fba_mm.errors import LocalLearningError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -398,7 +398,7 @@ def test_out_dir_must_be_a_folder_that_can_be_written(tmp_path, monkeypatch):
 
 
 def test_missing_photo_names_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(digits_on_photos, 'find_spec', lambda name: None)
+    monkeypatch.setattr(photos, 'find_spec', lambda name: None)
     with pytest.raises(LocalLearningError, match='pip install .*scikit-'):
         build_digits_on_photos(tmp_path / 'set', **SMALL)
     assert not os.listdir(tmp_path)
