@@ -54,8 +54,8 @@ def pairs_of(dataset: dict, kind: Optional[type]) -> Optional[List[Pair]]:
     # It fills the templates of names in, in place.
     settings['filename_tmpl'] = dict(settings.get('filename_tmpl') or {})
     settings['lazy_init'] = True  # else it fails by itself on an empty folder
-    return [Pair(info['img_path'], info['gt_path'])
-            for info in kind(pipeline=[], **settings).load_data_list()]
+    return sorted(Pair(info['img_path'], info['gt_path'])
+                  for info in kind(pipeline=[], **settings).load_data_list())
 
 
 def check_pairs(dataset: dict, where: str, pairs: Sequence[Pair], generator: dict) -> None:
