@@ -1,10 +1,10 @@
-"""What the feature bank does for a classifier: accuracy, and the gradient that reaches each module.
+"""What FBA's options do for a classifier: accuracy, and the gradient that reaches each module.
 
     python benchmarks/bank_uses.py [--seeds 0] [--variants ...] [--jobs 2]
 
 Trains ResNet-20 in 10 modules on a part of CIFAR-10 by FBA, with the model's head shared by all
-modules and with heads of their own, once for each use of the bank, and by back-propagation. After
-training, measures the norm of the gradient that a module's loss sends into the module, with the
+modules and with heads of their own, once for each use of the bank, with more blocks in the auxiliary
+networks, and by back-propagation. After training, measures the norm of the gradient that a module's loss sends into the module, with the
 bank and as if it were not there: a use under which the first is a small fraction of the second
 answers for the module. Goes on where it stopped.
 """
@@ -36,7 +36,12 @@ USES = {
     'class memory': (dict(type='ClassMemory', num_classes=10), 'past'),
     'sample memory': (dict(type='SampleMemory', num_classes=10), 'past'),
 }
-VARIANTS = ['BP'] + [f'{use}, {head} head' for head in ('own', 'shared') for use in USES]
+# Options of SLM, without a bank.
+BLOCKS = {
+    'two blocks per stage': dict(blocks_per_stage=2),
+    'own stage finished': dict(finish_stage=True),
+}
+VARIANTS = ['BP'] + [f'{blocks}, own head' for blocks in BLOCKS] + [f'{use}, {head} head' for head in ('own', 'shared') for use in USES]
 
 
 def config(args: argparse.Namespace, variant: str, seed: int) -> str:
@@ -47,9 +52,10 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
         lines.append('model = dict(backbone=dict(depth=20))')
     else:
         name, head = variant.rsplit(', ', 1)
-        use, scope = USES[name]
+        use, scope = USES.get(name, (None, 'off'))
         # The config's modules have heads of their own: without them, they share the model's.
         auxiliary = dict(type='SLM') if head == 'own head' else dict(type='SLM', _delete_=True)
+        auxiliary.update(BLOCKS.get(name, {}))
         if use is not None:
             count = {'num_samples': args.images} if use['type'] == 'SampleMemory' else {}
             auxiliary.update(bank_use=dict(use, **count))
