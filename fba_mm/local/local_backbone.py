@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .local_step import LocalStep
-from .partition import cut, cut_points, trace_footprints, unroll
+from .partition import IMAGES, cut, cut_points, trace_footprints, unroll
 from .task_loss import AnsweringBackbone, Features, untracked_norm
 
 
@@ -203,7 +203,7 @@ class LocalBackbone(AnsweringBackbone):
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
-        kept: Dict[str, Tensor] = {}
+        kept: Dict[str, Tensor] = {IMAGES: x}
         last = self.num_modules - 1
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(last):
