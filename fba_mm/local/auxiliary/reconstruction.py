@@ -87,8 +87,9 @@ class SLMReconstruction(Auxiliary):
         if self.head is not None:
             return self.head(x, self._kept(FIRST_MAP, step), step.images)
         kept = (self._kept(name, step) for name in self.cut_point.last.reads)
-        # Without a bank nothing is added: the skip of an addition is a zero.
-        kept = (x.new_zeros(()) if feature is None else feature for feature in kept)
+        # Without a bank nothing is added: the skip of an addition is a zero for each image.
+        zero = x.new_zeros(1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        kept = (zero if feature is None else feature for feature in kept)
         return self.cut_point.last.run(step.source.backbone, x, *kept)
 
     def _kept(self, name: str, step: LocalStep) -> Optional[Tensor]:

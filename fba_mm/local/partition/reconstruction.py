@@ -1,12 +1,19 @@
 """What the networks that make images have in common: the first map, and a light last part."""
+from dataclasses import replace
 from functools import partial
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ...errors import LocalLearningError
+from .segment import Unrolled
+
+# Parts in which the last layers see a batch unless they are told how many images to see at once.
+_PARTS = 4
 
 # The name of the first convolution's output, which the feature bank holds for all later modules.
 FIRST_MAP = 'first_map'
@@ -132,3 +139,31 @@ def with_channels(in_channels: int, out_channels: int, block: nn.Module) -> nn.M
     if in_channels == out_channels:
         return block
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), block)
+
+
+def in_slices(unrolled: Unrolled, head_batch_size: Optional[int]) -> Unrolled:
+    """Let the last segment of a network that makes images see some images of the batch at a time.
+
+    There maps are largest, several of them at once, and images do not see each other. What the
+    layers make on the way is made again for the backward pass, so that it takes the room of one
+    slice: the same gradients for one more forward pass of the segment.
+
+    Args:
+        unrolled: How the network unrolls.
+        head_batch_size: Images in a slice; None for a quarter of the batch.
+    """
+    *segments, last = unrolled.segments
+    run = partial(_run_in_slices, run=last.run, size=head_batch_size)
+    return replace(unrolled, segments=[*segments, replace(last, run=run)])
+
+
+def _run_in_slices(backbone: nn.Module, x: Tensor, *kept: Tensor, run: Callable,
+                   size: Optional[int]) -> Tensor:
+    size = -(-len(x) // _PARTS) if size is None else size
+    if size >= len(x) or not torch.is_grad_enabled():
+        return run(backbone, x, *kept)
+    slices = zip(*(one.split(size) for one in (x, *kept)))
+    return torch.cat([
+        checkpoint(run, backbone, *one, use_reentrant=False, preserve_rng_state=False)
+        for one in slices
+    ])
