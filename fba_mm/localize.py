@@ -138,8 +138,13 @@ def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
 
 
 def _check_constructor(constructor: Any) -> None:
-    """Refuse those that look at the class of ``model.backbone`` and at the names in it."""
+    """Refuse those for several optimizers, and those that look at the backbone's class and names."""
     name = type_name(constructor) if constructor else None
+    if name == 'MultiOptimWrapperConstructor':
+        raise LocalLearningError(
+            'optim_wrapper.constructor=MultiOptimWrapperConstructor is for models that train in '
+            'steps of their own, as GANs do, and local learning follows the step of one loss: give '
+            "a config of mmagic's BaseEditModel, which trains the same generator by its pixel_loss")
     if name in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
         raise LocalLearningError(
             f'optim_wrapper.constructor={name} takes the depth of a layer from the names in a '

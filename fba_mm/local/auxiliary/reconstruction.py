@@ -8,7 +8,7 @@ from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import IMAGES, CutPoint
 from ..partition.reconstruction import FIRST_MAP
-from ..task_loss import Losses
+from ..task_loss import AnsweringBackbone, Losses
 from .base import Auxiliary
 
 
@@ -101,6 +101,15 @@ class SLMReconstruction(Auxiliary):
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The model's losses on the module's image. See :class:`Auxiliary`."""
         return step.head_loss(step.model, step.source, self.image(x, step), self.loss_weight)
+
+    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+        """See :class:`Auxiliary`."""
+        owner = next(c for c in type(model).__mro__ if 'train_step' in vars(c))
+        if owner.__name__ != 'BaseModel':
+            raise LocalLearningError(
+                f'{type(model).__name__} trains in steps of its own, as GANs do, and local learning '
+                "follows the step of one loss: train the generator in mmagic's BaseEditModel, by "
+                'its pixel_loss')
 
     def check_bank(self, scope: str) -> None:
         """See :class:`Auxiliary`."""
