@@ -138,7 +138,7 @@ def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
 
 
 def _check_constructor(constructor: Any) -> None:
-    """Refuse those for several optimizers, and those that look at the backbone's class and names."""
+    """Refuse those for several optimizers or that look at the backbone's class and names."""
     name = type_name(constructor) if constructor else None
     if name == 'MultiOptimWrapperConstructor':
         raise LocalLearningError(

@@ -29,7 +29,8 @@ def rdn(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dic
     """A narrow RDNNet."""
     return dict(
         type='mmagic.RDNNet', in_channels=3, out_channels=3, mid_channels=channels,
-        num_blocks=num_blocks, num_layers=3, channel_growth=channels, upscale_factor=scale, **kwargs)
+        num_blocks=num_blocks, num_layers=3, channel_growth=channels, upscale_factor=scale,
+        **kwargs)
 
 
 def swinir(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dict:

@@ -14,7 +14,7 @@ from fba_mm.local.partition import unroll
 
 
 def takes_with_cp(cfg: Config) -> bool:
-    """Whether the class of a config's backbone or generator checkpoints by itself, with ``with_cp=True``.
+    """Whether a config's backbone or generator checkpoints by itself, with ``with_cp=True``.
 
     Args:
         cfg: A stock config.

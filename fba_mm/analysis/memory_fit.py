@@ -179,8 +179,8 @@ def fit_modules(cfg: Config,
     budget = parse_memory(memory_budget)
     if not trains_locally(cfg):
         raise LocalLearningError(
-            f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules to find: make the '
-            'config local with fba_mm.localize')
+            f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules to '
+            'find: make the config local with fba_mm.localize')
     shape = batch_shape(cfg) if shape is None else tuple(shape)
     cfg = copy.deepcopy(cfg)
     local_backbone = backbone_of(cfg)

@@ -42,7 +42,8 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
 
 def test_a_generator_made_local(written, tmp_path, capsys):
     result = run_tool(TOOL, written(super_resolution()), '--local', 'auto', '--memory-budget',
-                      '1GB', '--shape', 2, 3, 16, 16, '--rounds', 0, '--out', tmp_path, capsys=capsys)
+                      '1GB', '--shape', 2, 3, 16, 16, '--rounds', 0, '--out', tmp_path,
+                      capsys=capsys)
     assert result.status == 0, result.err
     assert 'num_modules=1: ' in result.out
     found = json.loads((tmp_path / 'profile.json').read_text())

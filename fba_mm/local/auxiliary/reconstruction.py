@@ -17,8 +17,8 @@ class SLMReconstruction(Auxiliary):
     """Makes an image of the module's map: one residual block, then a light reconstruction head.
 
     The head adds the first convolution's map, which the feature bank holds, before it enlarges the
-    module's map, as EDSR's own long skip does (FBA paper, equation 6). The model's own loss compares the
-    image with the target.
+    module's map, as EDSR's own long skip does (FBA paper, equation 6). The model's own loss
+    compares the image with the target.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -26,8 +26,7 @@ class SLMReconstruction(Auxiliary):
         head: ``'own'``: a light head for each module. ``'shared'``: the network's own last layers,
             which then learn from all modules; it takes more memory and time.
         residual: ``'bicubic'`` or ``'bilinear'``: the own head adds details to the input images,
-            enlarged so, and the module learns these alone. None: it does so where the network itself
-            does, and makes the whole image where that does.
+            enlarged so, and the module learns these alone. None: it does as the network does.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
 
@@ -68,8 +67,8 @@ class SLMReconstruction(Auxiliary):
         elsewhere = set(cut_point.last.reads) - {FIRST_MAP, IMAGES}
         if head == 'shared' and elsewhere:
             raise LocalLearningError(
-                "auxiliary.head='shared' gives every module the network's last layers, and those of "
-                f'this one fuse the outputs of all its blocks ({", ".join(sorted(elsewhere))}), '
+                "auxiliary.head='shared' gives every module the network's last layers, and those "
+                f'of this one fuse the outputs of all its blocks ({", ".join(sorted(elsewhere))}), '
                 "which a module in the middle does not have: set head='own'")
         self.block = cut_point.reduced_block(cut_point.channels, cut_point.channels, 1)
         self.head: Optional[nn.Module] = None
@@ -107,8 +106,8 @@ class SLMReconstruction(Auxiliary):
         owner = next(c for c in type(model).__mro__ if 'train_step' in vars(c))
         if owner.__name__ != 'BaseModel':
             raise LocalLearningError(
-                f'{type(model).__name__} trains in steps of its own, as GANs do, and local learning '
-                "follows the step of one loss: train the generator in mmagic's BaseEditModel, by "
+                f'{type(model).__name__} trains in steps of its own, as GANs do, and local '
+                "learning follows the step of one loss: train the generator in mmagic's BaseEditModel, by "
                 'its pixel_loss')
 
     def check_bank(self, scope: str) -> None:
