@@ -101,7 +101,7 @@ def check_local(args: argparse.Namespace) -> None:
     if args.memory_budget is not None:
         raise LocalLearningError(
             f'--memory-budget {args.memory_budget} goes with --local auto: give that, or set '
-            "num_modules='auto' and memory_budget in the config's model.backbone")
+            "num_modules='auto' and memory_budget in the config's LocalBackbone")
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:

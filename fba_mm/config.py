@@ -1,5 +1,5 @@
 """Configs as users give them: by path or by name, with types as names or as classes."""
-from typing import Any
+from typing import Any, Mapping
 
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -39,6 +39,23 @@ def load_config(config: str) -> Config:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise LocalLearningError(
             f'config {config} cannot be read: {type(error).__name__}: {reason}') from error
+
+
+def backbone_key(model: Mapping) -> str:
+    """Under which name a model's config has what local learning wraps.
+
+    Args:
+        model: Config of a model.
+
+    Returns:
+        ``'generator'`` for mmagic's models, which have no backbone, else ``'backbone'``.
+
+    Example:
+        >>> backbone_key(load_config('mmagic::edsr/edsr_x2c64b16_1xb16-300k_div2k.py').model)
+        'generator'
+    """
+    has_backbone = model.get('backbone') is not None
+    return 'generator' if model.get('generator') is not None and not has_backbone else 'backbone'
 
 
 def type_name(kind: Any) -> str:

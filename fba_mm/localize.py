@@ -4,7 +4,7 @@ from typing import Any, Iterator, Optional, Tuple, Union
 
 from mmengine.config import Config, ConfigDict
 
-from .config import load_config, type_name
+from .config import backbone_key, load_config, type_name
 from .errors import LocalLearningError
 from .memory_budget import check_budget
 
@@ -57,8 +57,8 @@ def localize(config: Union[str, Config],
 
     Raises:
         LocalLearningError: The config has no backbone or generator, is a local-learning config
-            already, or is none that the auxiliary networks fit; ``'auto'`` and a budget are there
-            one without the other; or there is a budget for a generator.
+            already, or is none that the auxiliary networks fit; or ``'auto'`` and a budget are
+            there one without the other.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
@@ -75,10 +75,6 @@ def localize(config: Union[str, Config],
     if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
             f'model.{key} is a LocalBackbone already: change its num_modules instead')
-    if memory_budget is not None and key == 'generator':
-        raise LocalLearningError(
-            "num_modules='auto' does not know how to measure a model with a generator yet: give a "
-            'number of modules')
     if auxiliary is None:
         auxiliary = _default_auxiliary(cfg.model, key)
     if key == 'generator' and auxiliary in ('shared', 'light'):
@@ -134,16 +130,21 @@ def localize(config: Union[str, Config],
 
 
 def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
-    """What a config's model has for a backbone, and its name: mmagic's models have a generator."""
+    """What a config's model has for a backbone, and its name."""
     model = cfg.get('model') or {}
-    key = 'backbone' if model.get('backbone') is not None else 'generator'
+    key = backbone_key(model)
     backbone = model.get(key)
     return key, backbone if isinstance(backbone, dict) else None
 
 
 def _check_constructor(constructor: Any) -> None:
-    """Refuse those that look at the class of ``model.backbone`` and at the names in it."""
+    """Refuse those for several optimizers or that look at the backbone's class and names."""
     name = type_name(constructor) if constructor else None
+    if name == 'MultiOptimWrapperConstructor':
+        raise LocalLearningError(
+            'optim_wrapper.constructor=MultiOptimWrapperConstructor is for models that train in '
+            'steps of their own, as GANs do, and local learning follows the step of one loss: give '
+            "a config of mmagic's BaseEditModel, which trains the same generator by its pixel_loss")
     if name in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
         raise LocalLearningError(
             f'optim_wrapper.constructor={name} takes the depth of a layer from the names in a '

@@ -11,9 +11,41 @@ def edsr(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> di
         num_blocks=num_blocks, upscale_factor=scale, **kwargs)
 
 
-def editor(num_modules: Union[None, int, str] = 4, auxiliary: dict = None, **kwargs) -> dict:
-    """A model around it; ``num_modules=None`` leaves its generator unwrapped."""
-    generator = edsr(**kwargs)
+def msrresnet(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dict:
+    """A narrow MSRResNet."""
+    return dict(
+        type='mmagic.MSRResNet', in_channels=3, out_channels=3, mid_channels=channels,
+        num_blocks=num_blocks, upscale_factor=scale, **kwargs)
+
+
+def rrdbnet(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dict:
+    """A narrow RRDBNet."""
+    return dict(
+        type='mmagic.RRDBNet', in_channels=3, out_channels=3, mid_channels=channels,
+        num_blocks=num_blocks, growth_channels=channels // 2, upscale_factor=scale, **kwargs)
+
+
+def rdn(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dict:
+    """A narrow RDNNet."""
+    return dict(
+        type='mmagic.RDNNet', in_channels=3, out_channels=3, mid_channels=channels,
+        num_blocks=num_blocks, num_layers=3, channel_growth=channels, upscale_factor=scale,
+        **kwargs)
+
+
+def swinir(scale: int = 2, num_blocks: int = 4, channels: int = 8, **kwargs) -> dict:
+    """A narrow SwinIRNet, without the chance of dropping paths."""
+    return dict(
+        dict(
+            type='mmagic.SwinIRNet', upscale=scale, img_size=12, window_size=4,
+            depths=[2] * num_blocks, embed_dim=channels, num_heads=[2] * num_blocks, mlp_ratio=2,
+            drop_path_rate=0., upsampler='pixelshuffle'), **kwargs)
+
+
+def editor(num_modules: Union[None, int, str] = 4, auxiliary: dict = None, network=edsr,
+           **kwargs) -> dict:
+    """A model around a network; ``num_modules=None`` leaves its generator unwrapped."""
+    generator = network(**kwargs)
     if num_modules is not None:
         generator = dict(type='LocalBackbone', backbone=generator, num_modules=num_modules,
                          auxiliary=auxiliary or dict())

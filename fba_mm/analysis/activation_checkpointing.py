@@ -8,12 +8,13 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from fba_mm.config import backbone_key
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.partition import unroll
 
 
 def takes_with_cp(cfg: Config) -> bool:
-    """Whether the class of a config's backbone checkpoints by itself, with ``with_cp=True``.
+    """Whether a config's backbone or generator checkpoints by itself, with ``with_cp=True``.
 
     Args:
         cfg: A stock config.
@@ -22,7 +23,7 @@ def takes_with_cp(cfg: Config) -> bool:
         >>> takes_with_cp(load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
         True
     """
-    kind = cfg.model.backbone.get('type')
+    kind = cfg.model[backbone_key(cfg.model)].get('type')
     if isinstance(kind, str):
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), \
                 MODELS.switch_scope_and_registry(None) as registry:

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from fba_mm.compat import MissingOpError
-from fba_mm.config import type_name
+from fba_mm.config import backbone_key, type_name
 from fba_mm.engine.preflight import readable_errors
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.partition import cut, trace_footprints, unroll
@@ -23,7 +23,7 @@ from .memory import StorageTracker
 from .peak_split import resident_bytes
 from .simulated_step import SimulatedStep, quiet, without_memory
 from .synthetic_batch import Shape, batch_shape
-from .training_twins import from_scratch, trains_locally
+from .training_twins import backbone_of, from_scratch, trains_locally
 
 MIB, GIB = 2**20, 2**30
 
@@ -88,7 +88,7 @@ def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
     """
     num_modules = None
     if trains_locally(cfg):
-        num_modules = cfg.model.backbone.get('num_modules', 4)
+        num_modules = backbone_of(cfg).get('num_modules', 4)
     cfg, steps = _as_simulated(cfg)
     first: Optional[Exception] = None
     for guess_loss in (False, True):
@@ -164,7 +164,8 @@ def fit_modules(cfg: Config,
         report: Called with a line for each number that is tried.
 
     Returns:
-        A new config with the number in ``model.backbone.num_modules``.
+        A new config with the number in ``num_modules`` of ``model.backbone`` or
+        ``model.generator``.
 
     Raises:
         LocalLearningError: None fits; the config isn't a local one or can't be simulated; or the
@@ -178,17 +179,18 @@ def fit_modules(cfg: Config,
     budget = parse_memory(memory_budget)
     if not trains_locally(cfg):
         raise LocalLearningError(
-            'model.backbone is no LocalBackbone, there is no number of modules to find: make the '
-            'config local with fba_mm.localize')
+            f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules to '
+            'find: make the config local with fba_mm.localize')
     shape = batch_shape(cfg) if shape is None else tuple(shape)
     cfg = copy.deepcopy(cfg)
-    cfg.model.backbone.pop('memory_budget', None)
+    local_backbone = backbone_of(cfg)
+    local_backbone.pop('memory_budget', None)
     report(f'Modules that fit memory_budget={memory_budget} with batches of '
            f'{"×".join(map(str, shape))}, tensors of a training step alone (what CUDA and its '
            'allocator take comes on top):')
     least: Optional[MemoryPrediction] = None
     for num_modules in _candidates(cfg):
-        cfg.model.backbone.num_modules = num_modules
+        local_backbone.num_modules = num_modules
         found = predict_memory(cfg, shape)
         fits = found.total <= budget
         report(f'num_modules={num_modules!r}: {_readable(found.total)}, of which '
@@ -231,7 +233,8 @@ def resolve_num_modules(cfg: Config,
         >>> resolve_num_modules(cfg).model.backbone.num_modules
         4
     """
-    backbone = (cfg.get('model') or {}).get('backbone')
+    model = cfg.get('model') or {}
+    backbone = model.get(backbone_key(model))
     if not isinstance(backbone, dict) or type_name(backbone.get('type')) != 'LocalBackbone':
         return cfg
     memory_budget = backbone.get('memory_budget')
@@ -262,7 +265,7 @@ def _count_blocks(cfg: Config) -> int:
     """Modules of the finest cut."""
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), \
             readable_errors('the backbone cannot be built'), quiet(), without_memory():
-        backbone = MODELS.build(from_scratch(cfg).model.backbone.backbone)
+        backbone = MODELS.build(backbone_of(from_scratch(cfg)).backbone)
         unrolled = unroll(backbone)
         footprints = trace_footprints(
             backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map)

@@ -41,8 +41,9 @@ def marked_phases(model: nn.Module, optim_wrapper: OptimWrapper) -> Iterator[Non
         mark(name)
 
     def enter_module(name: str) -> None:
-        # Without gradients the backbone looks ahead for the bank, and no module trains.
-        if torch.is_grad_enabled():
+        # Without gradients the backbone looks ahead for the bank, and no module trains. Layers that
+        # run again in the module's backward pass begin none.
+        if torch.is_grad_enabled() and name != module:
             enter(name)
 
     def enter_backward() -> None:

@@ -1,4 +1,5 @@
 """A batch that a model trains on without a data set: random images, targets of the right form."""
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
@@ -36,9 +37,11 @@ def batch_shape(cfg: Config) -> Shape:
     dataloader = cfg.get('train_dataloader') or {}
     sampler = dataloader.get('batch_sampler') or {}
     images = dataloader.get('batch_size') or sampler.get('batch_size') or DEFAULT_IMAGES
-    height, width = DEFAULT_HEIGHT, DEFAULT_WIDTH
+    height, width, scale = DEFAULT_HEIGHT, DEFAULT_WIDTH, 1
     for transform in _transforms(dataloader.get('dataset')):
-        height, width = _output_size(transform) or (height, width)
+        # mmagic's transforms find the scale among the values of a sample.
+        scale = (transform.get('dictionary') or {}).get('scale', scale)
+        height, width = _output_size(transform, scale) or (height, width)
     preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor')
     mean = (preprocessor or {}).get('mean')
     channels = len(mean) if isinstance(mean, (list, tuple)) else 3
@@ -57,9 +60,16 @@ def _transforms(part: Any) -> Iterator[dict]:
             yield from _transforms(part.get(key))
 
 
-def _output_size(transform: dict) -> Optional[Tuple[int, int]]:
-    """(height, width) of what a transform returns, if it is one that sets them."""
+def _output_size(transform: dict, scale: int = 1) -> Optional[Tuple[int, int]]:
+    """(height, width) of what a transform returns, if it is one that sets them.
+
+    Args:
+        transform: Config of the transform.
+        scale: Pixels of the target per pixel of the image, in super-resolution.
+    """
     kind = type_name(transform.get('type'))
+    if isinstance(transform.get('gt_patch_size'), int):
+        return (transform['gt_patch_size'] // scale, ) * 2
     if not any(word in kind for word in ('Resize', 'Crop', 'Pad', 'Mosaic')):
         return None
     # MMCV writes scales as (width, height), sizes to crop and to pad to as (height, width).
@@ -90,8 +100,8 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
     """A batch in the form in which the model's dataloader would give it.
 
     Args:
-        model: A detector of mmdet (boxes, and masks or a semantic map where it learns them) or an
-            image classifier of mmpretrain.
+        model: A detector of mmdet (boxes, and masks or a semantic map where it learns them), an
+            image classifier of mmpretrain, or a model of mmagic that learns images from pairs.
         shape: (images, channels, height, width).
         seed: What the random numbers start from.
 
@@ -106,18 +116,19 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
         >>> losses = model.train_step(data, optim_wrapper)
     """
     classes = [c.__name__ for c in type(model).__mro__]
-    target = next((_TARGETS[name] for name in classes if name in _TARGETS), None)
-    if target is None:
+    targets = next((_TARGETS[name] for name in classes if name in _TARGETS), None)
+    # Those that train adversarially or on videos take more, or in another form.
+    if targets is None or targets is _target_images and not _learns_pairs(model):
         raise LocalLearningError(
-            f'no synthetic batch for a {classes[0]}: give the config of a detector of mmdet or of '
-            'an image classifier of mmpretrain')
+            f'no synthetic batch for a {classes[0]}: give the config of a detector of mmdet, of an '
+            "image classifier of mmpretrain, or of mmagic's BaseEditModel")
     images, channels, height, width = _checked(shape, model)
     generator = torch.Generator().manual_seed(seed)
     inputs = [
         torch.randint(0, 256, (channels, height, width), generator=generator, dtype=torch.uint8)
         for _ in range(images)
     ]
-    samples = [target(model, (height, width), generator) for _ in range(images)]
+    samples = targets(model, (height, width), generator, images)
     for index, sample in enumerate(samples):
         sample.set_metainfo(dict(sample_idx=index))  # as datasets do
     return dict(inputs=inputs, data_samples=samples)
@@ -185,10 +196,47 @@ def _classification_sample(model: nn.Module, size: Tuple[int, int],
     return DataSample(metainfo=dict(img_shape=size, ori_shape=size)).set_gt_label(label)
 
 
+def _learns_pairs(model: nn.Module) -> bool:
+    owners = {name: next((c for c in type(model).__mro__ if name in vars(c)), object)
+              for name in ('forward_train', 'train_step')}
+    return {name: owner.__name__ for name, owner in owners.items()} == dict(
+        forward_train='BaseEditModel', train_step='BaseModel')
+
+
+def _target_images(model: nn.Module, size: Tuple[int, int], generator: torch.Generator,
+                   images: int) -> List[BaseDataElement]:
+    from mmagic.structures import DataSample
+    network = model.generator
+    channels = model.data_preprocessor.mean.numel()
+    image = next(network.parameters()).new_zeros(1, channels, *size)
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            shape = network(image).shape[1:]
+    except (RuntimeError, AssertionError) as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise LocalLearningError(
+            f'{type(network).__name__} makes no image of {"×".join(map(str, image.shape[1:]))} '
+            f'({reason}): give another shape') from error
+    finally:
+        network.train(training)
+    return [
+        DataSample(gt_img=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
+        for _ in range(images)
+    ]
+
+
+def _one_by_one(sample: Callable, model: nn.Module, size: Tuple[int, int],
+                generator: torch.Generator, images: int) -> List[BaseDataElement]:
+    return [sample(model, size, generator) for _ in range(images)]
+
+
 # By the class that all models of a task descend from, so that no package is imported to look.
 _TARGETS: Dict[str, Callable] = {
-    'BaseDetector': _detection_sample,
-    'BaseClassifier': _classification_sample,
+    'BaseDetector': partial(_one_by_one, _detection_sample),
+    'BaseClassifier': partial(_one_by_one, _classification_sample),
+    'BaseEditModel': _target_images,
 }
 
 

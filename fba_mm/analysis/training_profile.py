@@ -172,7 +172,8 @@ def _banked(step: TrainingStep, local: Optional[LocalBackbone]) -> List[Tensor]:
     """The maps that the feature banks hold now."""
     if local is None:
         return []
-    levels = [segment.level for segment in local.segments if segment.level is not None]
+    levels = [name for segment in local.segments for name in (segment.level, segment.keeps)
+              if name is not None]
     found = (hook.bank.get(level) for hook in step.hooks for level in levels)
     return [tensor for tensor in found if tensor is not None]
 

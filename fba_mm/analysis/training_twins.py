@@ -5,7 +5,7 @@ from typing import Any, List, Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from fba_mm.config import type_name
+from fba_mm.config import backbone_key, type_name
 from fba_mm.engine.preflight import readable_errors
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import stock_form
@@ -47,8 +47,9 @@ class Twin:
         """
         with readable_errors(f'{self.name}: the model cannot be built'):
             step = TrainingStep(self.cfg, device)
-        if self.kind == 'checkpointing' and not self.cfg.model.backbone.get('with_cp'):
-            checkpoint_layers(step.model.backbone)
+        key = backbone_key(self.cfg.model)
+        if self.kind == 'checkpointing' and not self.cfg.model[key].get('with_cp'):
+            checkpoint_layers(getattr(step.model, key))
         return step
 
     def run(self, step: TrainingStep, batch: dict) -> Any:
@@ -117,39 +118,53 @@ def training_twins(cfg: Config, images: int,
         kinds = ['bp', *kinds]
     has_option = takes_with_cp(bp)
     if has_option:
-        bp.model.backbone.with_cp = False
+        backbone_of(bp).with_cp = False
     for kind, name in TWINS.items():
         if kind not in kinds or kind == 'accumulation' and images == 1:
             continue
         twin = copy.deepcopy(bp)
         if kind == 'checkpointing' and has_option:
-            twin.model.backbone.with_cp = True
+            backbone_of(twin).with_cp = True
         if kind == 'accumulation':
             twin.optim_wrapper.accumulative_counts = images
         found.append(Twin(name, kind, twin))
     return found
 
 
-def trains_locally(cfg: Config) -> bool:
-    """Whether a config's backbone is a LocalBackbone already.
+def backbone_of(cfg: Config) -> ConfigDict:
+    """What a config's model has for a backbone, which is the generator of mmagic's.
 
     Args:
         cfg: A training config.
 
     Raises:
-        LocalLearningError: It has no model with a backbone.
+        LocalLearningError: It has no model, or one with neither.
+    """
+    model = cfg.get('model')
+    if not isinstance(model, dict):
+        raise LocalLearningError('the config has no model: give a complete training config')
+    backbone = model.get(backbone_key(model))
+    if not isinstance(backbone, dict):
+        raise LocalLearningError(
+            'the config has no model.backbone and no model.generator: give the config of a '
+            'detector, classifier or super-resolution network')
+    return backbone
+
+
+def trains_locally(cfg: Config) -> bool:
+    """Whether a config's backbone or generator is a LocalBackbone already.
+
+    Args:
+        cfg: A training config.
+
+    Raises:
+        LocalLearningError: It has no model with a backbone or generator.
 
     Example:
         >>> trains_locally(load_config('configs/retinanet_r50_fba.py'))
         True
     """
-    model = cfg.get('model')
-    if not isinstance(model, dict):
-        raise LocalLearningError('the config has no model: give a complete training config')
-    if not isinstance(model.get('backbone'), dict):
-        raise LocalLearningError(
-            'the config has no model.backbone: give the config of a detector or classifier')
-    return type_name(model.backbone.get('type')) == 'LocalBackbone'
+    return type_name(backbone_of(cfg).get('type')) == 'LocalBackbone'
 
 
 def in_mixed_precision(cfg: Config, dtype: str = 'bfloat16') -> Config:
@@ -170,10 +185,11 @@ def in_mixed_precision(cfg: Config, dtype: str = 'bfloat16') -> Config:
 
 
 def _local_name(cfg: Config) -> str:
-    parts = ['local', f"K={cfg.model.backbone.get('num_modules', 4)}"]
+    local_backbone = backbone_of(cfg)
+    parts = ['local', f"K={local_backbone.get('num_modules', 4)}"]
     if cfg.optim_wrapper.get('apply') == 'eager':
         parts.append('eager')
-    if cfg.model.backbone.backbone.get('with_cp'):
+    if local_backbone.backbone.get('with_cp'):
         parts.append('with_cp')
     return ', '.join(parts)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .local_step import LocalStep
-from .partition import cut, cut_points, trace_footprints, unroll
+from .partition import IMAGES, cut, cut_points, trace_footprints, unroll
+from .partition.reconstruction import in_slices
 from .task_loss import AnsweringBackbone, Features, untracked_norm
 
 
@@ -36,7 +37,8 @@ class LocalBackbone(AnsweringBackbone):
         head_batch_size: Images that a neck and head see at once, the model's own and the
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
             single-stage heads without batch normalization, others see the whole batch. Unset, all
-            see the whole batch.
+            see the whole batch. The last layers of networks that make images see so many, too,
+            unset a quarter of the batch; they run once more for it, in the backward pass.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
             ``num_modules`` is a number: a share of what the backbone keeps for its backward pass.
             Unset, 0.2 where the auxiliary networks have lighter detection heads of their own (the
@@ -96,6 +98,8 @@ class LocalBackbone(AnsweringBackbone):
             self.segments, self.module_segments, self.footprints = [], [range(0)], []
             return
         unrolled = unroll(self.backbone)
+        if unrolled.reduced_head is not None:
+            unrolled = in_slices(unrolled, head_batch_size)
         self._returns_tuple = unrolled.returns_tuple
         self.segments = unrolled.segments
         self.footprints = trace_footprints(self.backbone, self.segments, unrolled.input_shape,
@@ -203,7 +207,7 @@ class LocalBackbone(AnsweringBackbone):
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
-        kept: Dict[str, Tensor] = {}
+        kept: Dict[str, Tensor] = {IMAGES: x}
         last = self.num_modules - 1
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(last):

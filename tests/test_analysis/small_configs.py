@@ -4,6 +4,7 @@ from mmengine.config import Config
 from fba_mm import localize
 
 from ..conftest import own_head, retinanet
+from ..super_resolution import edsr, editor
 
 
 def detector(**backbone) -> Config:
@@ -17,6 +18,14 @@ def detector(**backbone) -> Config:
 def local_detector(num_modules=3, light=False, **kwargs) -> Config:
     """The same in local modules."""
     return localize(detector(), num_modules, auxiliary=own_head() if light else 'shared', **kwargs)
+
+
+def super_resolution(network=edsr, num_blocks: int = 6, **kwargs) -> Config:
+    """A stock model of mmagic, which has a generator for a backbone."""
+    return Config(dict(
+        default_scope='mmagic',
+        model=editor(None, network=network, num_blocks=num_blocks, **kwargs),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3))))
 
 
 def classifier(norm: str = 'GN', **backbone) -> Config:

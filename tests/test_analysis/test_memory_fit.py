@@ -13,11 +13,13 @@ from fba_mm.analysis import TrainingStep, measure_step, resident_bytes
 from fba_mm.analysis.memory_fit import fit_modules, predict_memory, resolve_num_modules
 from fba_mm.analysis.simulated_step import SimulatedStep
 from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.config import backbone_key
 from fba_mm.errors import LocalLearningError
 from fba_mm.memory_budget import check_budget, parse_memory
 
 from ..conftest import own_head
-from .small_configs import classifier, detector, local_detector
+from ..super_resolution import rdn
+from .small_configs import classifier, detector, local_detector, super_resolution
 
 SHAPE = (2, 3, 96, 96)
 
@@ -47,6 +49,10 @@ CONFIGS = {
         local_detector(), type='AmpLocalOptimWrapper', dtype='bfloat16'),
     'Adam': lambda: with_adam(local_detector()),
     'classifier': lambda: localize(classifier('BN'), 4),
+    'stock super-resolution': super_resolution,
+    'super-resolution': lambda: localize(super_resolution(), 3),
+    'super-resolution with many kept maps': lambda: localize(
+        super_resolution(rdn), 'blocks'),
 }
 
 
@@ -62,7 +68,7 @@ def test_what_is_predicted_is_what_is_measured(make):
 
     found = predict_memory(cfg, SHAPE)
     assert not found.guessed_loss
-    assert found.num_modules == cfg.model.backbone.get('num_modules')
+    assert found.num_modules == cfg.model[backbone_key(cfg.model)].get('num_modules')
     assert found.parameters == resident['parameters']
     # Adam's count of steps is a tensor, which is real in one and none in the other.
     assert found.optimizer_state == pytest.approx(resident['optimizer_state'], rel=1e-3)
@@ -171,7 +177,23 @@ def test_none_fits():
         fit_modules(cfg, budget, SHAPE, lambda line: None)
 
 
+def test_fitting_a_generator():
+    cfg = localize(super_resolution(num_blocks=16), 'auto', memory_budget='3MB')
+    totals = {}
+    for num_modules in (1, 2, 3):
+        cfg.model.generator.pop('memory_budget', None)
+        cfg.model.generator.num_modules = num_modules
+        totals[num_modules] = predict_memory(cfg, SHAPE).total
+    assert totals[1] > totals[2] > totals[3]
+    cfg.model.generator.update(num_modules='auto', memory_budget=totals[2])
+    found = resolve_num_modules(cfg, SHAPE, lambda line: None)
+    assert found.model.generator.num_modules == 2 and 'memory_budget' not in found.model.generator
+    assert cfg.model.generator.num_modules == 'auto'
+
+
 def test_fitting_a_stock_config():
+    with pytest.raises(LocalLearningError, match='model.generator is no LocalBackbone'):
+        fit_modules(super_resolution(), '1GB', SHAPE)
     with pytest.raises(LocalLearningError, match='make the config local'):
         fit_modules(detector(), '1GB', SHAPE)
 

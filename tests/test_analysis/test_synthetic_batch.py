@@ -8,7 +8,8 @@ from fba_mm.analysis.synthetic_batch import batch_shape, single_images, syntheti
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 
-from .small_configs import classifier, detector
+from ..super_resolution import rdn, swinir
+from .small_configs import classifier, detector, super_resolution
 
 
 def pipeline(*transforms, **dataset):
@@ -29,6 +30,8 @@ def pipeline(*transforms, **dataset):
         [dict(type='Resize', scale=64)], [dict(type='Resize', scale=96)]])), (96, 96)),
     (pipeline(dict(type='Mosaic', img_scale=(640, 320)),
               dataset=dict(pipeline=[dict(type='Resize', scale=32)])), (320, 640)),
+    (pipeline(dict(type='SetValues', dictionary=dict(scale=3)),
+              dict(type='PairedRandomCrop', gt_patch_size=144)), (48, 48)),
     (pipeline(dict(type='LoadImageFromFile')), (256, 256)),
 ], ids=str)
 def test_size_from_the_pipeline(cfg, size):
@@ -40,6 +43,8 @@ def test_shape_of_packaged_configs():
     assert batch_shape(retinanet) == (2, 3, 800, 1333)
     cifar = load_config('mmpretrain::resnet/resnet18_8xb16_cifar10.py')
     assert batch_shape(cifar) == (16, 3, 32, 32)
+    edsr = load_config('mmagic::edsr/edsr_x4c64b16_1xb16-300k_div2k.py')
+    assert batch_shape(edsr) == (16, 3, 49, 49)
 
 
 def test_shape_of_a_config_that_says_nothing():
@@ -54,6 +59,23 @@ def test_models_train_on_it(cfg):
     assert [image.shape for image in data['inputs']] == [(3, 64, 96)] * 2
     assert torch.isfinite(step(data)['loss'])
     assert torch.isfinite(step.loss_without_gradients(data))
+
+
+@pytest.mark.parametrize('network', [rdn, swinir])
+def test_targets_are_as_large_as_the_images_that_are_made(network):
+    step = TrainingStep(super_resolution(network, scale=3))
+    data = synthetic_batch(step.model, (2, 3, 10, 14))
+    assert [image.shape for image in data['inputs']] == [(3, 10, 14)] * 2
+    assert [sample.gt_img.shape for sample in data['data_samples']] == [(3, 30, 42)] * 2
+    assert step.model.generator.training
+    assert torch.isfinite(step(data)['loss'])
+    assert torch.isfinite(step.loss_without_gradients(data))
+
+
+def test_images_that_a_generator_cannot_take():
+    model = TrainingStep(super_resolution(swinir)).model
+    with pytest.raises(LocalLearningError, match='makes no image of 3×1×1 .*give another shape'):
+        synthetic_batch(model, (2, 3, 1, 1))
 
 
 def test_boxes_lie_in_the_image():

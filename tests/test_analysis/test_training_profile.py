@@ -7,6 +7,7 @@ import torch
 from mmcv import imread
 from rich.console import Console
 
+from fba_mm import localize
 from fba_mm.analysis import StepMemory, TrainingStep, measure_step
 from fba_mm.analysis.peak_split import ROLES
 from fba_mm.analysis.profile_report import print_profile, ratios, save_profile
@@ -14,7 +15,7 @@ from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_profile import VariantProfile, check_device, profile_training
 from fba_mm.errors import LocalLearningError
 
-from .small_configs import detector, local_detector
+from .small_configs import detector, local_detector, super_resolution
 
 SHAPE = (2, 3, 96, 96)
 MIB = 2**20
@@ -95,6 +96,15 @@ def test_the_bank_is_seen_while_it_is_held():
                                  report=lambda line: None)[0]
         assert local.peak_phase == 'module 1'
         assert local.at_peak['bank'] == banked
+
+
+def test_maps_kept_for_a_skip_are_the_banks():
+    local = profile_training(localize(super_resolution(), 3), (2, 3, 16, 16), [], rounds=0,
+                             report=lambda line: None)[0]
+    assert local.peak_phase.startswith('module 2')
+    assert local.at_peak['bank'] == 4 * 2 * 8 * 16**2  # the first map
+    assert [segments for segments, _ in local.modules] == [
+        'stem ... body.1', 'body.2 ... body.3', 'body.4 ... tail']
 
 
 def test_progress_and_time(profiles, lines):

@@ -12,7 +12,7 @@ from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_twins import in_mixed_precision, training_twins
 from fba_mm.errors import LocalLearningError
 
-from .small_configs import classifier, detector, local_detector
+from .small_configs import classifier, detector, local_detector, super_resolution
 
 # OpenMMLab's backbones call it so.
 pytestmark = pytest.mark.filterwarnings('ignore:torch.utils.checkpoint')
@@ -35,13 +35,14 @@ def gradients(twin, images=4, size=32):
     }
 
 
+@pytest.mark.parametrize('make, count', [(classifier, 62), (super_resolution, 32)])
 @pytest.mark.parametrize('kind', ['accumulation', 'checkpointing'])
-def test_the_same_gradients_by_another_way(kind):
-    twins = by_kind(classifier(), images=4)
+def test_the_same_gradients_by_another_way(kind, make, count):
+    twins = by_kind(make(), images=4)
     applied, expected = gradients(twins['bp'])
     applied_here, found = gradients(twins[kind])
     assert applied == applied_here == 1
-    assert found.keys() == expected.keys() and len(found) == 62
+    assert found.keys() == expected.keys() and len(found) == count
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
     assert max(grad.abs().max() for grad in expected.values()) > .01
@@ -79,6 +80,19 @@ def test_a_local_config_and_its_stock_twins():
         assert twin.cfg.optim_wrapper.type == 'OptimWrapper'
         assert twin.cfg.optim_wrapper.accumulative_counts == 1 + (twin.kind == 'accumulation')
         assert twin.cfg.model.backbone.with_cp == (twin.kind == 'checkpointing')
+
+
+def test_a_generator_and_its_stock_twins():
+    local, *others = training_twins(localize(super_resolution(), 3), 2)
+    assert local.name == 'local, K=3' and local.cfg.model.generator.type == 'LocalBackbone'
+    assert [twin.kind for twin in others] == ['bp', 'checkpointing', 'accumulation', 'forward']
+    peaks = {}
+    for twin in others[:2]:
+        assert twin.cfg.model.generator.type == 'mmagic.EDSRNet'
+        step = twin.build()
+        data = synthetic_batch(step.model, (2, 3, 16, 16))
+        peaks[twin.kind] = measure_step(lambda: twin.run(step, data)).peak_bytes
+    assert peaks['checkpointing'] < .9 * peaks['bp']
 
 
 @pytest.mark.parametrize('kinds, images, expected', [

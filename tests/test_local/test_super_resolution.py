@@ -81,7 +81,8 @@ def test_trained_on_the_same_forward_as_the_network():
     model.load_state_dict(plain.state_dict())
     found = Trainer(model).step(patches())['loss']
     data = plain.data_preprocessor(patches(), True)
-    assert found == float(plain(**data, mode='loss')['loss'].detach())
+    expected = float(plain(**data, mode='loss')['loss'].detach())
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize('name', AUXILIARIES)
@@ -280,15 +281,6 @@ def test_the_bank_does_not_starve_a_module():
 # Memory
 
 
-# Measured, in MB: 64 channels, 2 patches of 24x24, float32, above parameters and buffers, with
-# gradients. A network of 32 blocks takes no more with the finest cut.
-#
-#              back-propagation   own head               shared head
-#   blocks          16     32     K = 2    4    blocks     4    blocks
-#   x2            12.5   22.0      7.6   5.2       3.3    7.7      5.3
-#   x4            21.1   30.6     13.5  11.7      11.7   17.4     14.5
-
-
 @pytest.fixture(scope='module')
 def peak():
     """``peak(num_modules, ...)`` in MB, each measured once."""
@@ -300,7 +292,7 @@ def peak():
             auxiliary = dict(type='SLMReconstruction', head=head)
             model = build(editor(
                 num_modules, auxiliary, scale=scale, num_blocks=num_blocks, channels=64))
-            data = patches(24, 2, scale)
+            data = patches(24, 4, scale)
             if num_modules is None:
                 optim_wrapper = OptimWrapper(sgd(model.parameters()))
 
@@ -319,9 +311,9 @@ def peak():
     return measure
 
 
-@pytest.mark.parametrize('scale, four, finest', [(2, .45, .3), (4, .6, .6)])
+@pytest.mark.parametrize('scale, four, finest', [(2, .4, .3), (4, .4, .3)])
 def test_below_back_propagation(peak, scale, four, finest):
-    # Measured: 0.42 and 0.26 at x2. At x4 the last layers alone take 0.56.
+    # Measured with 16 patches of 48x48: 0.36 and 0.22 at x2, 0.33 and 0.25 at x4.
     bp = peak(None, scale)
     assert peak(1, scale) == pytest.approx(bp, rel=.01)
     assert peak(4, scale) < four * bp
@@ -451,12 +443,17 @@ def test_other_faults():
     with pytest.raises(LocalLearningError, match='does not train without FBAHook'):
         model(**model.data_preprocessor(patches(), True), mode='loss')
     cfg = Config(dict(model=editor(None)))
-    with pytest.raises(LocalLearningError, match='give a number of modules'):
-        localize(cfg, num_modules='auto', memory_budget='1GB')
+    cfg.optim_wrapper = dict(constructor='MultiOptimWrapperConstructor')
+    with pytest.raises(LocalLearningError, match='as GANs do.*BaseEditModel'):
+        localize(cfg)
+    cfg.pop('optim_wrapper')
     with pytest.raises(LocalLearningError, match='model.generator is a LocalBackbone already'):
         localize(localize(cfg))
     cfg.model.pop('generator')
     with pytest.raises(LocalLearningError, match='no model.generator to cut'):
         localize(cfg)
+    with mock.patch.object(type(model), 'train_step', lambda *args: None, create=True), \
+            pytest.raises(LocalLearningError, match='BaseEditModel trains in steps of its own'):
+        Trainer(model)
     with pytest.raises(LocalLearningError, match="mmagic's generator"):
         FBAHook().attach(build(editor(None)), None)

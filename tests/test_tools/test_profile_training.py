@@ -5,7 +5,8 @@ import pytest
 
 from fba_mm.analysis.memory_fit import predict_memory
 
-from ..test_analysis.small_configs import classifier, detector, local_detector
+from ..test_analysis.small_configs import (classifier, detector, local_detector,
+                                            super_resolution)
 from .in_process import run_tool
 from .test_bad_input import assert_refused
 
@@ -37,6 +38,17 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
         assert one['median_seconds'] > 0 and one['peak_to_bp'] is None
     assert found['variants'][0]['modules'][0]['segments'].startswith('stem')
     assert (tmp_path / 'out/memory.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_generator_made_local(written, tmp_path, capsys):
+    result = run_tool(TOOL, written(super_resolution()), '--local', 'auto', '--memory-budget',
+                      '1GB', '--shape', 2, 3, 16, 16, '--rounds', 0, '--out', tmp_path,
+                      capsys=capsys)
+    assert result.status == 0, result.err
+    assert 'num_modules=1: ' in result.out
+    found = json.loads((tmp_path / 'profile.json').read_text())
+    assert [one['kind'] for one in found['variants']] == [
+        'local', 'bp', 'checkpointing', 'accumulation', 'forward']
 
 
 def test_as_many_modules_as_fit(written, tmp_path, capsys):

@@ -1,13 +1,14 @@
 """FBA's auxiliary network for networks that make images, such as those for super-resolution."""
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
-from ..partition import CutPoint
-from ..task_loss import Losses
+from ..partition import IMAGES, CutPoint
+from ..partition.reconstruction import FIRST_MAP
+from ..task_loss import AnsweringBackbone, Losses
 from .base import Auxiliary
 
 
@@ -15,9 +16,9 @@ from .base import Auxiliary
 class SLMReconstruction(Auxiliary):
     """Makes an image of the module's map: one residual block, then a light reconstruction head.
 
-    The head adds the first full-resolution map, which the feature bank holds, before it enlarges
-    the map, as EDSR's own long skip does (FBA paper, equation 6). The model's own loss compares the
-    image with the target.
+    The head adds the first convolution's map, which the feature bank holds, before it enlarges the
+    module's map, as EDSR's own long skip does (FBA paper, equation 6). The model's own loss
+    compares the image with the target.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -25,13 +26,13 @@ class SLMReconstruction(Auxiliary):
         head: ``'own'``: a light head for each module. ``'shared'``: the network's own last layers,
             which then learn from all modules; it takes more memory and time.
         residual: ``'bicubic'`` or ``'bilinear'``: the own head adds details to the input images,
-            enlarged so, and the module learns these alone. None: it makes the whole image.
+            enlarged so, and the module learns these alone. None: it does as the network does.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: The network makes no images, an option is unknown, or ``channels`` or
-            ``residual`` come with the shared head.
+        LocalLearningError: The network makes no images, an option is unknown, ``channels`` or
+            ``residual`` come with the shared head, or the network's last layers can't be shared.
 
     Example:
         >>> auxiliary = dict(type='SLMReconstruction', channels=16)
@@ -63,6 +64,12 @@ class SLMReconstruction(Auxiliary):
         if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int)
                                      or channels < 1):
             raise LocalLearningError(f'auxiliary.channels={channels!r}: give a number from 1')
+        elsewhere = set(cut_point.last.reads) - {FIRST_MAP, IMAGES}
+        if head == 'shared' and elsewhere:
+            raise LocalLearningError(
+                "auxiliary.head='shared' gives every module the network's last layers, and those "
+                f'of this one fuse the outputs of all its blocks ({", ".join(sorted(elsewhere))}), '
+                "which a module in the middle does not have: set head='own'")
         self.block = cut_point.reduced_block(cut_point.channels, cut_point.channels, 1)
         self.head: Optional[nn.Module] = None
         if head == 'own':
@@ -75,23 +82,33 @@ class SLMReconstruction(Auxiliary):
             x: Output of the module, (N, C, H, W).
             step: The batch and the bank.
         """
-        kept = self._kept(step)
         x = self.block(x)
         if self.head is not None:
-            return self.head(x, *kept, step.images)
-        # Without a bank nothing is added: the skip of an addition is a zero.
-        kept = tuple(x.new_zeros(()) if feature is None else feature for feature in kept)
+            return self.head(x, self._kept(FIRST_MAP, step), step.images)
+        kept = (self._kept(name, step) for name in self.cut_point.last.reads)
+        # Without a bank nothing is added: the skip of an addition is a zero for each image.
+        zero = x.new_zeros(1, 1, 1, 1).expand(len(x), 1, 1, 1)
+        kept = (zero if feature is None else feature for feature in kept)
         return self.cut_point.last.run(step.source.backbone, x, *kept)
 
-    def _kept(self, step: LocalStep) -> Tuple[Optional[Tensor], ...]:
+    def _kept(self, name: str, step: LocalStep) -> Optional[Tensor]:
+        if name == IMAGES:
+            return step.images
         # A map that the module itself has made is no banked one: it learns through it.
-        return tuple(
-            step.kept[name] if name in step.kept else step.bank.get(name)
-            for name in self.cut_point.last.reads)
+        return step.kept[name] if name in step.kept else step.bank.get(name)
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The model's losses on the module's image. See :class:`Auxiliary`."""
         return step.head_loss(step.model, step.source, self.image(x, step), self.loss_weight)
+
+    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+        """See :class:`Auxiliary`."""
+        owner = next(c for c in type(model).__mro__ if 'train_step' in vars(c))
+        if owner.__name__ != 'BaseModel':
+            raise LocalLearningError(
+                f'{type(model).__name__} trains in steps of its own, as GANs do, and local '
+                "learning follows the step of one loss: train the generator in mmagic's BaseEditModel, by "
+                'its pixel_loss')
 
     def check_bank(self, scope: str) -> None:
         """See :class:`Auxiliary`."""

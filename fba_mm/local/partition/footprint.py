@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ...errors import LocalLearningError
-from .segment import Segment, same
+from .segment import IMAGES, Segment, same
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Trace(nn.Module):
         # One map is saved by the segment that made it and by the one that reads it: it counts
         # once, for its maker.
         seen = set(own)
-        kept: Dict[str, Tensor] = {}
+        kept: Dict[str, Tensor] = {IMAGES: x}
         for segment in self.segments:
             saved = []
 

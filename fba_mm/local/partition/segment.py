@@ -5,6 +5,9 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from torch import Tensor, nn
 
+# Under this name every segment can read the images themselves, as the backbone was given them.
+IMAGES = 'images'
+
 
 def same(x: Tensor) -> Tensor:
     """The map itself, where it needs no change."""
@@ -45,7 +48,8 @@ class Segment:
             the segment uses (a class token).
         keeps: Name under which the segment's output is kept for a later segment: the start of a
             skip connection that crosses segments.
-        reads: Names of the kept outputs that the segment takes beside the previous segment's.
+        reads: Names of the kept outputs that the segment takes beside the previous segment's; or
+            :data:`IMAGES`.
     """
     name: str
     run: Callable[[nn.Module, Tensor], Tensor]
@@ -63,7 +67,7 @@ class Segment:
         Args:
             backbone: The segment's backbone.
             x: Output of the previous segment.
-            kept: Outputs of earlier segments by name; the segment's own is added.
+            kept: Outputs of earlier segments by name, and the images; the segment's own is added.
         """
         x = self.run(backbone, x, *(kept[name] for name in self.reads))
         if self.keeps is not None:
@@ -112,7 +116,7 @@ class Unrolled:
             as it is, an image, says False.
         reduced_head: ``reduced_head(channels, residual) -> nn.Module``, a light stand-in for the
             last segment, where that is the task's head (reconstruction). It is called with
-            (x, kept maps that the last segment reads, images).
+            (x, first map or None, images).
         auxiliary: Type of the auxiliary networks that modules get unless the config names one.
     """
     segments: List[Segment] = field(default_factory=list)

@@ -7,7 +7,8 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS
 from torch import nn
 
-from fba_mm.local.partition import trace_footprints, unroll
+from fba_mm.local.partition import IMAGES, cut, cut_points, trace_footprints, unroll
+from fba_mm.local.partition.reconstruction import FIRST_MAP
 
 from ...conftest import build
 from ...local_training import Trainer
@@ -36,10 +37,11 @@ def check_forward(cfg: dict, shape: tuple) -> None:
         backbone.train(mode)
         torch.manual_seed(1)
         expected = twin(x)
+        expected = [expected] if isinstance(expected, torch.Tensor) else expected
         torch.manual_seed(1)
-        levels, out = {}, x
+        levels, kept, out = {}, {IMAGES: x}, x
         for segment in segments:
-            out = segment.run(backbone, out)
+            out = segment.advance(backbone, out, kept)
             if segment.level is not None:
                 levels[segment.level] = segment.output_of(backbone, out)
         assert sorted(levels) == list(range(len(expected)))
@@ -63,6 +65,43 @@ def stages_of(cfg: dict) -> list:
         backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map)
     assert all(f.saved_bytes > 0 for f in footprints)
     return [(s.stage, f.channels, f.stride) for s, f in zip(unrolled.segments, footprints)]
+
+
+def check_reduced_reconstruction(cfg: dict, size: tuple, adds_images: bool = False) -> None:
+    """A light head makes images of the network's size; what it adds nothing to is as told.
+
+    Args:
+        cfg: A network that makes images.
+        size: (height, width) of the images.
+        adds_images: Whether the network itself adds the enlarged images.
+    """
+    backbone = built(cfg)
+    unrolled = unroll(backbone)
+    footprints = trace_footprints(backbone, unrolled.segments, unrolled.input_shape)
+    point = cut_points(backbone, unrolled, footprints, cut(footprints, unrolled.segments, 2))[0]
+    images = torch.rand(2, unrolled.input_shape[0], *size)
+    kept, x = {IMAGES: images}, images
+    for segment in unrolled.segments[:-1]:
+        x = segment.advance(backbone, x, kept)
+    with torch.no_grad():
+        expected = backbone(images)
+    block = point.reduced_block(point.channels, point.channels, 1)
+    assert block(x).shape == x.shape
+    for residual in (None, 'bicubic'):
+        head = point.reduced_head(4, residual)
+        out = head(block(x), kept[FIRST_MAP], images)
+        assert out.shape == expected.shape
+        assert not torch.equal(out, head(block(x), None, images))
+        for parameter in head.conv_last.parameters():
+            nn.init.zeros_(parameter)
+        plain = head(x, None, images)
+        if residual is None and not adds_images:
+            assert torch.allclose(plain, head.mean.expand_as(plain))
+        else:
+            enlarged = nn.functional.interpolate(
+                images, scale_factor=expected.size(2) // size[0], mode=residual or 'bilinear',
+                align_corners=False)
+            assert torch.allclose(plain, enlarged)
 
 
 def classifier(backbone: dict, num_modules, channels: int, neck: bool = False,
