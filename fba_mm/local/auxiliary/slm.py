@@ -1,18 +1,40 @@
 """FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
-from inspect import signature
 from typing import Dict, Optional, Tuple
 
 import torch
 from mmengine.model import ModuleDict, ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import LocalLearningError
 from ..bank_use import BankUse
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
+from ..partition.cut_point import same
 from ..task_loss import AnsweringBackbone, Losses
-from .base import Auxiliary, num_classes_of
+from .base import Auxiliary
+from .own_head import build_own_head, check_own_head
+
+
+class PooledShortcut(nn.Module):
+    """A block that learns nothing: pools a map and adds or leaves out channels.
+
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Channels of the result; those that the map lacks are zeros.
+        stride: Positions of the map, in height and in width, that become one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.missing = out_channels - in_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        return F.pad(x, (0, 0, 0, 0, 0, self.missing))
 
 
 @MODELS.register_module()
@@ -36,6 +58,10 @@ class SLM(Auxiliary):
             is one.
         bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',
             num_classes=10)``. Unset, the bank gives maps alone.
+        blocks: ``'reduced'``: one reduced block per deeper stage. ``'pooling'``: nothing is learned
+            between the module and the head, for comparisons: deeper maps are the module's own,
+            pooled, with zeros for the channels that they have more (the parameter-free shortcut of
+            He et al., "Deep Residual Learning for Image Recognition", CVPR 2016).
         image_share: Share of the batch that the SLM and its head see in an iteration, drawn anew
             for each module. The loss is that of the whole batch in expectation, at this share of
             the auxiliary network's cost.
@@ -45,7 +71,8 @@ class SLM(Auxiliary):
 
     Raises:
         LocalLearningError: The network makes images, ``channels`` without ``head``, a ``head`` with
-            a backbone of its own, or one that does not fit the module's maps or the model's classes.
+            a backbone of its own, or one that does not fit the module's maps or the model's classes;
+            ``blocks='pooling'`` on a backbone whose blocks pass on no maps.
 
     Example:
         >>> auxiliary = dict(type='SLM')                   # shared head
@@ -60,6 +87,7 @@ class SLM(Auxiliary):
                  channels: Optional[int] = None,
                  head: Optional[dict] = None,
                  bank_use: Optional[dict] = None,
+                 blocks: str = 'reduced',
                  image_share: float = 1.0,
                  bank_dropout: float = 0.5,
                  loss_weight: float = 1.0,
@@ -78,6 +106,13 @@ class SLM(Auxiliary):
         if not 0 < image_share <= 1:
             raise LocalLearningError(
                 f'auxiliary.image_share={image_share}: give more than 0, up to 1')
+        if blocks not in ('reduced', 'pooling'):
+            raise LocalLearningError(f"auxiliary.blocks={blocks!r}: give 'reduced' or 'pooling'")
+        if blocks == 'pooling' and cut_point.as_map is not same:
+            raise LocalLearningError(
+                "auxiliary.blocks='pooling' is for backbones whose blocks pass on maps, and this "
+                "one's pass on tokens: leave blocks out")
+        make = cut_point.reduced_block if blocks == 'reduced' else PooledShortcut
         self.image_share = image_share
         self.bank_dropout = bank_dropout
         self.blocks = ModuleList()
@@ -90,14 +125,14 @@ class SLM(Auxiliary):
             if stage.stage > cut_point.stage:
                 out_channels = channels or stage.channels
                 stride = max(stage.stride // in_stride, 1)
-                self.blocks.append(cut_point.reduced_block(in_channels, out_channels, stride))
+                self.blocks.append(make(in_channels, out_channels, stride))
                 in_channels, in_stride = out_channels, stage.stride
             if stage.level is not None:
                 self.level_channels.append(out_channels)
                 if cut_point.reduced_output is not None and self._makes(stage):
                     self.outputs[str(stage.level)] = cut_point.reduced_output(
                         stage.level, out_channels)
-        self.head = None if head is None else self._build_head(head)
+        self.head = None if head is None else build_own_head(head, self.level_channels)
         self.bank_use: Optional[BankUse] = None
         if bank_use is not None:
             self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
@@ -105,27 +140,6 @@ class SLM(Auxiliary):
             if image_share < 1:
                 raise LocalLearningError(
                     f'auxiliary.image_share={image_share} does not go with bank_use: leave out one')
-
-    def _build_head(self, head: dict) -> nn.Module:
-        if 'type' not in head:
-            raise LocalLearningError(
-                'auxiliary.head has no type: give the config of a model without a backbone, '
-                "such as dict(type='RetinaNet', neck=..., bbox_head=...)")
-        if head.get('backbone') is not None:
-            raise LocalLearningError(
-                'auxiliary.head has a backbone: leave it out, the module is its backbone')
-        head = dict(
-            head, backbone=dict(type='FeatureSource', channels=list(self.level_channels)))
-        # The module's loss is computed on batches that the model has already preprocessed.
-        head.pop('data_preprocessor', None)
-        neck = head.get('neck')
-        if isinstance(neck, dict) and _takes_channels(neck):
-            head['neck'] = dict(neck, in_channels=list(self.level_channels))
-        try:
-            return MODELS.build(head)
-        except (TypeError, KeyError, AssertionError, ValueError) as error:
-            raise LocalLearningError(
-                f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
 
     def _makes(self, stage: StageMap) -> bool:
         """Whether a stage's level is of the SLM's making: its stage goes on after the module."""
@@ -226,40 +240,5 @@ class SLM(Auxiliary):
         """Compare the classes of an own head with the model's, and run it once on small maps."""
         if self.bank_use is not None:
             self.bank_use.check(model)
-        if self.head is None:
-            return
-        own = num_classes_of(self.head)
-        main = num_classes_of(model, skip=source)
-        if own != main:
-            raise LocalLearningError(
-                f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
-                'num_classes')
-        like = next(self.head.parameters())
-        maps = tuple(
-            like.new_zeros(1, channels, 64 // 2**i, 64 // 2**i)
-            for i, channels in enumerate(self.level_channels))
-        training = self.head.training
-        self.head.eval()
-        try:
-            with torch.no_grad(), self.head.backbone.answering(maps):
-                features = self.head.extract_feat(like.new_zeros(1, 3, 64, 64))
-                first = getattr(self.head, 'bbox_head', None) or getattr(
-                    self.head, 'rpn_head', None)
-                if first is not None:
-                    first(features)
-        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-            raise LocalLearningError(
-                'auxiliary.head does not fit its own maps '
-                f'({str(error).strip().splitlines()[0]}): check in_channels of its heads against '
-                'out_channels of its neck') from error
-        finally:
-            self.head.train(training)
-
-
-def _takes_channels(neck: dict) -> bool:
-    # A classifier's pooling doesn't ask for the channels of its maps.
-    kind = neck.get('type')
-    if isinstance(kind, str):
-        with MODELS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    return kind is None or 'in_channels' in signature(kind).parameters
+        if self.head is not None:
+            check_own_head(self.head, self.level_channels, model, source)
