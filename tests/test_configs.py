@@ -187,7 +187,7 @@ def test_detection_data_and_schedule(name, loaded):
         assert (resize.scale, resize.keep_ratio) == (size, keeps)
         assert ('train' in dataset.ann_file) == (split == 'train')
         assert not voc or '2007' in dataset.ann_file and '2007' in dataset.data_prefix.sub_data_root
-    assert cfg.val_evaluator.type == ('VOCMetric' if voc else 'CocoMetric')
+    assert cfg.val_evaluator.type == ('ClasswiseVOCMetric' if voc else 'CocoMetric')
     # From scratch: nothing is loaded, frozen or left at the statistics that it starts with.
     backbone = cfg.model.backbone.get('backbone') or cfg.model.backbone
     assert not backbone.get('init_cfg') and backbone.get('frozen_stages', -1) == -1

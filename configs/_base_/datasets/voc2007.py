@@ -36,3 +36,5 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=16, num_workers=4, dataset=dict(type='CheckedVOCDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader
+val_evaluator = dict(type='ClasswiseVOCMetric')
+test_evaluator = val_evaluator
