@@ -10,6 +10,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...errors import LocalLearningError
 from .family import backbone_family
 from .segment import Segment, Unrolled, run_submodule
 
@@ -79,7 +80,14 @@ def unroll_resnet(backbone: nn.Module) -> Unrolled:
 
     Args:
         backbone: A ``ResNet`` of mmdet, mmpretrain or mmseg, or a subclass with its ``forward``.
+
+    Raises:
+        LocalLearningError: Its blocks pass on several maps.
     """
+    if type(backbone).__name__ == 'TridentResNet':
+        raise LocalLearningError(
+            'backbone TridentResNet cannot be cut: its blocks pass on a list of maps, one for each '
+            'dilation; use another ResNet, or set num_modules=1 (back-propagation)')
     return _unrolled(backbone, _run_stem)
 
 
