@@ -202,10 +202,14 @@ def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant]
         points = [(peaks[v.name] / MIB, mean_map(results[v.name])) for v in own]
         errors = [statistics.stdev(100 * one['mAP'] for one in results[v.name].values())
                   if len(results[v.name]) > 1 else 0 for v in own]
-        axes.errorbar(*zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3)
+        axes.errorbar(*zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3,
+                      label=method)
         for variant, point in zip(own, points):
-            axes.annotate(variant.name, point, xytext=(7, 5), textcoords='offset points')
-    axes.margins(x=.25, y=.15)
+            if variant.modules is not None:
+                axes.annotate(f'K={variant.modules}', point, xytext=(7, 5),
+                              textcoords='offset points')
+    axes.margins(x=.15, y=.15)
+    axes.legend()
     axes.set(xlabel='peak memory of a training step, MiB', ylabel='mAP, %', title=title)
     axes.grid(alpha=.3)
     figure.savefig(path, dpi=150)
