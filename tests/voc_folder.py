@@ -4,8 +4,9 @@ from typing import Sequence
 
 from PIL import Image
 
-OBJECT = ('<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}'
-          '</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>')
+OBJECT = ('<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>'
+          '<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>'
+          '</bndbox></object>')
 SIZE = (64, 48)
 # A good file for each image.
 GOOD = {'a': [('cat', (1, 1, 30, 40))], 'b': [('dog', (5, 5, 64, 48)), ('cat', (10, 10, 20, 30))],

@@ -1,5 +1,5 @@
-# A small YOLOv1 on the demo's digits, from scratch, by back-propagation. The backbone ends at stride
-# 16, so that a grid of 10×10 cells holds most digits apart.
+# A small YOLOv1 on the demo's digits, from scratch, by back-propagation. The backbone ends at
+# stride 16, so that a grid of 10×10 cells holds most digits apart.
 _base_ = './retinanet_r34_digits.py'
 custom_imports = dict(imports=['fba_mm', 'fba_mm.models.yolov1'], allow_failed_imports=False)
 model = dict(

@@ -85,7 +85,8 @@ def try_config(name: str, cfg: Config, num_modules: int = 4,
     return verdict
 
 
-def _try_size(name: str, cfg: Config, num_modules: int, shape: Tuple[int, int, int, int]) -> Verdict:
+def _try_size(name: str, cfg: Config, num_modules: int,
+              shape: Tuple[int, int, int, int]) -> Verdict:
     model = cfg.get('model') or {}
     backbone = model.get('backbone') if isinstance(model, dict) else None
     verdict = Verdict(name, type_name(model.get('type')), type_name((backbone or {}).get('type')))

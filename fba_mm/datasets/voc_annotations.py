@@ -1,4 +1,4 @@
-"""Faults in the annotation files of a folder in PASCAL VOC's form, found before they are trained on.
+"""Faults in the annotation files of a folder in PASCAL VOC's form, found before training.
 
 mmdet's reader fails at the first file that it can't read, leaves out objects of classes that it
 doesn't know without a word, and takes boxes as they are.

@@ -221,7 +221,8 @@ def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
     return VOCFolder(
         _join(root, dataset.get('ann_file') or ''), _join(root, prefix) or root,
         list_from_file(classes) if isinstance(classes, str) else classes,
-        dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES), dataset.get('ann_subdir', ANNOTATIONS))
+        dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES),
+        dataset.get('ann_subdir', ANNOTATIONS))
 
 
 def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:

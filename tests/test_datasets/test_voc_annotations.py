@@ -192,7 +192,7 @@ def test_folders_inside_other_data_sets(root):
     inner = cfg.train_dataloader.dataset
     cfg.train_dataloader.dataset = dict(
         type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner]))
-    with pytest.raises(LocalLearningError, match=r'train_dataloader.dataset.dataset.datasets: 1 of'):
+    with pytest.raises(LocalLearningError, match=r'dataset.dataset.datasets: 1 of'):
         check_data(cfg, 'train')
 
 

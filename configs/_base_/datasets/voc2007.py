@@ -3,7 +3,7 @@
 # out instead.
 _base_ = 'mmdet::_base_/datasets/voc0712.py'
 
-# The paper doesn't say its input's size; the memory that it reports for 64 images is that of about
+# The paper doesn't say its input's size; the memory that it reports for 64 images is near that of
 # 320×320 pixels.
 train_pipeline = [
     dict(type='LoadImageFromFile'),

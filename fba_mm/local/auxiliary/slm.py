@@ -71,8 +71,8 @@ class SLM(Auxiliary):
 
     Raises:
         LocalLearningError: The network makes images, ``channels`` without ``head``, a ``head`` with
-            a backbone of its own, or one that does not fit the module's maps or the model's classes;
-            ``blocks='pooling'`` on a backbone whose blocks pass on no maps.
+            a backbone of its own, or one that does not fit the module's maps or the model's
+            classes; ``blocks='pooling'`` on a backbone whose blocks pass on no maps.
 
     Example:
         >>> auxiliary = dict(type='SLM')                   # shared head

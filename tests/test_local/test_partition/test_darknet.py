@@ -58,4 +58,5 @@ def test_isolation_and_checkpoints(name):
     cfg = dict(BACKBONES[name], out_indices=(2, 4))
     data = class_batch(64)
     check_isolation(classifier(cfg, 'blocks', 128, neck=True), data)
-    check_checkpoint(classifier(cfg, 4, 128, neck=True), classifier(cfg, None, 128, neck=True), data)
+    stock = classifier(cfg, None, 128, neck=True)
+    check_checkpoint(classifier(cfg, 4, 128, neck=True), stock, data)
