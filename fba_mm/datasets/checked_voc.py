@@ -3,6 +3,7 @@
 Importing this module imports mmdet, which :mod:`fba_mm` itself does not: configs that use it say
 ``custom_imports = dict(imports=['fba_mm', 'fba_mm.datasets.checked_voc'])``.
 """
+import logging
 import os
 from typing import List, Sequence
 
@@ -44,6 +45,10 @@ class CheckedVOCDataset(VOCDataset):
 
     def load_data_list(self) -> List[dict]:
         """What ``VOCDataset`` reads of the files that have no fault."""
+        if self.backend_args:
+            print_log(f'{self.ann_file}: files that backend_args reads are not checked', 'current',
+                      logging.WARNING)
+            return super().load_data_list()
         folder = VOCFolder(self.ann_file, self.sub_data_root, self.metainfo['classes'],
                            self.leave_out, self.img_subdir, self.ann_subdir)
         skipped = refuse_or_skip(folder, self.on_fault, self.ann_file)

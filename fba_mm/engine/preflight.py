@@ -201,7 +201,7 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
             raise LocalLearningError(
                 f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
     kind = _dataset_class(dataset, cfg)
-    if _is_voc_folder(kind):
+    if _is_voc_folder(kind) and '://' not in root:
         refuse_or_skip(_voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where)
 
 

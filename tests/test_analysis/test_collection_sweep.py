@@ -8,6 +8,7 @@ from mmengine.config import Config
 from fba_mm.analysis import collection_sweep
 from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
                                               small, try_config)
+from fba_mm.config import load_config
 from fba_mm.local.auxiliary.slm import SLM
 
 from ..conftest import retinanet
@@ -87,6 +88,17 @@ def test_what_cannot_be_tried():
     cfg = config()
     cfg.model = dict(type='SORT', detector=cfg.model)
     assert verdict_on(cfg).reason == 'its model has no backbone of its own'
+
+
+def test_heads_that_ask_for_the_epoch():
+    cfg = load_config('mmdet::tood/tood_r50_fpn_1x_coco.py')
+    cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    cfg.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    cfg.model.bbox_head.update(
+        in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3, num_dcn=0,
+        norm_cfg=dict(type='GN', num_groups=4, requires_grad=True))
+    verdict = verdict_on(cfg)
+    assert verdict.outcome == 'trains', verdict
 
 
 def test_small():

@@ -162,6 +162,15 @@ def test_what_the_filter_leaves_out_is_said(root):
         assert len(dataset_of(root)) == 4 and not log.called
 
 
+def test_files_of_another_backend_are_left_to_mmdet(root):
+    (root / 'ImageSets/Main/train.txt').write_text('a\nb')
+    (root / 'Annotations/a.xml').write_text(annotation([('cow', BOX)]))
+    with mock.patch('fba_mm.datasets.checked_voc.print_log') as log:
+        dataset = dataset_of(root, backend_args=dict(backend='local'))
+    assert len(dataset) == 2 and 'are not checked' in log.call_args.args[0]
+    check_data(config(root, backend_args=dict(backend='local')), 'train')
+
+
 def test_nothing_is_left(root):
     for name in 'abcd':
         (root / f'Annotations/{name}.xml').unlink()

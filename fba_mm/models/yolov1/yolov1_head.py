@@ -147,7 +147,9 @@ class YOLOV1Head(BaseDenseHead):
                 background.
         """
         labels = [instances.labels for instances in batch_gt_instances]
-        greatest = max((int(each.max()) for each in labels if len(each)), default=0)
+        # All at once: each look at a number waits for the device.
+        every = torch.cat(labels)
+        greatest = int(every.max()) if len(every) else 0
         if greatest >= self.num_classes:
             raise LocalLearningError(
                 f'YOLOV1Head got the class index {greatest}, but num_classes={self.num_classes}: '
