@@ -163,11 +163,12 @@ def test_more_of_the_collection(name):
     _train_export_compare(localize(f'mmdet::{name}.py', num_modules=4), scope='all')
 
 
-@pytest.mark.parametrize('name', ['yolox/yolox_s_8xb8-300e_coco', 'ssd/ssd300_coco'])
+@pytest.mark.parametrize('name', [
+    'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco', 'tridentnet/tridentnet_r50-caffe_1x_coco'])
 def test_backbone_that_cannot_be_cut_yet(name):
     cfg = localize(f'mmdet::{name}.py', num_modules=4)
     _shrink(cfg.model)
-    with pytest.raises(LocalLearningError, match='cannot be cut: use one of the families') as info:
+    with pytest.raises(LocalLearningError, match='cannot be cut: .*num_modules=1') as info:
         build_model(cfg)
     assert '\n' not in str(info.value)
 

@@ -1,14 +1,21 @@
 """Every config of configs/ can be read, and says what its task asks for."""
+import copy
 import re
 from functools import lru_cache
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from mmengine.fileio import load
+from mmengine.registry import MODELS, DefaultScope
 
 from fba_mm import localize
+from fba_mm.analysis import TrainingStep
+from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.config import load_config
+from fba_mm.engine.preflight import build_model, check_training
+from fba_mm.local.partition import unroll
 from fba_mm.localize import stock_form
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
@@ -139,6 +146,118 @@ def test_fba_is_what_localize_makes(name, loaded):
     made = localize(loaded[name], num_modules=16)
     fba = loaded[name.replace('_bp', '_fba')]
     assert made.model == fba.model and made.optim_wrapper == fba.optim_wrapper
+
+
+DETECTION = [name for name in COMPLETE if name.startswith('detection/')]
+# Modules on VOC, by depth, as in the paper's Table 2; 4 on COCO.
+DEPTHS = {34: 17, 50: 17, 101: 34, 152: 51}
+ABLATION = {
+    'no_slm': (dict(type='SLM', blocks_per_stage=0), 'past'),
+    'bank_off': (None, 'off'),
+    'bank_all': (None, 'all'),
+    'own_head': ('a copy', 'past'),
+    'light_head': (dict(type='SLM', channels=64, head=dict(type='LightRetinaNet', num_classes=80)),
+                   'past'),
+}
+
+
+def test_detection_tables_are_complete():
+    expected = {f'detection/{data}/{net}_r{depth}_{method}.py' for data in ('voc', 'coco')
+                for net in ('retinanet', 'yolov1') for depth in DEPTHS for method in ('bp', 'fba')}
+    expected |= {f'detection/coco/ablation/retinanet_r34_{name}.py' for name in ABLATION}
+    assert set(DETECTION) == expected | {'detection/coco/retinanet_r34_dgl.py'}
+
+
+@pytest.mark.parametrize('name', DETECTION)
+def test_detection_data_and_schedule(name, loaded):
+    cfg = loaded[name]
+    voc, yolo = '/voc/' in name, 'yolov1' in name
+    assert cfg.train_dataloader.batch_size == (32 if yolo else 64)
+    assert cfg.model.type == ('YOLOV1' if yolo else 'RetinaNet')
+    assert cfg.model.bbox_head.num_classes == (20 if voc else 80)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', 1e-4, .9)
+    assert optimizer.nesterov and optimizer.weight_decay == 1e-4
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].T_max == 90
+    size, keeps = ((448, 448), False) if yolo else ((320, 320), True)
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        assert dataset.type == ('CheckedVOCDataset' if voc else 'CocoDataset')
+        resize = next(t for t in dataset.pipeline if t.type == 'Resize')
+        assert (resize.scale, resize.keep_ratio) == (size, keeps)
+        assert ('train' in dataset.ann_file) == (split == 'train')
+        assert not voc or '2007' in dataset.ann_file and '2007' in dataset.data_prefix.sub_data_root
+    assert cfg.val_evaluator.type == ('ClasswiseVOCMetric' if voc else 'CocoMetric')
+    # From scratch: nothing is loaded, frozen or left at the statistics that it starts with.
+    backbone = cfg.model.backbone.get('backbone') or cfg.model.backbone
+    assert not backbone.get('init_cfg') and backbone.get('frozen_stages', -1) == -1
+    assert backbone.norm_eval is False and not cfg.get('load_from')
+    assert backbone.depth == int(re.search(r'_r(\d+)_', name)[1])
+
+
+@pytest.mark.parametrize('name', [name for name in DETECTION if not name.endswith('_bp.py')])
+def test_detection_modules(name, loaded):
+    cfg = loaded[name]
+    local = cfg.model.backbone
+    depth, method = re.search(r'_r(\d+)_(\w+)\.py', name).groups()
+    assert local.type == 'LocalBackbone'
+    assert local.num_modules == (DEPTHS[int(depth)] if '/voc/' in name else 4)
+    assert cfg.optim_wrapper.type == 'LocalOptimWrapper' and 'fba_mm' in cfg.custom_imports.imports
+    auxiliary, scope = ABLATION.get(method, (None, 'past'))
+    auxiliary = auxiliary if 'ablation' in name else None
+    copied = dict(type='RetinaNet', neck=cfg.model.get('neck'), bbox_head=cfg.model.bbox_head,
+                  train_cfg=cfg.model.get('train_cfg'))
+    if method == 'dgl':
+        auxiliary, scope = dict(type='DGLFPN', head=copied), 'off'
+    elif auxiliary == 'a copy':
+        auxiliary = dict(type='SLM', head=copied)
+    assert local.get('auxiliary') == auxiliary
+    hook, = cfg.custom_hooks
+    assert (hook.type, hook.get('scope', 'past')) == ('FBAHook', scope)
+    # Nothing but the training differs from back-propagation's config.
+    stock = loaded[re.sub(r'(ablation/)?(\w+_r\d+_)\w+', r'\2bp', name)]
+    found = stock_form(cfg)
+    for key in ('model', 'train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
+                'val_evaluator', 'optim_wrapper', 'default_hooks'):
+        assert found[key] == stock[key], key
+
+
+@pytest.mark.parametrize('depth', DEPTHS)
+def test_tables_numbers_of_modules_are_the_finest_cut(depth, loaded):
+    with torch.device('meta'), DefaultScope.overwrite_default_scope('mmdet'):
+        backbone = MODELS.build(loaded[f'detection/voc/retinanet_r{depth}_bp.py'].model.backbone)
+    assert len(unroll(backbone).segments) == DEPTHS[depth]
+
+
+def _narrow(part, width: int = 16):
+    """Make a model's config narrow, its neck and heads those of the auxiliary networks included."""
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key in ('out_channels', 'in_channels', 'feat_channels') and value in (256, 512):
+                part[key] = width
+            elif key == 'in_channels' and isinstance(value, list):
+                part[key] = [one // 8 for one in value]
+            else:
+                _narrow(value)
+
+
+@pytest.mark.parametrize('name', [
+    'coco/retinanet_r34_fba', 'coco/retinanet_r34_dgl', 'voc/yolov1_r34_fba',
+    *(f'coco/ablation/retinanet_r34_{name}' for name in ABLATION)])
+def test_detection_configs_train(name, loaded):
+    cfg = copy.deepcopy(loaded[f'detection/{name}.py'])
+    _narrow(cfg.model)
+    cfg.model.backbone.backbone.update(base_channels=8, stem_channels=8)
+    cfg.model.bbox_head.in_channels = 64 if 'yolov1' in name else 16
+    model = build_model(cfg)
+    wrapper = check_training(cfg.__class__(dict(cfg.to_dict(), train_dataloader=dict(),
+                                                val_dataloader=None)), model)
+    step = TrainingStep(cfg)
+    losses = step(synthetic_batch(step.model, (2, 3, 64, 64)))
+    assert all(loss.isfinite() for loss in losses.values()) and losses['loss'] > 0
+    assert type(wrapper).__name__ == 'LocalOptimWrapper'
+    auxiliary = {type(one).__name__ for one in step.model.backbone.auxiliary}
+    assert auxiliary == {'DGLFPN' if name.endswith('dgl') else 'SLM'}
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import LocalLearningError
 from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
-from ..local.head_batches import add_losses
 from ..local.task_loss import Losses
 from .local_optim_wrapper import LocalOptimWrapper
 
@@ -190,7 +189,7 @@ class FBAHook(Hook):
         step, self._local_backbone.step = self._local_backbone.step, None
         self.bank.clear()
         self._answering.close()
-        return output if step is None or output is None else add_losses(output, step.fed)
+        return output if step is None or output is None else step.joined(output)
 
     def _accumulate(self, losses: Losses) -> None:
         self._optim_wrapper.accumulate_local(self._model.parse_losses(losses)[0])

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import ContextManager, Iterator, Optional, Sequence, Tuple
 
 from mmengine.config import Config
+from mmengine.fileio import list_from_file
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import (DATASETS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope,
                                Registry)
@@ -13,8 +14,10 @@ from torch import nn
 
 from ..config import type_name
 from ..datasets.source import source_of
+from ..datasets.voc_annotations import ANNOTATIONS, IMAGES, VOCFolder, refuse_or_skip
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
+from ..local.auxiliary.base import num_classes_of
 from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
 from .image_pairs import check_pairs, pairs_of
@@ -209,12 +212,36 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
         if key == 'ann_file' and path.endswith('.json') and not _is_closed_json(path):
             raise LocalLearningError(
                 f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
+    kind = _dataset_class(dataset, cfg)
+    if _is_voc_folder(kind) and '://' not in root:
+        refuse_or_skip(_voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where)
+
+
+def _is_voc_folder(kind: Optional[type]) -> bool:
+    # By name: mmdet is not imported for the sake of other tasks.
+    return any(base.__name__ == 'XMLDataset' for base in getattr(kind, '__mro__', ()))
+
+
+def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
+    root = dataset.get('data_root') or ''
+    prefix = (dataset.get('data_prefix') or {}).get('sub_data_root', '')
+    classes = (dataset.get('metainfo') or {}).get('classes') or (kind.METAINFO or {}).get('classes')
+    if not classes:
+        raise LocalLearningError(
+            f'{where}: {kind.__name__} has no classes of its own: name those of the data as '
+            'metainfo=dict(classes=(...))')
+    return VOCFolder(
+        _join(root, dataset.get('ann_file') or ''), _join(root, prefix) or root,
+        list_from_file(classes) if isinstance(classes, str) else classes,
+        dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES),
+        dataset.get('ann_subdir', ANNOTATIONS))
 
 
 def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
-    """Refuse a classifier whose head is made for another number of classes than the data has.
+    """Refuse a head that is made for another number of classes than the data has.
 
-    Detectors are not asked: heads for more classes than the data has are common there.
+    Image classifiers are asked, and detectors that learn from folders in PASCAL VOC's form. With
+    others, heads for more classes than the data has are common.
 
     Args:
         cfg: The config.
@@ -224,6 +251,7 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
     Raises:
         LocalLearningError: Names both numbers and the mend.
     """
+    _check_voc_classes(cfg, model, splits)
     expected = getattr(getattr(model, 'head', None), 'num_classes', None)
     is_classifier = any(kind.__name__ == 'ImageClassifier' for kind in type(model).__mro__)
     if not is_classifier or not isinstance(expected, int):
@@ -239,6 +267,20 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
             raise LocalLearningError(
                 f'{where}.ann_file has labels up to {label}, but model.head.num_classes='
                 f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}')
+
+
+def _check_voc_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> None:
+    for dataset, where in _datasets(cfg, splits):
+        kind = _dataset_class(dataset, cfg)
+        if not _is_voc_folder(kind):
+            continue
+        expected = num_classes_of(model, skip=getattr(model, 'backbone', None))
+        for count, what in class_counts(dataset, kind):
+            if expected is not None and count != expected:
+                raise LocalLearningError(
+                    f'{where}: {what}, but the head predicts {expected}: set its num_classes='
+                    f"{count}, in the auxiliary networks too, or name the head's classes as "
+                    'metainfo=dict(classes=(...))')
 
 
 def _is_closed_json(path: str) -> bool:

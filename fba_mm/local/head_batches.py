@@ -35,16 +35,27 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
         return False
     parts = {name: child for name, child in model.named_children() if child is not source}
     trained = {name for name, child in parts.items() if any(True for _ in child.parameters())}
-    if not trained <= {'neck', 'bbox_head'} or not is_anchor_based(model.bbox_head):
+    if not trained <= {'neck', 'bbox_head'}:
         return False
-    losses = [
-        child for name, child in model.bbox_head.named_children() if name.startswith('loss_')
-    ]
-    if not all(type(loss).__name__ in _SUMS for loss in losses):
+    if not is_image_mean(model) and not _is_sum_over_anchors(model.bbox_head):
         return False
     return not any(
         isinstance(m, _BatchNorm) and m.training for child in parts.values()
         for m in child.modules())
+
+
+def _is_sum_over_anchors(head: nn.Module) -> bool:
+    losses = [child for name, child in head.named_children() if name.startswith('loss_')]
+    return is_anchor_based(head) and all(type(loss).__name__ in _SUMS for loss in losses)
+
+
+def is_image_mean(model: nn.Module) -> bool:
+    """Whether a model's loss is the mean of a loss of each image, as its head says of itself.
+
+    Args:
+        model: A model; one whose head has ``loss_is_image_mean = True`` counts.
+    """
+    return getattr(getattr(model, 'bbox_head', None), 'loss_is_image_mean', False) is True
 
 
 class _LastImages(torch.autograd.Function):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
-from .head_batches import add_losses, can_be_split, feed, slices_of
+from .head_batches import add_losses, can_be_split, feed, is_image_mean, slices_of
 from .task_loss import AnsweringBackbone, Features, Losses, map_losses, task_loss, untracked_norm
 
 
@@ -168,4 +168,22 @@ class LocalStep:
             inputs, data_samples = inputs[images], data_samples[images]
         with self.targets.only(images):
             losses = task_loss(model, source, features, inputs, data_samples)
-        return losses if loss_weight == 1 else map_losses(losses, lambda loss: loss * loss_weight)
+        factor = loss_weight * self._share(model, len(inputs))
+        return losses if factor == 1 else map_losses(losses, lambda loss: loss * factor)
+
+    def _share(self, model: nn.Module, images: int) -> float:
+        """What the losses on some images count in those of the batch."""
+        # Heads whose targets are assigned here divide by the whole batch's number already.
+        return images / len(self.images) if is_image_mean(model) else 1.
+
+    def joined(self, losses: Losses) -> Losses:
+        """The model's own losses on the whole batch.
+
+        Args:
+            losses: Those on the last slice, after :meth:`feed_model` has seen to the others.
+        """
+        if not self.fed:
+            return losses
+        last = self.slices(self.model, self.source)[-1]
+        share = self._share(self.model, last.stop - last.start)
+        return add_losses(map_losses(losses, lambda loss: loss * share), self.fed)

@@ -1,18 +1,40 @@
 """FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
-from inspect import signature
 from typing import Dict, Optional, Tuple
 
 import torch
 from mmengine.model import ModuleDict, ModuleList, Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import LocalLearningError
 from ..bank_use import BankUse
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
+from ..partition.cut_point import same
 from ..task_loss import AnsweringBackbone, Losses
-from .base import Auxiliary, num_classes_of
+from .base import Auxiliary
+from .own_head import build_own_head, check_own_head
+
+
+class PooledShortcut(nn.Module):
+    """A block that learns nothing: pools a map and adds or leaves out channels.
+
+    Args:
+        in_channels: Channels of the map.
+        out_channels: Channels of the result; those that the map lacks are zeros.
+        stride: Positions of the map, in height and in width, that become one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.missing = out_channels - in_channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) → (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
+        x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+        return F.pad(x, (0, 0, 0, 0, 0, self.missing))
 
 
 @MODELS.register_module()
@@ -34,7 +56,10 @@ class SLM(Auxiliary):
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
             Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
             is one.
-        blocks_per_stage: Blocks for each deeper stage; the paper has one.
+        blocks_per_stage: Blocks for each deeper stage; the paper has one. With 0, for comparisons,
+            nothing is learned between the module and the head: deeper maps are the module's own,
+            pooled, with zeros for the channels that they have more (the parameter-free shortcut of
+            He et al., "Deep Residual Learning for Image Recognition", CVPR 2016).
         finish_stage: Where the module's own stage goes on after it, give it one block too. Without,
             a module in the last stage learns from the head alone.
         bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',
@@ -47,9 +72,10 @@ class SLM(Auxiliary):
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: The network makes images, ``blocks_per_stage`` is no number from 1,
-            ``channels`` without ``head``, a ``head`` with a backbone of its own, or one that does
-            not fit the module's maps or the model's classes.
+        LocalLearningError: The network makes images, ``blocks_per_stage`` is no number from 0, or 0
+            on a backbone whose blocks pass on no maps, ``channels`` without ``head``, a ``head``
+            with a backbone of its own, or one that does not fit the module's maps or the model's
+            classes.
 
     Example:
         >>> auxiliary = dict(type='SLM')                   # shared head
@@ -82,9 +108,13 @@ class SLM(Auxiliary):
                 f'auxiliary.channels={channels} does not fit the model\'s own neck, which expects '
                 'the channels of the backbone: leave channels unset, or give a head')
         if isinstance(blocks_per_stage, bool) or not isinstance(
-                blocks_per_stage, int) or blocks_per_stage < 1:
+                blocks_per_stage, int) or blocks_per_stage < 0:
             raise LocalLearningError(
-                f'auxiliary.blocks_per_stage={blocks_per_stage!r}: give a number from 1')
+                f'auxiliary.blocks_per_stage={blocks_per_stage!r}: give a number from 0')
+        if blocks_per_stage == 0 and cut_point.as_map is not same:
+            raise LocalLearningError(
+                'auxiliary.blocks_per_stage=0 pools maps, and the blocks of this backbone pass on '
+                'tokens: give 1 or more')
         if not 0 < image_share <= 1:
             raise LocalLearningError(
                 f'auxiliary.image_share={image_share}: give more than 0, up to 1')
@@ -103,17 +133,15 @@ class SLM(Auxiliary):
             if stage.stage > cut_point.stage:
                 out_channels = channels or stage.channels
                 stride = max(stage.stride // in_stride, 1)
-                first = cut_point.reduced_block(in_channels, out_channels, stride)
-                more = [cut_point.reduced_block(out_channels, out_channels, 1)
-                        for _ in range(blocks_per_stage - 1)]
-                self.blocks.append(Sequential(first, *more) if more else first)
+                self.blocks.append(
+                    self._stage(in_channels, out_channels, stride, blocks_per_stage))
                 in_channels, in_stride = out_channels, stage.stride
             if stage.level is not None:
                 self.level_channels.append(out_channels)
                 if cut_point.reduced_output is not None and self._makes(stage):
                     self.outputs[str(stage.level)] = cut_point.reduced_output(
                         stage.level, out_channels)
-        self.head = None if head is None else self._build_head(head)
+        self.head = None if head is None else build_own_head(head, self.level_channels)
         self.bank_use: Optional[BankUse] = None
         if bank_use is not None:
             self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
@@ -122,26 +150,13 @@ class SLM(Auxiliary):
                 raise LocalLearningError(
                     f'auxiliary.image_share={image_share} does not go with bank_use: leave out one')
 
-    def _build_head(self, head: dict) -> nn.Module:
-        if 'type' not in head:
-            raise LocalLearningError(
-                'auxiliary.head has no type: give the config of a model without a backbone, '
-                "such as dict(type='RetinaNet', neck=..., bbox_head=...)")
-        if head.get('backbone') is not None:
-            raise LocalLearningError(
-                'auxiliary.head has a backbone: leave it out, the module is its backbone')
-        head = dict(
-            head, backbone=dict(type='FeatureSource', channels=list(self.level_channels)))
-        # The module's loss is computed on batches that the model has already preprocessed.
-        head.pop('data_preprocessor', None)
-        neck = head.get('neck')
-        if isinstance(neck, dict) and _takes_channels(neck):
-            head['neck'] = dict(neck, in_channels=list(self.level_channels))
-        try:
-            return MODELS.build(head)
-        except (TypeError, KeyError, AssertionError, ValueError) as error:
-            raise LocalLearningError(
-                f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
+    def _stage(self, in_channels: int, out_channels: int, stride: int, blocks: int) -> nn.Module:
+        if not blocks:
+            return PooledShortcut(in_channels, out_channels, stride)
+        first = self.cut_point.reduced_block(in_channels, out_channels, stride)
+        more = [self.cut_point.reduced_block(out_channels, out_channels, 1)
+                for _ in range(blocks - 1)]
+        return Sequential(first, *more) if more else first
 
     def _makes(self, stage: StageMap) -> bool:
         """Whether a stage's level is of the SLM's making: its stage goes on after the module."""
@@ -244,40 +259,5 @@ class SLM(Auxiliary):
         """Compare the classes of an own head with the model's, and run it once on small maps."""
         if self.bank_use is not None:
             self.bank_use.check(model)
-        if self.head is None:
-            return
-        own = num_classes_of(self.head)
-        main = num_classes_of(model, skip=source)
-        if own != main:
-            raise LocalLearningError(
-                f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
-                'num_classes')
-        like = next(self.head.parameters())
-        maps = tuple(
-            like.new_zeros(1, channels, 64 // 2**i, 64 // 2**i)
-            for i, channels in enumerate(self.level_channels))
-        training = self.head.training
-        self.head.eval()
-        try:
-            with torch.no_grad(), self.head.backbone.answering(maps):
-                features = self.head.extract_feat(like.new_zeros(1, 3, 64, 64))
-                first = getattr(self.head, 'bbox_head', None) or getattr(
-                    self.head, 'rpn_head', None)
-                if first is not None:
-                    first(features)
-        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-            raise LocalLearningError(
-                'auxiliary.head does not fit its own maps '
-                f'({str(error).strip().splitlines()[0]}): check in_channels of its heads against '
-                'out_channels of its neck') from error
-        finally:
-            self.head.train(training)
-
-
-def _takes_channels(neck: dict) -> bool:
-    # A classifier's pooling doesn't ask for the channels of its maps.
-    kind = neck.get('type')
-    if isinstance(kind, str):
-        with MODELS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    return kind is None or 'in_channels' in signature(kind).parameters
+        if self.head is not None:
+            check_own_head(self.head, self.level_channels, model, source)

@@ -1,14 +1,16 @@
-"""How ResNet and its descendants (ResNetV1d, ResNeXt, ...) unroll.
+"""How ResNet and its descendants (ResNetV1d, ResNeXt, RegNet, ...) unroll.
 
 mmdet, mmpretrain and mmseg define the same ``forward``: stem, max pooling, ``layer1`` to
 ``layer4``, each a sequence of residual blocks.
 """
 from functools import partial
+from typing import Callable
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...errors import LocalLearningError
 from .family import backbone_family
 from .segment import Segment, Unrolled, run_submodule
 
@@ -19,6 +21,11 @@ def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
     else:
         x = backbone.relu(backbone.norm1(backbone.conv1(x)))
     return backbone.maxpool(x)
+
+
+def _run_stem_of_regnet(backbone: nn.Module, x: Tensor) -> Tensor:
+    # Without max pooling: the first stage has a stride of its own.
+    return backbone.relu(backbone.norm1(backbone.conv1(x)))
 
 
 class ReducedResidualBlock(BaseModule):
@@ -73,9 +80,30 @@ def unroll_resnet(backbone: nn.Module) -> Unrolled:
 
     Args:
         backbone: A ``ResNet`` of mmdet, mmpretrain or mmseg, or a subclass with its ``forward``.
+
+    Raises:
+        LocalLearningError: Its blocks pass on several maps.
     """
+    if type(backbone).__name__ == 'TridentResNet':
+        raise LocalLearningError(
+            'backbone TridentResNet cannot be cut: its blocks pass on a list of maps, one for each '
+            'dilation; use another ResNet, or set num_modules=1 (back-propagation)')
+    return _unrolled(backbone, _run_stem)
+
+
+@backbone_family('RegNet')
+def unroll_regnet(backbone: nn.Module) -> Unrolled:
+    """As ResNet, with another stem.
+
+    Args:
+        backbone: A ``RegNet`` of mmdet or mmpretrain.
+    """
+    return _unrolled(backbone, _run_stem_of_regnet)
+
+
+def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tensor]) -> Unrolled:
     stem = ('stem', ) if backbone.deep_stem else ('conv1', backbone.norm1_name)
-    segments = [Segment('stem', _run_stem, stem, stage=-1)]
+    segments = [Segment('stem', run_stem, stem, stage=-1)]
     levels = sorted(backbone.out_indices)
     for stage, layer_name in enumerate(backbone.res_layers):
         blocks = [name for name, _ in backbone.get_submodule(layer_name).named_children()]

@@ -1,6 +1,6 @@
-"""How mmpretrain's VGG unrolls: one segment per convolution."""
+"""How mmpretrain's VGG and mmdet's SSDVGG unroll: one segment per convolution."""
 from functools import partial
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
@@ -142,3 +142,45 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
         if classifies else None,
         # The classifier takes 7×7 positions: no other size of image fits it.
         input_shape=(3, 224, 224) if classifies else None)
+
+
+@backbone_family('SSDVGG')
+def unroll_ssd_vgg(backbone: nn.Module) -> Unrolled:
+    """One segment per convolution, with its activation; pooling begins the next stage.
+
+    Args:
+        backbone: An ``SSDVGG`` of mmdet.
+
+    Raises:
+        LocalLearningError: It returns a map that no activation has made.
+
+    Example:
+        >>> [s.name for s in unroll_ssd_vgg(MODELS.build(dict(
+        ...     type='mmdet.SSDVGG', depth=11))).segments][:2]
+        ['features.0', 'features.2']
+    """
+    levels = sorted(backbone.out_feature_indices)
+    segments: List[Segment] = []
+    paths: List[str] = []
+    stage = 0
+    for i, layer in enumerate(backbone.features):
+        paths.append(f'features.{i}')
+        if isinstance(layer, nn.MaxPool2d) and segments:
+            stage += 1
+        if isinstance(layer, nn.ReLU):
+            level = levels.index(i) if i in levels else None
+            name = next(path for path in paths
+                        if isinstance(backbone.get_submodule(path), nn.Conv2d))
+            segments.append(
+                Segment(name, partial(_run_layers, paths=tuple(paths)), tuple(paths), stage, level))
+            paths = []
+    if [s.level for s in segments if s.level is not None] != list(range(len(levels))):
+        raise LocalLearningError(
+            f'SSDVGG with out_feature_indices={tuple(levels)} cannot be cut: give indices of '
+            'activations, as 22 and 34 of depth 16')
+    # Layers after the last activation, pooling, have no part in what is returned.
+    pools = [m for m in backbone.features if isinstance(m, nn.MaxPool2d)]
+    return Unrolled(
+        segments,
+        partial(ReducedConvolution, ceil_mode=any(pool.ceil_mode for pool in pools)),
+        returns_tuple=len(levels) > 1)

@@ -96,9 +96,9 @@ def test_the_own_stage_is_finished_where_it_goes_on():
     torch.testing.assert_close(features[2], inside.blocks[0](inside.finish(x)))
 
 
-@pytest.mark.parametrize('number', [0, -1, 1.5, True])
+@pytest.mark.parametrize('number', [-1, 1.5, True])
 def test_a_number_of_blocks_that_is_none(number):
-    with pytest.raises(LocalLearningError, match=r'blocks_per_stage=.*from 1'):
+    with pytest.raises(LocalLearningError, match=r'blocks_per_stage=.*from 0'):
         slm(1, blocks_per_stage=number)
 
 
@@ -277,3 +277,46 @@ def test_a_head_is_checked_where_it_is(place):
     auxiliary.check(model, model.backbone)
     weight = auxiliary.head.neck.lateral_convs[0].conv.weight
     assert {(x.device, x.dtype) for x in seen} == {(weight.device, weight.dtype)}
+
+
+# Without blocks
+
+
+@pytest.mark.parametrize('stage', [-1, 0, 1, 2])
+def test_pooled_maps(stage):
+    """Deeper maps are the module's own, averaged, with zeros for the channels that it lacks."""
+    auxiliary = slm(stage, blocks_per_stage=0)
+    assert not list(auxiliary.parameters())
+    x = map_of(stage)
+    features = auxiliary.features(x, {} if stage < 0 else {stage: x}, step_with(FeatureBank('off')))
+    assert [f.shape for f in features] == [(2, c, s, s) for c, s in zip(CHANNELS, SIZES)]
+    for level in range(stage + 1, 4):
+        channels = x.shape[1]
+        pooled = torch.nn.functional.avg_pool2d(x, x.shape[-1] // SIZES[level])
+        torch.testing.assert_close(features[level][:, :channels], pooled)
+        assert not features[level][:, channels:].any()
+
+
+def test_pooled_maps_of_odd_sizes():
+    wrapped = LocalBackbone(retinanet(num_modules=None)['backbone'], 'blocks',
+                            auxiliary=dict(type='SLM', blocks_per_stage=0)).eval()
+    image = torch.rand(2, 3, 75, 90)
+    step = LocalStep(None, None, image, None, FeatureBank('off'), None)
+    expected, x = [level.shape for level in wrapped(image)], image
+    for segment, auxiliary in zip(wrapped.segments, wrapped.auxiliary):
+        x = segment.run(wrapped.backbone, x)
+        levels = {} if segment.level is None else {segment.level: x}
+        assert [f.shape for f in auxiliary.features(x, levels, step)] == expected
+
+
+def test_modules_learn_without_blocks():
+    model = build(retinanet(num_modules=4, auxiliary=dict(type='SLM', blocks_per_stage=0)))
+    gradients = Trainer(model).gradients(batch())
+    assert all(gradients[name].abs().sum() > 0 for name, _ in model.named_parameters())
+
+
+def test_blocks_that_are_refused():
+    tokens = dict(type='mmpretrain.VisionTransformer', img_size=32, patch_size=8, arch=dict(
+        embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=16))
+    with pytest.raises(LocalLearningError, match="blocks_per_stage=0 pools maps.*give 1 or more"):
+        LocalBackbone(tokens, 2, auxiliary=dict(type='SLM', blocks_per_stage=0))

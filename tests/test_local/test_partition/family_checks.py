@@ -192,7 +192,12 @@ def check_checkpoint(cfg: dict, stock_cfg: dict, data: dict) -> None:
     model.eval()
     prepared = stock.data_preprocessor(data)
     expected = stock(prepared['inputs'], mode='tensor')
-    expected = expected if isinstance(expected, tuple) else (expected, )
     found = copy.deepcopy(model)(prepared['inputs'], mode='tensor')
-    found = found if isinstance(found, tuple) else (found, )
-    assert all(torch.equal(a, b) for a, b in zip(expected, found))
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(expected), _tensors(found), strict=True))
+
+
+def _tensors(output) -> list:
+    """The tensors of a model's output: classifiers give one, detectors tuples of lists."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    return [tensor for part in output for tensor in _tensors(part)]

@@ -24,6 +24,8 @@ BACKBONES = [
     dict(type='mmdet.ResNeXt', depth=50, groups=2, base_width=4),
     dict(type='mmdet.Res2Net', depth=50, scales=2, base_width=4),
     dict(type='mmdet.ResNeSt', depth=50, reduction_factor=2),
+    dict(type='mmdet.RegNet', arch='regnetx_400mf'),
+    dict(type='mmpretrain.RegNet', arch='regnetx_400mf', out_indices=(1, 3)),
     dict(type='mmpretrain.ResNet', depth=18, out_indices=(0, 1, 2, 3)),
     dict(type='mmpretrain.ResNet', depth=18, out_indices=(3, ), style='pytorch'),
     dict(type='mmpretrain.ResNetV1c', depth=18, out_indices=(1, 3)),

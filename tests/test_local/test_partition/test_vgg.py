@@ -95,3 +95,40 @@ def test_reduced_blocks_pool_as_the_backbone_does(ceil_mode, size):
     block = ReducedConvolution(4, 8, 2, dict(type='BN'), ceil_mode)
     assert block(torch.rand(2, 4, 9, 9)).shape == (2, 8, size, size)
     assert [type(m) for m in ReducedConvolution(4, 8)._modules.values()][1] is torch.nn.Identity
+
+
+# mmdet's, for SSD
+
+SSD = dict(type='mmdet.SSDVGG', depth=11, out_feature_indices=(14, 24))
+
+
+@pytest.mark.parametrize('cfg', [
+    SSD, dict(SSD, ceil_mode=False), dict(SSD, depth=16, out_feature_indices=(22, 34))], ids=str)
+def test_segments_of_ssd_vgg_are_the_forward(cfg):
+    check_forward(cfg, (3, 75, 64))
+    check_parameters(cfg)
+
+
+def test_one_segment_per_convolution_of_ssd_vgg():
+    segments = unroll(built(SSD)).segments
+    convolutions = [f'features.{i}' for i, m in enumerate(built(SSD).features)
+                    if isinstance(m, torch.nn.Conv2d)]
+    assert [s.name for s in segments] == convolutions
+    # Pooling is with the convolution after it: a returned map is what comes before.
+    assert segments[1].submodules[0] == 'features.2'
+    assert [(s.stage, s.level) for s in segments][-4:] == [(4, None), (4, None), (5, None), (5, 1)]
+
+
+def test_one_level_of_ssd_vgg():
+    backbone = built(dict(SSD, out_feature_indices=(24, )))
+    assert not unroll(backbone).returns_tuple
+    wrapped = LocalBackbone(dict(SSD, out_feature_indices=(24, )), 2)
+    image = torch.rand(1, 3, 64, 64)
+    for each in (wrapped, backbone):
+        each.eval()
+    assert wrapped(image).shape == backbone(image).shape
+
+
+def test_maps_of_ssd_vgg_that_no_activation_has_made():
+    with pytest.raises(LocalLearningError, match='give indices of activations'):
+        unroll(built(dict(SSD, out_feature_indices=(2, 24))))

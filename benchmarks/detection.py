@@ -1,0 +1,333 @@
+"""Ways to train a detector side by side on one data set.
+
+    python benchmarks/detection.py                                # digits: nothing to download
+    python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py \\
+        --methods bp fba fba_own fba_light dgl --seeds 0 1 2 --equal-time
+    python benchmarks/detection.py --methods bp fba --modules 4 8 16 blocks      # over K
+
+Trains a config of back-propagation in every way with every seed, with the same budget, and goes on
+where it stopped. Ends with tables (mAP and AP of each class, as the FBA paper's Table 2; time and
+peak memory of a step), ``results.json``, ``table.md`` and ``memory.png``: mAP over memory, as the
+paper's Figure 1b; and ``modules.png`` for several numbers of modules.
+"""
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import matplotlib
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
+
+from fba_mm import localize
+from fba_mm.analysis import TrainingStep, measure_step
+from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
+from fba_mm.config import load_config, type_name
+from fba_mm.errors import LocalLearningError
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+BP, EQUAL_TIME = 'BP', 'BP, equal time'
+MIB = 2**20
+
+
+def own_head(cfg: Config) -> dict:
+    """A copy of a model's neck and head, as an auxiliary network has it."""
+    return localize(cfg, auxiliary='own').model.backbone.auxiliary.head
+
+
+# Name in tables, and what localize() is told.
+METHODS: Dict[str, tuple] = {
+    'bp': (BP, None),
+    'fba': ('FBA', lambda cfg: dict(auxiliary='shared')),
+    'fba_own': ('FBA, own heads', lambda cfg: dict(auxiliary='own')),
+    'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
+    'fba_no_slm': ('FBA without SLM', lambda cfg: dict(
+        auxiliary=dict(type='SLM', blocks_per_stage=0))),
+    'fba_bank_off': ('FBA without bank', lambda cfg: dict(auxiliary='shared', scope='off')),
+    'fba_bank_all': ('FBA, bank of all', lambda cfg: dict(auxiliary='shared', scope='all')),
+    'dgl': ('DGL + FPN', lambda cfg: dict(
+        auxiliary=dict(type='DGLFPN', head=own_head(cfg)), scope='off')),
+}
+
+
+class Variant:
+    """One way to train.
+
+    Args:
+        method: A key of ``METHODS``.
+        modules: K; None for back-propagation.
+    """
+
+    def __init__(self, method: str, modules: Any = None):
+        self.title, self._settings = METHODS[method]
+        self.modules = modules
+        self.name = self.title if modules is None else f'{self.title}, K={modules}'
+
+    def localized(self, cfg: Config) -> Config:
+        """The config of back-propagation, trained in this way."""
+        if self._settings is None:
+            return cfg
+        return localize(cfg, num_modules=self.modules, **self._settings(cfg))
+
+
+def config(args: argparse.Namespace, variant: Variant, seed: int,
+           epochs: Optional[int] = None) -> Config:
+    """One training's config: the given one, with the budget that was asked for.
+
+    Args:
+        args: Of the command line.
+        variant: The way to train.
+        seed: What chance starts from.
+        epochs: Unset, those of the command line or of the config.
+    """
+    cfg = load_config(args.config)
+    cfg.randomness = dict(seed=seed)
+    set_epochs(cfg, epochs or args.epochs or cfg.train_cfg.max_epochs)
+    if args.images is not None:
+        cfg.train_dataloader.dataset.indices = args.images
+    if args.batch is not None:
+        cfg.train_dataloader.batch_size = args.batch
+    if args.size is not None:
+        for split in ('train', 'val', 'test'):
+            for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
+                if transform.type == 'Resize':
+                    transform.scale = tuple(args.size)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if type_name(evaluator.type) == 'CocoMetric':
+            evaluator.classwise = True
+    cfg.default_hooks = dict(cfg.default_hooks, logger=dict(type='LoggerHook', interval=1),
+                             checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False))
+    return variant.localized(cfg)
+
+
+def set_epochs(cfg: Config, epochs: int) -> None:
+    """Let a training last so many epochs, its schedule with it; it is validated at its end."""
+    former = cfg.train_cfg.max_epochs
+    cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
+    schedulers = cfg.param_scheduler
+    for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
+        if not scheduler.get('by_epoch', True):
+            continue
+        for key in ('T_max', 'end'):
+            if key in scheduler:
+                scheduler[key] = max(round(scheduler[key] * epochs / former), 1)
+        if 'milestones' in scheduler:
+            scheduler.milestones = [round(m * epochs / former) for m in scheduler.milestones]
+
+
+def figures(work_dir: Path) -> dict:
+    """What a training reached, and the median time of its steps."""
+    logged = scalars(work_dir)
+    last = {key.partition('/')[2]: value for line in logged for key, value in line.items()
+            if key.startswith(('coco/', 'pascal_voc/'))}
+    classes = {name.rpartition('_')[0]: value for name, value in last.items()
+               if name.endswith(('_precision', '_AP'))}
+    # Of a detector that finds nothing at all, mmdet reports nothing.
+    nothing = None if last else 0.
+    return dict(
+        mAP=last.get('bbox_mAP', last.get('mAP', nothing)),
+        AP50=last.get('bbox_mAP_50', last.get('AP50', nothing)),
+        AP75=last.get('bbox_mAP_75', nothing), classes=classes,
+        step=statistics.median(line['time'] for line in logged if 'lr' in line))
+
+
+def peak_bytes(cfg: Config, device: str) -> int:
+    """The peak of one training step, above parameters, buffers and optimizer state."""
+    step = TrainingStep(cfg, device)
+    data = synthetic_batch(step.model, batch_shape(cfg))
+    step(data)  # Makes what lasts, such as the optimizer's state.
+    return measure_step(lambda: step(data), device).peak_bytes
+
+
+def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]]) -> str:
+    """Mean and standard deviation over seeds, in percent."""
+    values = [value_of(one) for one in by_seed.values()]
+    return '–' if None in values else spread([100 * value for value in values])
+
+
+def median_step(by_seed: Dict[int, dict]) -> float:
+    """Time of a step, in seconds."""
+    return statistics.median(one['step'] for one in by_seed.values())
+
+
+def tables(results: Results, peaks: Dict[str, int]) -> Dict[str, List[List[str]]]:
+    """The rows of each table, its columns' names first."""
+    rows = [['training', 'mAP', 'AP50', 'AP75', 's / step', 'time / BP', 'peak MiB', 'peak / BP']]
+    steps = {name: median_step(by_seed) for name, by_seed in results.items()}
+    for name, by_seed in results.items():
+        rows.append([
+            name, *(percent(by_seed, lambda one, key=key: one[key])
+                    for key in ('mAP', 'AP50', 'AP75')),
+            f'{steps[name]:.3f}', ratio(steps, name), f'{peaks[name] / MIB:.1f}',
+            ratio(peaks, name)])
+    found = {'Accuracy, time and memory': rows}
+    classes = list(dict.fromkeys(
+        key for by_seed in results.values() for one in by_seed.values() for key in one['classes']))
+    if classes:
+        found['AP of each class'] = [['training', *classes]] + [
+            [name, *(percent(by_seed, lambda one, key=key: one['classes'].get(key, 0.))
+                     for key in classes)] for name, by_seed in results.items()]
+    return found
+
+
+def ratio(values: dict, name: str) -> str:
+    """A variant's value over BP's, if there is one."""
+    return f'{values[name] / values[BP]:.2f}' if BP in values else '–'
+
+
+def markdown(rows: List[List[str]]) -> str:
+    """A table as Markdown."""
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    lines.insert(1, '|' + '---|' * len(rows[0]))
+    return '\n'.join(lines) + '\n'
+
+
+def mean_map(by_seed: Dict[int, dict]) -> float:
+    """mAP over seeds, in percent."""
+    return statistics.mean(100 * one['mAP'] for one in by_seed.values())
+
+
+def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant], title: str,
+                path: Path) -> None:
+    """mAP over peak memory, one point per variant, those of one method on a line."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for method in dict.fromkeys(variant.title for variant in variants):
+        own = [variant for variant in variants if variant.title == method]
+        points = [(peaks[v.name] / MIB, mean_map(results[v.name])) for v in own]
+        errors = [statistics.stdev(100 * one['mAP'] for one in results[v.name].values())
+                  if len(results[v.name]) > 1 else 0 for v in own]
+        axes.errorbar(*zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3,
+                      label=method)
+        for variant, point in zip(own, points):
+            if variant.modules is not None:
+                axes.annotate(f'K={variant.modules}', point, xytext=(7, 5),
+                              textcoords='offset points')
+    axes.margins(x=.15, y=.15)
+    axes.legend()
+    axes.set(xlabel='peak memory of a training step, MiB', ylabel='mAP, %', title=title)
+    axes.grid(alpha=.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_modules(results: Results, peaks: Dict[str, int], variants: List[Variant], title: str,
+                 path: Path) -> None:
+    """mAP, peak memory and time over the number of modules; BP as a line."""
+    values: Dict[str, Callable[[str], float]] = {
+        'mAP, %': lambda name: mean_map(results[name]),
+        'peak memory, MiB': lambda name: peaks[name] / MIB,
+        's / step': lambda name: median_step(results[name]),
+    }
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), layout='constrained')
+    local = [variant for variant in variants if variant.modules is not None]
+    for axes, (label, value) in zip(panels, values.items()):
+        for method in dict.fromkeys(variant.title for variant in local):
+            own = [variant for variant in local if variant.title == method]
+            axes.plot([str(v.modules) for v in own], [value(v.name) for v in own], 'o-',
+                      label=method)
+        if BP in results:
+            axes.axhline(value(BP), color='gray', linestyle='--', label=BP)
+        axes.set(xlabel='modules', ylabel=label)
+        axes.grid(alpha=.3)
+    panels[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Ways to train a detector side by side')
+    parser.add_argument('--config', default='configs/demo/retinanet_r34_digits.py',
+                        help='a config of back-propagation')
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS),
+                        default=['bp', 'fba', 'fba_light', 'dgl'])
+    parser.add_argument('--modules', nargs='+', default=['4'],
+                        help="numbers of modules, or 'stages', 'blocks'")
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--equal-time', action='store_true',
+                        help='also BP for as long as the first local way takes')
+    parser.add_argument('--epochs', type=int, help="default: the config's")
+    parser.add_argument('--images', type=int, help='train on the first so many')
+    parser.add_argument('--batch', type=int, help="default: the config's")
+    parser.add_argument('--size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
+                        help="what images are resized to; default: the config's")
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='of the step whose memory is measured')
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
+    parser.add_argument('--out', type=Path, help='default: work_dirs/detection/<config>')
+    return parser.parse_args()
+
+
+def variants_of(args: argparse.Namespace) -> List[Variant]:
+    """The ways to train that the command line asks for."""
+    numbers = [int(number) if number.isdigit() else number for number in args.modules]
+    return [Variant(method, number) for method in args.methods
+            for number in ([None] if method == 'bp' else numbers)]
+
+
+def main() -> None:
+    args = parse_args()
+    console = Console()
+    out = args.out or ROOT / 'work_dirs/detection' / Path(args.config).stem
+    variants = variants_of(args)
+    # What can't be trained is found before hours have gone into the others.
+    configs = {}
+    for variant in variants:
+        try:
+            configs[variant.name] = config(args, variant, args.seeds[0])
+            TrainingStep(configs[variant.name])
+        except LocalLearningError as error:
+            raise SystemExit(f'error: {variant.name}: {error}') from error
+    epochs = configs[variants[0].name].train_cfg.max_epochs
+
+    def training(variant: Variant, name: str, seed: int, epochs: int) -> dict:
+        budget = file_name(f'{args.images or "all"}_images_{epochs}_epochs_batch_{args.batch}_'
+                           f'size_{args.size}')
+        folder = out / file_name(name) / budget / f'seed_{seed}'
+        result = folder / 'result.json'
+        # Writing out a config takes seconds.
+        text = '' if result.exists() else config(args, variant, seed, epochs).pretty_text
+        return dict(train(folder, text, figures), epochs=epochs)
+
+    def say(found: dict) -> str:
+        return f'mAP {100 * found["mAP"]:.1f}, {found["step"]:.3f} s per step'
+
+    by_name = {variant.name: variant for variant in variants}
+    results = run_all(list(by_name), args.seeds,
+                      lambda name, seed: training(by_name[name], name, seed, epochs), say,
+                      args.jobs, console)
+    peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
+    local = [variant for variant in variants if variant.modules is not None]
+    if args.equal_time and BP in results and local:
+        share = median_step(results[local[0].name]) / median_step(results[BP])
+        longer = max(round(share * epochs), 1)
+        results.update(run_all(
+            [EQUAL_TIME], args.seeds,
+            lambda name, seed: training(by_name[BP], BP, seed, longer), say, args.jobs, console))
+        peaks[EQUAL_TIME] = peaks[BP]
+
+    title = (f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
+             f'seeds {args.seeds}, {args.device}')
+    text = f'{title}\n'
+    for name, rows in tables(results, peaks).items():
+        table = Table(*rows[0], title=f'{name}: {title}')
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+        text += f'\n{name}\n\n{markdown(rows)}'
+    (out / 'table.md').write_text(text)
+    (out / 'results.json').write_text(json.dumps(dict(results=results, peaks=peaks), indent=1))
+    draw_memory(results, peaks, variants, title, out / 'memory.png')
+    if len(args.modules) > 1:
+        draw_modules(results, peaks, variants, title, out / 'modules.png')
+    console.print(f'{out}/table.md, results.json and pictures')
+
+
+if __name__ == '__main__':
+    main()

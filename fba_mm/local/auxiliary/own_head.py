@@ -1,0 +1,89 @@
+"""A neck and head that belong to one auxiliary network."""
+from inspect import signature
+from typing import Sequence
+
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from ...errors import LocalLearningError
+from ..task_loss import AnsweringBackbone
+from .base import num_classes_of
+
+
+def build_own_head(head: dict, channels: Sequence[int]) -> nn.Module:
+    """Build a model without a backbone on the maps that an auxiliary network makes.
+
+    Args:
+        head: Config of the model, without ``backbone``; its ``neck.in_channels`` is filled in.
+        channels: Channels of the maps.
+
+    Raises:
+        LocalLearningError: It has no type or has a backbone, or can't be built.
+    """
+    if 'type' not in head:
+        raise LocalLearningError(
+            'auxiliary.head has no type: give the config of a model without a backbone, '
+            "such as dict(type='RetinaNet', neck=..., bbox_head=...)")
+    if head.get('backbone') is not None:
+        raise LocalLearningError(
+            'auxiliary.head has a backbone: leave it out, the module is its backbone')
+    head = dict(head, backbone=dict(type='FeatureSource', channels=list(channels)))
+    # The module's loss is computed on batches that the model has already preprocessed.
+    head.pop('data_preprocessor', None)
+    neck = head.get('neck')
+    if isinstance(neck, dict) and _takes_channels(neck):
+        head['neck'] = dict(neck, in_channels=list(channels))
+    try:
+        return MODELS.build(head)
+    except (TypeError, KeyError, AssertionError, ValueError) as error:
+        raise LocalLearningError(
+            f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
+
+
+def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
+                   source: AnsweringBackbone) -> None:
+    """Compare an own head's classes with the model's, and run it once on small maps.
+
+    Args:
+        head: From :func:`build_own_head`.
+        channels: Channels of its maps.
+        model: The model around the backbone.
+        source: The backbone in it.
+
+    Raises:
+        LocalLearningError: It doesn't fit.
+    """
+    own = num_classes_of(head)
+    main = num_classes_of(model, skip=source)
+    if own != main:
+        raise LocalLearningError(
+            f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
+            'num_classes')
+    like = next(head.parameters())
+    maps = tuple(
+        like.new_zeros(1, width, 64 // 2**i, 64 // 2**i) for i, width in enumerate(channels))
+    training = head.training
+    head.eval()
+    try:
+        with torch.no_grad(), head.backbone.answering(maps):
+            features = head.extract_feat(like.new_zeros(1, 3, 64, 64))
+            first = getattr(head, 'bbox_head', None) or getattr(head, 'rpn_head', None)
+            if first is not None:
+                first(features)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        raise LocalLearningError(
+            'auxiliary.head does not fit its own maps '
+            f'({str(error).strip().splitlines()[0]}): check in_channels of its heads against '
+            'out_channels of its neck') from error
+    finally:
+        head.train(training)
+
+
+def _takes_channels(neck: dict) -> bool:
+    # A classifier's pooling doesn't ask for the channels of its maps.
+    kind = neck.get('type')
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(None) as registry:
+            kind = registry.get(kind)
+    return kind is None or 'in_channels' in signature(kind).parameters

@@ -1,0 +1,154 @@
+"""The sweep over a collection finds what trains, what is refused, and what is broken."""
+import copy
+from unittest import mock
+
+import pytest
+from mmengine.config import Config
+
+from fba_mm.analysis import collection_sweep
+from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
+                                              small, try_config)
+from fba_mm.config import load_config
+from fba_mm.local.auxiliary.slm import SLM
+
+from ..conftest import retinanet
+
+
+def config(**changes) -> Config:
+    model = retinanet(num_modules=None)
+    model.update(changes)
+    return Config(dict(
+        default_scope='mmdet', model=model,
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))))
+
+
+def verdict_on(cfg: Config) -> Verdict:
+    return try_config('a/b.py', cfg, sizes=(64, 96))
+
+
+def test_a_config_that_trains():
+    cfg = config()
+    before = copy.deepcopy(cfg.to_dict())
+    verdict = verdict_on(cfg)
+    assert verdict == Verdict('a/b.py', 'RetinaNet', 'ResNet', 'trains', ''), verdict
+    assert cfg.to_dict() == before
+
+
+def test_a_backbone_that_cannot_be_cut():
+    verdict = verdict_on(config(backbone=dict(type='mmdet.MobileNetV2', out_indices=(1, 2, 4, 6))))
+    assert (verdict.outcome, verdict.backbone) == ('refused', 'MobileNetV2')
+    assert verdict.reason.startswith('backbone MobileNetV2 cannot be cut')
+
+
+def test_modules_that_are_not_isolated():
+    """An auxiliary network whose loss has to do with a later module's weights."""
+    original = SLM.loss
+
+    def loss(self, x, levels, step):
+        losses = original(self, x, levels, step)
+        later = step.source.backbone.layer4[1].conv2.weight.sum()
+        return dict(losses, loss_more=later if self.cut_point.module == 1 else later.detach())
+
+    with mock.patch.object(SLM, 'loss', loss):
+        verdict = verdict_on(config())
+    assert verdict.outcome == 'fails'
+    assert verdict.reason == 'AssertionError: the loss of module 2 reaches other modules'
+
+
+def test_losses_that_are_not_finite():
+    original = SLM.loss
+
+    def loss(self, *args):
+        return {name: [value * float('nan') for value in values]
+                for name, values in original(self, *args).items()}
+
+    with mock.patch.object(SLM, 'loss', loss):
+        verdict = verdict_on(config())
+    assert verdict.outcome == 'fails' and 'the loss of module 1 is nan' in verdict.reason
+
+
+def test_a_checkpoint_that_computes_something_else():
+    original = collection_sweep.export_checkpoint
+
+    def export(*args):
+        exported = original(*args)
+        weights = exported['state_dict']
+        weights['backbone.conv1.weight'] = weights['backbone.conv1.weight'] + 1
+        return exported
+
+    with mock.patch.object(collection_sweep, 'export_checkpoint', export):
+        verdict = verdict_on(config())
+    assert verdict.outcome == 'fails' and 'something else' in verdict.reason
+
+
+def test_what_cannot_be_tried():
+    """Faults of the stock config are none of local learning."""
+    verdict = verdict_on(config(neck=dict(config().model.neck, in_channels=[1, 2, 3, 4])))
+    assert verdict.outcome == 'not tried' and verdict.reason.startswith('without local learning')
+    cfg = config()
+    cfg.model = dict(type='SORT', detector=cfg.model)
+    assert verdict_on(cfg).reason == 'its model has no backbone of its own'
+
+
+def test_heads_that_ask_for_the_epoch():
+    cfg = load_config('mmdet::tood/tood_r50_fpn_1x_coco.py')
+    cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    cfg.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
+    cfg.model.bbox_head.update(
+        in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3, num_dcn=0,
+        norm_cfg=dict(type='GN', num_groups=4, requires_grad=True))
+    verdict = verdict_on(cfg)
+    assert verdict.outcome == 'trains', verdict
+
+
+def test_small():
+    cfg = config(backbone=dict(
+        type='ResNet', depth=101, frozen_stages=1, norm_eval=True,
+        norm_cfg=dict(type='SyncBN', requires_grad=False),
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet101')))
+    cfg.load_from, cfg.model.test_cfg.max_per_img = 'somewhere', 1000
+    cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    made = small(cfg)
+    assert made.model.backbone == dict(
+        type='ResNet', depth=50, frozen_stages=-1, norm_eval=False,
+        norm_cfg=dict(type='BN', requires_grad=True), init_cfg=None)
+    assert made.load_from is None and made.model.test_cfg.max_per_img == 32
+    assert made.optim_wrapper == dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))
+
+
+def test_collection():
+    found = collection()
+    assert 'retinanet/retinanet_r50_fpn_1x_coco.py' in found
+    assert not any('_base_' in name for name in found) and len(found) > 500
+
+
+def test_sample():
+    configs = {name: name for name in ('a/r1', 'a/r2', 'a/s1', 'b/r1', 'b/r2', 'b/r3')}
+    picked = [name for name, _ in sample(configs, lambda path: path.split('/')[1][0], 1)]
+    assert picked == ['a/r1', 'a/s1', 'b/r1']
+    assert len(list(sample(configs, lambda path: path.split('/')[1][0], 2))) == 5
+
+
+def test_table():
+    table = compatibility_table([
+        Verdict('a.py', 'M', 'ResNet'), Verdict('b.py', 'M', 'ResNet', 'refused', 'too | bad'),
+        Verdict('c.py', 'M', 'HRNet', 'refused', 'too | bad'), Verdict('d.py', outcome='not tried')
+    ])
+    lines = table.splitlines()
+    assert lines[2] == '| ResNet | 2 | 1 | 1 | 0 | 0 |'
+    assert '| **all** | 4 | 1 | 2 | 0 | 1 |' in lines
+    assert '| refused | too / bad | `b.py`, `c.py` |' in lines
+
+
+@pytest.mark.parametrize('sizes, outcome', [((32, 64), 'trains'), ((32, ), 'not tried')])
+def test_larger_images_where_a_model_needs_them(sizes, outcome):
+    original = collection_sweep.synthetic_batch
+
+    def batch_of(model, shape):
+        if shape[2] < 64:
+            raise RuntimeError('too small')
+        return original(model, shape)
+
+    with mock.patch.object(collection_sweep, 'synthetic_batch', batch_of):
+        assert try_config('a.py', config(), sizes=sizes).outcome == outcome

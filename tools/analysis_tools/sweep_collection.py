@@ -1,0 +1,116 @@
+"""Which configs of an OpenMMLab collection train by local learning.
+
+    python tools/analysis_tools/sweep_collection.py --per-folder 1     # some of each kind
+    python tools/analysis_tools/sweep_collection.py                    # all: hours on a CPU
+    python tools/analysis_tools/sweep_collection.py --only 'retinanet/*' 'fcos/*'
+
+Makes each config's model small, trains it for one step on random images in local modules, and
+checks that modules are isolated and that the exported checkpoint is one of the stock config. Each
+config has a process of its own. Goes on where it stopped: what lies in ``--out``/verdicts.jsonl is
+not tried again. Ends with ``--out``/table.md.
+"""
+import argparse
+import json
+import multiprocessing
+import signal
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fba_mm import command_line
+from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
+                                              try_config)
+from fba_mm.config import load_config, type_name
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Which configs train by local learning')
+    parser.add_argument('--package', default='mmdet', help='whose collection')
+    parser.add_argument('--only', nargs='+', default=['*'], metavar='PATTERN',
+                        help='names of configs')
+    parser.add_argument('--per-folder', type=int,
+                        help='try so many of each backbone in a folder; default: all')
+    parser.add_argument('--local', type=command_line.module_count, default=4, metavar='K')
+    parser.add_argument('--sizes', type=int, nargs='+', default=[128, 320],
+                        help='height and width of the images; the next if models need larger ones')
+    parser.add_argument('--timeout', type=int, default=300, help='seconds for one config')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/sweep_collection'))
+    return parser.parse_args()
+
+
+def backbone_of(path: Path) -> str:
+    """The type of a config's backbone, or what went wrong."""
+    try:
+        model = Config.fromfile(str(path), import_custom_modules=False).get('model') or {}
+        backbone = model.get('backbone') or {}
+        return type_name(backbone.get('type')) if backbone else ''
+    except Exception as error:  # Configs are code.
+        return type(error).__name__
+
+
+def judge(args: argparse.Namespace, name: str, out: Path) -> None:
+    """Try one config, in a process of its own, and write down the verdict."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        cfg = load_config(f'{args.package}::{name}')
+    except Exception as error:
+        verdict = Verdict(name, outcome='not tried', reason=' '.join(str(error).split())[:160])
+    else:
+        verdict = try_config(name, cfg, args.local, args.sizes)
+    out.write_text(json.dumps(verdict.as_dict()))
+
+
+def in_a_process(args: argparse.Namespace, name: str) -> Verdict:
+    """The verdict on a config, whatever it does to the process."""
+    part = args.out / 'verdict.part'
+    part.unlink(missing_ok=True)
+    process = multiprocessing.get_context('fork').Process(target=judge, args=(args, name, part))
+    process.start()
+    process.join(args.timeout)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return Verdict(name, outcome='not tried', reason=f'it took more than {args.timeout} s')
+    if not part.exists():
+        return Verdict(name, outcome='fails', reason=f'the process ended with {process.exitcode}')
+    return Verdict(**json.loads(part.read_text()))
+
+
+def main() -> None:
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    MMLogger.get_current_instance().setLevel('ERROR')
+    configs = {name: path for name, path in collection(args.package).items()
+               if any(fnmatch(name, pattern) for pattern in args.only)}
+    if args.per_folder is not None:
+        configs = dict(sample(configs, backbone_of, args.per_folder))
+    record = args.out / 'verdicts.jsonl'
+    lines = record.read_text().splitlines() if record.exists() else []
+    known = {line['name']: Verdict(**line) for line in map(json.loads, lines)}
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress, record.open('a') as file:
+        task = progress.add_task('configs', total=len(configs))
+        for name in configs:
+            if name not in known:
+                known[name] = verdict = in_a_process(args, name)
+                file.write(json.dumps(verdict.as_dict()) + '\n')
+                file.flush()
+                if verdict.outcome != 'trains':
+                    console.print(f'{name}: {verdict.outcome}: {verdict.reason}', markup=False)
+            progress.advance(task)
+    table = compatibility_table([known[name] for name in configs])
+    (args.out / 'table.md').write_text(table)
+    console.print(table, markup=False)
+
+
+if __name__ == '__main__':
+    command_line.run(main)
