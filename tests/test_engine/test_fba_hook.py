@@ -58,8 +58,9 @@ def test_stock_optimizer_wrapper(model, wrapper, advice):
         FBAHook().before_run(runner_of(model, wrapper))
 
 
-def test_several_processes(model):
-    with pytest.raises(LocalLearningError, match='several processes.*start one process'):
+def test_stock_model_wrapper(model):
+    message = "DataParallel would not reduce .*model_wrapper_cfg=dict.type='LocalDataParallel'"
+    with pytest.raises(LocalLearningError, match=message):
         FBAHook().before_run(runner_of(torch.nn.DataParallel(model)))
 
 
