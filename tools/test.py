@@ -1,6 +1,7 @@
 """Evaluate a checkpoint; a local-learning config evaluates as its stock config does.
 
     python tools/test.py configs/retinanet_r50_fba.py work_dirs/retinanet_r50_fba/epoch_12.pth
+    tools/dist_test.sh configs/retinanet_r50_fba.py work_dirs/retinanet_r50_fba/epoch_12.pth 8
 """
 import argparse
 
@@ -8,8 +9,11 @@ from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 from fba_mm import command_line
+from fba_mm.config import settings_of
 from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
-from fba_mm.engine.preflight import build_model, check_data, readable_errors
+from fba_mm.engine.preflight import (build_model, check_data, choose_model_wrapper,
+                                     readable_errors)
+from fba_mm.engine.processes import check_agreement, init_processes, joint_errors
 from fba_mm.errors import LocalLearningError
 
 
@@ -44,8 +48,12 @@ def main() -> None:
             visualization.test_out_dir = args.show_dir
     if cfg.get('test_dataloader') is None:
         raise LocalLearningError('the config has no test_dataloader: give a complete config')
-    check_data(cfg, 'test')
-    check_fit(build_model(cfg), args.checkpoint, 'test', args.trust_checkpoint)
+    init_processes(cfg.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
+    with joint_errors():
+        choose_model_wrapper(cfg, training=False)
+        check_data(cfg, 'test')
+        check_fit(build_model(cfg), args.checkpoint, 'test', args.trust_checkpoint)
+    check_agreement('config', settings_of(cfg))
     if args.tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
             raise LocalLearningError(
