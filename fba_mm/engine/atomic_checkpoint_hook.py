@@ -103,9 +103,11 @@ class AtomicCheckpointHook(CheckpointHook):
         self._set_best(dict.fromkeys(before))
         try:
             super()._save_best_checkpoint(runner, metrics)
-        finally:
-            after = dict(best=self.best_ckpt_path) if single else self.best_ckpt_path_dict
-            self._set_best({key: after[key] or path for key, path in before.items()})
+        except OSError:
+            self._set_best(before)
+            raise
+        after = dict(best=self.best_ckpt_path) if single else self.best_ckpt_path_dict
+        self._set_best({key: after[key] or path for key, path in before.items()})
         for key, path in before.items():
             if path and after[key] and after[key] != path and is_main_process():
                 self._remove(path)

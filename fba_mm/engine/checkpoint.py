@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
@@ -73,6 +74,10 @@ def _allowed_globals() -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
+class UnusableCheckpoint(LocalLearningError):
+    """A checkpoint file is missing or corrupt; another one may do."""
+
+
 def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -> dict:
     """Read a checkpoint file without running code from it.
 
@@ -91,7 +96,7 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        raise LocalLearningError(f'checkpoint {path} not found: check its path')
+        raise UnusableCheckpoint(f'checkpoint {path} not found: check its path')
     try:
         if trust:
             checkpoint = torch.load(path, map_location=map_location, weights_only=False)
@@ -157,7 +162,7 @@ def _unreadable(path: str, error: Exception) -> LocalLearningError:
 
 
 def _corrupt(path: str, reason: str) -> LocalLearningError:
-    return LocalLearningError(
+    return UnusableCheckpoint(
         f'checkpoint {path} is corrupt or no checkpoint ({reason.splitlines()[0][:160]}): use an '
         'earlier one, or download it again')
 
@@ -364,7 +369,7 @@ def find_resumable(work_dir: str, trust: bool = False) -> Optional[str]:
         Its path; None if there was none saved yet.
 
     Raises:
-        LocalLearningError: There is one, but none that is usable.
+        LocalLearningError: There is one, but none that is usable; or it needs to run code to load.
     """
     pointer = os.path.join(work_dir, 'last_checkpoint')
     last = None
@@ -379,9 +384,13 @@ def find_resumable(work_dir: str, trust: bool = False) -> Optional[str]:
     for path in [last, *others] if last else others:
         try:
             absent = _absent(read_checkpoint(path, trust=trust))
-        except LocalLearningError as error:
-            faults.append(str(error).split(': use an')[0])
+            _check_sums(path)
+        except UnusableCheckpoint as error:
+            faults.append(str(error).rpartition(': ')[0])
             continue
+        if absent and path == last:
+            faults.append(f'checkpoint {path} has no {", ".join(absent)}; start from its weights '
+                          f'instead, --cfg-options load_from={path}')
         if not absent:
             for fault in faults:
                 print_log(f'{fault}; it is passed over', 'current', logging.WARNING)
@@ -389,10 +398,18 @@ def find_resumable(work_dir: str, trust: bool = False) -> Optional[str]:
             return path
     if faults:
         raise LocalLearningError(
-            f'cannot resume in {work_dir}, {faults[0]}, and there is no other: remove it to start '
-            'from the beginning, or give --resume a path')
+            f'cannot resume in {work_dir}: {faults[0]}. There is no other: give --resume a '
+            'path, or another --work-dir to start from the beginning')
     print_log(f'{work_dir} has no checkpoint yet: training starts from the beginning', 'current')
     return None
+
+
+def _check_sums(path: str) -> None:
+    """Refuse a file whose content is not what was written; torch itself doesn't look."""
+    if zipfile.is_zipfile(path):  # Files of very old versions of torch are none.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise _corrupt(path, 'a checksum is wrong')
 
 
 def _absent(checkpoint: Mapping) -> List[str]:
