@@ -6,6 +6,7 @@ costs milliseconds then, and knows nothing of the test session's threads.
 import multiprocessing
 import os
 import pickle
+import socket
 import tempfile
 import traceback
 from datetime import timedelta
@@ -34,13 +35,29 @@ def run_in_processes(count: int, function: Callable, *args: Any, **kwargs: Any) 
         *args: Can be pickled, as ``kwargs``.
 
     Returns:
-        What the function returned, or the exception that it raised, by process.
+        What the function returned, or the exception that it raised, or the exit code of a process
+        that was killed, by process.
     """
+    return _outcomes(count, function, args, kwargs, connect=count > 1)
+
+
+def launch(count: int, function: Callable, *args: Any, **kwargs: Any) -> List[Any]:
+    """As :func:`run_in_processes`, with processes as torchrun starts them.
+
+    They find in their environment what they need to find each other.
+    """
+    return _outcomes(count, function, args, kwargs, connect=False)
+
+
+def _outcomes(count: int, function: Callable, args: tuple, kwargs: dict, connect: bool) -> list:
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         outcomes = [Path(folder) / f'outcome_{rank}' for rank in range(count)]
         processes = [
-            _CONTEXT.Process(target=_run, args=(function, rank, count, folder, args, kwargs),
-                             daemon=True)
+            _CONTEXT.Process(
+                target=_run, args=(function, rank, count, folder, args, kwargs, port, connect))
             for rank in range(count)
         ]
         for process in processes:
@@ -57,12 +74,14 @@ def run_in_processes(count: int, function: Callable, *args: Any, **kwargs: Any) 
         ]
 
 
-def _run(function: Callable, rank: int, count: int, folder: str, args: tuple,
-         kwargs: dict) -> None:
+def _run(function: Callable, rank: int, count: int, folder: str, args: tuple, kwargs: dict,
+         port: int, connect: bool) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
+                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('WARNING')
     try:
-        if count > 1:
+        if connect:
             dist.init_process_group(
                 'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=count,
                 timeout=timedelta(seconds=SECONDS / 2))

@@ -13,7 +13,8 @@ from fba_mm.config import settings_of
 from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
 from fba_mm.engine.preflight import (build_model, check_data, choose_model_wrapper,
                                      readable_errors)
-from fba_mm.engine.processes import check_agreement, init_processes, joint_errors
+from fba_mm.engine.processes import (check_agreement, init_processes, joint_errors,
+                                     lost_processes)
 from fba_mm.errors import LocalLearningError
 
 
@@ -68,7 +69,8 @@ def main() -> None:
         runner.test_loop
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    runner.test()
+    with lost_processes():
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -19,7 +19,7 @@ from fba_mm.engine.checkpoint import check_fit, find_resumable, guard_checkpoint
 from fba_mm.engine.preflight import (build_model, check_training, choose_model_wrapper,
                                      readable_errors, use_atomic_checkpoints)
 from fba_mm.engine.processes import (check_agreement, from_first_process, init_processes,
-                                     joint_errors)
+                                     joint_errors, lost_processes)
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
 
@@ -75,7 +75,8 @@ def main() -> None:
         with readable_errors('val_dataloader or val_evaluator cannot be built',
                              'check its dataset and the data'):
             runner.val_loop
-    runner.train()
+    with lost_processes():
+        runner.train()
 
 
 def settle(cfg: Config, args: argparse.Namespace) -> Config:

@@ -30,8 +30,8 @@ def init_processes(launcher: str, dist_cfg: Optional[dict] = None) -> None:
         dist_cfg: The config's ``env_cfg.dist_cfg``. Without GPUs, ``nccl`` becomes ``gloo``.
 
     Raises:
-        LocalLearningError: The launcher has not started this process, or there are fewer GPUs
-            than processes.
+        LocalLearningError: The launcher has not started this process, there are fewer GPUs than
+            processes, or it is not known where process 0 is.
     """
     if launcher == 'none' or is_distributed():
         return
@@ -52,6 +52,12 @@ def init_processes(launcher: str, dist_cfg: Optional[dict] = None) -> None:
         return
     # MMEngine's way wants a GPU to bind to.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
+    here = int(os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', world_size))
+    if 'MASTER_ADDR' not in os.environ and (
+            here < world_size or os.environ.get('SLURM_NNODES', '1') != '1'):
+        raise LocalLearningError(
+            f'--launcher {launcher} on several machines: set the environment variable MASTER_ADDR '
+            'to the name of the one with process 0')
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', str(settings.get('port') or 29500))
     timeout = settings.get('timeout')
@@ -84,6 +90,24 @@ def joint_errors() -> Iterator[None]:
         raise own
     if ranks:
         raise LocalLearningError(f'process {ranks[0]} of {len(found)}: {found[ranks[0]]}') from own
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Say it in one line when another process ends, or stops answering, within this context.
+
+    Raises:
+        LocalLearningError: What torch raises then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = ' '.join(str(error).split())
+        if not is_distributed() or not (isinstance(error, dist.DistError) or 'gloo' in reason):
+            raise
+        raise LocalLearningError(
+            f'another process of this job was lost or does not answer ({reason[-100:]}): look for '
+            'its own last words, and go on with --resume') from error
 
 
 def check_agreement(what: str, values: Dict[str, Any]) -> None:
