@@ -17,6 +17,7 @@ from .in_process import ROOT, run_tool, write_config
 from .test_resume import losses
 
 TEXT = """
+model = dict(test_cfg=dict(score_thr=0.))
 custom_hooks = [dict(type='FBAHook'), dict(type='EMAHook', momentum=.1)]
 optim_wrapper = dict(apply='eager', accumulative_counts=2, clip_grad=None,
                      optimizer=dict(_delete_=True, type='SGD', lr=.02, momentum=.9))
@@ -98,8 +99,8 @@ def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, who
     survivor, killed = launch(2, killed_tool, with_kill, tmp_path / 'work')
     assert killed == -signal.SIGKILL and survivor.status == 1
     assert 'another process of this job was lost' in survivor.errors[0]
-    before = losses(tmp_path / 'work')
-    assert max(before) == 6
+    # The survivor needs the other from the eighth iteration on, which applies accumulated gradients.
+    assert max(losses(tmp_path / 'work')) == 7
     # Started again by torchrun, it needs no --resume.
     outcomes = launch(2, restarted_tool, config, tmp_path / 'work')
     assert [outcome.status for outcome in outcomes] == [0, 0]
