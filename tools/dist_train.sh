@@ -13,12 +13,18 @@ fi
 CONFIG=$1
 GPUS=$2
 ROOT="$(cd "$(dirname "$0")/.." && pwd)"
+MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
+PORT=${PORT:-29500}
+if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
+    # The machines have to find each other again: fixed ranks don't allow for that.
+    RENDEZVOUS=(--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$PORT" --rdzv-id="fba_mm_$PORT"
+                --max-restarts="$MAX_RESTARTS")
+else
+    RENDEZVOUS=(--node-rank="${NODE_RANK:-0}" --master-addr="$MASTER_ADDR" --master-port="$PORT")
+fi
 
 PYTHONPATH="$ROOT:$PYTHONPATH" exec ${PYTHON:-python} -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
-    --node-rank="${NODE_RANK:-0}" \
-    --master-addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master-port="${PORT:-29500}" \
     --nproc-per-node="$GPUS" \
-    --max-restarts="${MAX_RESTARTS:-0}" \
+    "${RENDEZVOUS[@]}" \
     "$ROOT/tools/train.py" "$CONFIG" --launcher pytorch "${@:3}"

@@ -164,9 +164,9 @@ def use_atomic_checkpoints(cfg: Config) -> None:
     hooks = cfg.setdefault('default_hooks', dict())
     if 'checkpoint' in hooks and hooks['checkpoint'] is None:
         return
-    hook = hooks.setdefault('checkpoint', dict(interval=1))
-    if hook.setdefault('type', 'CheckpointHook') == 'CheckpointHook':
-        hook['type'] = 'AtomicCheckpointHook'
+    hooks.setdefault('checkpoint', dict(interval=1))
+    if type_name(hooks['checkpoint'].get('type', 'CheckpointHook')) == 'CheckpointHook':
+        hooks['checkpoint']['type'] = 'AtomicCheckpointHook'
 
 
 def check_data(cfg: Config, *splits: str) -> None:

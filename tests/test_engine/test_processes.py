@@ -1,6 +1,7 @@
 """Processes that start together, agree, and fail together."""
 import os
 import signal
+import time
 from datetime import timedelta
 from unittest import mock
 
@@ -143,6 +144,22 @@ def test_a_process_that_is_killed():
     assert killed == -signal.SIGKILL
     message, = faults([survivor])
     assert message.startswith('another process of this job was lost') and '--resume' in message
+
+
+def waiting(rank):
+    init_processes('pytorch', dict(timeout=3))
+    dist.barrier()
+    if rank == 1:
+        time.sleep(6)
+        return None
+    with lost_processes():
+        dist.all_reduce(torch.ones(1))
+
+
+def test_a_process_that_hangs():
+    survivor, _ = launch(2, waiting)
+    message, = faults([survivor])
+    assert message.startswith('another process of this job was lost or does not answer')
 
 
 def test_other_errors_stay_as_they_are():

@@ -198,8 +198,12 @@ def test_scripts_for_torchrun(name, given, expected, command):
     assert {'--nnodes=2', '--node-rank=1', '--master-addr=host', '--master-port=1',
             '--nproc-per-node=4'} <= set(lines[:at])
     assert lines[at + 1:] == [*expected[1:], '--cfg-options', 'x="[1, 2]"']
-    assert '--max-restarts=3' in command(name, *given, MAX_RESTARTS='3').stdout.splitlines() or (
-        name == 'dist_test.sh')
+
+
+def test_restarts(command):
+    lines = command('dist_train.sh', 'a.py', '2', MAX_RESTARTS='3', MASTER_ADDR='host',
+                    PORT='1').stdout.splitlines()
+    assert {'--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-endpoint=host:1'} <= set(lines)
 
 
 @pytest.mark.parametrize('name, given, expected', [
