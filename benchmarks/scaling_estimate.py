@@ -1,6 +1,6 @@
 """An ESTIMATE of how data parallel training scales to many GPUs; nothing here ran on many GPUs.
 
-    python benchmarks/scaling_estimate.py [--step-ms 120] [--intra 2400] [--inter 200]
+    python benchmarks/scaling_estimate.py [--step-ms 120] [--intra 2400] [--inter 1 4 25]
 
 What is measured: one training step in one process on this machine, of RetinaNet-R50 by BP and by FBA
 with light heads, with the moment at which each parameter's gradient is complete. What is given: how
@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Dict, List, NamedTuple, Tuple
 from unittest import mock
 
@@ -28,6 +28,7 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
+from fba_mm import localize
 from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
@@ -37,7 +38,7 @@ GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Recorded(NamedTuple):
-    """One training step in one process; seconds from its beginning.
+    """One training step in one process and thread; seconds of computing since its beginning.
 
     Attributes:
         buckets: For each bucket, when its gradients are complete, its bytes, and its module.
@@ -64,12 +65,12 @@ def _record_once(step: TrainingStep, batch: dict, local: bool) -> Recorded:
     parameters = [p for p in step.model.parameters() if p.requires_grad]
     # The last time counts: a shared parameter gets its gradient in several passes.
     handles = [p.register_post_accumulate_grad_hook(
-        lambda p: complete.__setitem__(p, perf_counter())) for p in parameters]
+        lambda p: complete.__setitem__(p, process_time())) for p in parameters]
     with mock.patch('fba_mm.analysis.step_phases.mark',
-                    lambda name: marks.append((name, perf_counter()))), \
+                    lambda name: marks.append((name, process_time()))), \
             marked_phases(step.model, step.optim_wrapper):
         step(batch)
-    end = perf_counter()
+    end = process_time()
     for handle in handles:
         handle.remove()
     zero = marks[0][1]
@@ -122,8 +123,8 @@ def main() -> None:
                         help="given: BP's step on one GPU, without communication")
     parser.add_argument('--intra', type=float, default=2400,
                         help='given: Gbit/s of a GPU to the others of its machine')
-    parser.add_argument('--inter', type=float, nargs='+', default=[25, 200],
-                        help='given: Gbit/s of a GPU to other machines')
+    parser.add_argument('--inter', type=float, nargs='+', default=[1, 4, 25],
+                        help='given: Gbit/s of a GPU to other machines, its share of the network card')
     parser.add_argument('--delay-us', type=float, default=10, help='given: of a message')
     parser.add_argument('--per-machine', type=int, default=8, help='given: GPUs of a machine')
     parser.add_argument('--batch', type=int, default=2)
@@ -134,12 +135,15 @@ def main() -> None:
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('WARNING')
     shape = (args.batch, 3, args.size, args.size)
-    steps = {name: record(cfg, shape, args.rounds) for name, cfg in ways().items()}
+    configs = ways()
+    configs["FBA K='blocks', apply='eager'"] = localize(
+        next(iter(configs.values())), 'blocks', auxiliary='light', apply='eager')
+    steps = {name: record(cfg, shape, args.rounds) for name, cfg in configs.items()}
     if args.out is not None:
         args.out.write_text(json.dumps({name: step._asdict() for name, step in steps.items()}))
     # What of BP's step is computing, on this machine, becomes --step-ms.
     scale = args.step_ms / 1000 / next(iter(steps.values())).end
-    console = Console(width=120)
+    console = Console(width=140)
     speeds = args.inter
     for args.inter in speeds:
         table = Table('training', 'MiB', *map(str, GPUS), title=(

@@ -16,7 +16,9 @@ ROOT="$(cd "$(dirname "$0")/.." && pwd)"
 MASTER_ADDR=${MASTER_ADDR:-127.0.0.1}
 PORT=${PORT:-29500}
 if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
-    # The machines have to find each other again: fixed ranks don't allow for that.
+    # The machines have to find each other again: fixed ranks don't allow for that. And a store
+    # that all attempts share would tell processes the addresses of those that are gone.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     RENDEZVOUS=(--rdzv-backend=c10d --rdzv-endpoint="$MASTER_ADDR:$PORT" --rdzv-id="fba_mm_$PORT"
                 --max-restarts="$MAX_RESTARTS")
 else

@@ -3,6 +3,7 @@ import datetime
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -105,8 +106,10 @@ def lost_processes() -> Iterator[None]:
         reason = ' '.join(str(error).split())
         if not is_distributed() or not (isinstance(error, dist.DistError) or 'gloo' in reason):
             raise
+        # Gloo says where in its source first, and gives advice last.
+        reason = re.sub(r'^\[[^]]*\] ', '', reason).split('. ')[0]
         raise LocalLearningError(
-            f'another process of this job was lost or does not answer ({reason[-100:]}): look for '
+            f'another process of this job was lost or does not answer ({reason[:160]}): look for '
             'its own last words, and go on with --resume') from error
 
 

@@ -183,6 +183,16 @@ def test_the_bank_is_emptied(scope):
     trainer.step(batch())
 
 
+def test_processes_draw_for_their_own_images():
+    def draw(rank):
+        hook = FBAHook()
+        with mock.patch('fba_mm.engine.fba_hook.get_rank', lambda: rank):
+            hook.before_train_iter(SimpleNamespace(seed=3, iter=7), 0)
+        return torch.rand(4, generator=hook._generator)
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(0), draw(1))
+
+
 # The log, and the way in and out
 
 
