@@ -185,8 +185,9 @@ def draw(found: Dict[str, list], path: Path) -> None:
         chosen = sorted(timelines, key=lambda t: t['phases'][-1][1])[len(timelines) // 2]
 
         def bar(y, start, end, colour, kind, text=''):
+            # Short ones would vanish behind a white edge.
             drawn = axes.barh(y, end - start, left=start, height=.8, color=colour,
-                              edgecolor='white', linewidth=.5)
+                              edgecolor='white', linewidth=.5 if y == 1 else 0)
             kinds.setdefault(kind, drawn)
             axes.text((start + end) / 2, y, text, ha='center', va='center', fontsize=8,
                       clip_on=True)
