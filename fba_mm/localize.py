@@ -110,7 +110,8 @@ def localize(config: Union[str, Config],
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
     wrapper = cfg.get('model_wrapper_cfg') or {}
     cfg.model_wrapper_cfg = ConfigDict(
-        {key: wrapper[key] for key in _WRAPPER_SETTINGS if key in wrapper}, type='LocalDataParallel')
+        {key: wrapper[key] for key in _WRAPPER_SETTINGS if key in wrapper},
+        type='LocalDataParallel')
 
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:

@@ -21,7 +21,7 @@ from mmengine.registry import DefaultScope
 import fba_mm  # noqa: F401
 import mmdet.models  # noqa: F401, after fba_mm
 
-SECONDS = 100
+SECONDS = 300
 _CONTEXT = multiprocessing.get_context('forkserver')
 _CONTEXT.set_forkserver_preload([__name__])
 

@@ -143,8 +143,8 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
     kind = _registered(MODEL_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
     if kind is None:
         raise LocalLearningError(
-            f"model_wrapper_cfg.type={wrapper['type']!r} is not registered: leave model_wrapper_cfg "
-            'out, or check its spelling')
+            f"model_wrapper_cfg.type={wrapper['type']!r} is not registered: check its spelling, or "
+            'leave model_wrapper_cfg out')
     if local and training and not issubclass(kind, LocalDataParallel):
         raise LocalLearningError(
             f'model_wrapper_cfg.type={type_name(wrapper["type"])} would not reduce the gradients '

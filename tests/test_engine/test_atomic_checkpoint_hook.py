@@ -160,7 +160,7 @@ def saving(work_dir) -> None:
 
 
 def test_a_kill_at_any_moment(tmp_path):
-    """The work directory always has a whole checkpoint, none that is older than the last but one."""
+    """The work directory always has a whole checkpoint, the last or the one before."""
     chance = random.Random(0)
     cut_short = 0
     for attempt in range(20):

@@ -99,7 +99,7 @@ def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, who
     survivor, killed = launch(2, killed_tool, with_kill, tmp_path / 'work')
     assert killed == -signal.SIGKILL and survivor.status == 1
     assert 'another process of this job was lost' in survivor.errors[0]
-    # The survivor needs the other from the eighth iteration on, which applies accumulated gradients.
+    # The survivor needs the other in the eighth iteration, which applies what has accumulated.
     assert max(losses(tmp_path / 'work')) == 7
     # Started again by torchrun, it needs no --resume.
     outcomes = launch(2, restarted_tool, config, tmp_path / 'work')
