@@ -1,5 +1,6 @@
 """What the command-line tools have in common."""
 import argparse
+import errno
 import os
 import os.path as osp
 import sys
@@ -27,6 +28,13 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except LocalLearningError as error:
         print(f'error: {error}', file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        # In the middle of a log, say; checkpoints see to themselves.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f'error: {error.filename or "a file"} cannot be written ({error.strerror}): make '
+              'room, and go on with --resume', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

@@ -1,5 +1,6 @@
 """Configs as users give them: by path or by name, with types as names or as classes."""
-from typing import Any, Mapping
+import re
+from typing import Any, Dict, Mapping
 
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -56,6 +57,33 @@ def backbone_key(model: Mapping) -> str:
     """
     has_backbone = model.get('backbone') is not None
     return 'generator' if model.get('generator') is not None and not has_backbone else 'backbone'
+
+
+def settings_of(cfg: Config) -> Dict[str, str]:
+    """A config's settings as text, by dotted name, for comparing configs of several processes.
+
+    Args:
+        cfg: The config.
+
+    Example:
+        >>> settings_of(Config(dict(model=dict(type='RetinaNet', scales=[1, 2]))))
+        {'model.type': 'RetinaNet', 'model.scales.0': '1', 'model.scales.1': '2'}
+    """
+    settings: Dict[str, str] = {}
+
+    def collect(name: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                collect(f'{name}.{key}' if name else str(key), inner)
+        elif isinstance(value, (list, tuple)) and value:
+            for i, inner in enumerate(value):
+                collect(f'{name}.{i}', inner)
+        else:
+            # A function's address is its process's own.
+            settings[name] = re.sub(r' at 0x[0-9a-f]+', '', str(value))
+
+    collect('', cfg.to_dict())
+    return settings
 
 
 def type_name(kind: Any) -> str:

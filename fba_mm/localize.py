@@ -15,6 +15,8 @@ _LOCAL_FORM = {
     'LocalOptimWrapper': 'LocalOptimWrapper',
     'AmpLocalOptimWrapper': 'AmpLocalOptimWrapper',
 }
+# What LocalDataParallel has in common with torch's DistributedDataParallel.
+_WRAPPER_SETTINGS = ('bucket_cap_mb', 'broadcast_buffers', 'find_unused_parameters')
 _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
     'AmpLocalOptimWrapper': 'AmpOptimWrapper',
@@ -102,6 +104,10 @@ def localize(config: Union[str, Config],
 
     hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
+    wrapper = cfg.get('model_wrapper_cfg') or {}
+    cfg.model_wrapper_cfg = ConfigDict(
+        {key: wrapper[key] for key in _WRAPPER_SETTINGS if key in wrapper},
+        type='LocalDataParallel')
 
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:

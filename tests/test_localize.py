@@ -33,7 +33,8 @@ def test_a_stock_name():
     assert cfg.custom_hooks == [dict(type='FBAHook', scope='all')]
     assert cfg.optim_wrapper == dict(stock.optim_wrapper, type='LocalOptimWrapper', apply='eager')
     assert cfg.custom_imports == dict(imports=['fba_mm'], allow_failed_imports=False)
-    changed = {'model', 'custom_hooks', 'optim_wrapper', 'custom_imports'}
+    assert cfg.model_wrapper_cfg == dict(type='LocalDataParallel')
+    changed = {'model', 'custom_hooks', 'optim_wrapper', 'custom_imports', 'model_wrapper_cfg'}
     assert {key for key in cfg if cfg.get(key) != stock.get(key)} == changed
     assert {k: v for k, v in cfg.model.items() if k != 'backbone'} == {
         k: v for k, v in stock.model.items() if k != 'backbone'}
@@ -300,3 +301,11 @@ def test_configs_that_are_not_there(name, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         localize(name)
     assert '\n' not in str(caught.value)
+
+
+def test_settings_of_a_model_wrapper_are_kept():
+    stock = load_config(RETINANET)
+    stock.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', find_unused_parameters=True, static_graph=True)
+    assert localize(stock).model_wrapper_cfg == dict(
+        type='LocalDataParallel', find_unused_parameters=True)

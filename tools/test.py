@@ -1,6 +1,7 @@
 """Evaluate a checkpoint; a local-learning config evaluates as its stock config does.
 
     python tools/test.py configs/retinanet_r50_fba.py work_dirs/retinanet_r50_fba/epoch_12.pth
+    tools/dist_test.sh configs/retinanet_r50_fba.py work_dirs/retinanet_r50_fba/epoch_12.pth 8
 """
 import argparse
 
@@ -8,8 +9,12 @@ from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 from fba_mm import command_line
+from fba_mm.config import settings_of
 from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
-from fba_mm.engine.preflight import build_model, check_data, readable_errors
+from fba_mm.engine.preflight import (build_model, check_data, choose_model_wrapper,
+                                     readable_errors)
+from fba_mm.engine.processes import (check_agreement, init_processes, joint_errors,
+                                     lost_processes)
 from fba_mm.errors import LocalLearningError
 
 
@@ -44,8 +49,12 @@ def main() -> None:
             visualization.test_out_dir = args.show_dir
     if cfg.get('test_dataloader') is None:
         raise LocalLearningError('the config has no test_dataloader: give a complete config')
-    check_data(cfg, 'test')
-    check_fit(build_model(cfg), args.checkpoint, 'test', args.trust_checkpoint)
+    init_processes(cfg.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
+    with joint_errors():
+        choose_model_wrapper(cfg, training=False)
+        check_data(cfg, 'test')
+        check_fit(build_model(cfg), args.checkpoint, 'test', args.trust_checkpoint)
+    check_agreement('config', settings_of(cfg))
     if args.tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
             raise LocalLearningError(
@@ -60,7 +69,8 @@ def main() -> None:
         runner.test_loop
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    runner.test()
+    with lost_processes():
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -4,15 +4,22 @@
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local auto \\
         --memory-budget 8GB
+    tools/dist_train.sh configs/retinanet_r50_fba.py 8
 """
 import argparse
+import os
 
-from mmengine.runner import find_latest_checkpoint
+from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
-from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
-from fba_mm.engine.preflight import build_model, check_training, readable_errors
+from fba_mm.config import settings_of
+from fba_mm.engine.checkpoint import check_fit, find_resumable, guard_checkpoints
+from fba_mm.engine.preflight import (build_model, check_training, choose_model_wrapper,
+                                     readable_errors, use_atomic_checkpoints)
+from fba_mm.engine.processes import (check_agreement, from_first_process, init_processes,
+                                     joint_errors, lost_processes)
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
 
@@ -29,7 +36,8 @@ def parse_args() -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint; without a value, from the latest in the work directory')
+        help='go on from this checkpoint; without a value, from the last usable one in the work '
+        'directory, if there is one')
     command_line.add_common_arguments(parser)
     return parser.parse_args()
 
@@ -39,6 +47,40 @@ def main() -> None:
     command_line.check_local(args)
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
+    if args.resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0:
+        args.resume = 'auto'  # torchrun has started the processes again, after one was lost.
+    init_processes(cfg.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
+    with joint_errors():
+        cfg = settle(cfg, args)
+        model = build_model(cfg)
+        optim_wrapper = check_training(cfg, model)
+        if cfg.get('resume') and not cfg.get('load_from') and is_main_process():
+            cfg.load_from = find_resumable(cfg.work_dir, args.trust_checkpoint)
+    if cfg.get('resume'):
+        cfg.load_from = from_first_process(cfg.get('load_from'))
+        cfg.resume = bool(cfg.load_from)
+    check_agreement('config', settings_of(cfg))
+    if cfg.get('load_from'):
+        with joint_errors():
+            check_fit(model, cfg.load_from, 'resume' if cfg.get('resume') else 'load',
+                      args.trust_checkpoint, getattr(optim_wrapper, 'optimizer', None))
+    del model, optim_wrapper
+
+    with readable_errors('training cannot start'):
+        runner = command_line.build_runner(cfg)
+    # Building the loops reads the annotations: faults in them shall be found here.
+    with readable_errors('train_dataloader cannot be built', 'check its dataset and the data'):
+        runner.train_loop
+    if cfg.get('val_dataloader') is not None:
+        with readable_errors('val_dataloader or val_evaluator cannot be built',
+                             'check its dataset and the data'):
+            runner.val_loop
+    with lost_processes():
+        runner.train()
+
+
+def settle(cfg: Config, args: argparse.Namespace) -> Config:
+    """The config with all that the arguments ask for."""
     if args.amp and cfg.get('optim_wrapper') is not None:
         local = 'Local' in str(cfg.optim_wrapper.get('type', 'OptimWrapper'))
         cfg.optim_wrapper.type = 'AmpLocalOptimWrapper' if local else 'AmpOptimWrapper'
@@ -59,29 +101,9 @@ def main() -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
-
-    model = build_model(cfg)
-    optim_wrapper = check_training(cfg, model)
-    if cfg.get('resume'):
-        path = cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
-        purpose = 'resume'
-    else:
-        path, purpose = cfg.get('load_from'), 'load'
-    if path:
-        check_fit(model, path, purpose, args.trust_checkpoint,
-                  getattr(optim_wrapper, 'optimizer', None))
-    del model, optim_wrapper
-
-    with readable_errors('training cannot start'):
-        runner = command_line.build_runner(cfg)
-    # Building the loops reads the annotations: faults in them shall be found here.
-    with readable_errors('train_dataloader cannot be built', 'check its dataset and the data'):
-        runner.train_loop
-    if cfg.get('val_dataloader') is not None:
-        with readable_errors('val_dataloader or val_evaluator cannot be built',
-                             'check its dataset and the data'):
-            runner.val_loop
-    runner.train()
+    choose_model_wrapper(cfg)
+    use_atomic_checkpoints(cfg)
+    return cfg
 
 
 if __name__ == '__main__':

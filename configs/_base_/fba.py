@@ -7,3 +7,5 @@
 #     optim_wrapper = dict(type='LocalOptimWrapper')
 custom_imports = dict(imports=['fba_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='FBAHook')]
+# In several processes.
+model_wrapper_cfg = dict(type='LocalDataParallel')

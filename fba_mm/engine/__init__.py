@@ -1,6 +1,11 @@
 """Where local learning meets MMEngine: the hook, the optimizer wrappers, checkpoints."""
+from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
+from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 
-__all__ = ['AmpLocalOptimWrapper', 'DeviceEpochLoop', 'FBAHook', 'LocalOptimWrapper']
+__all__ = [
+    'AmpLocalOptimWrapper', 'AtomicCheckpointHook', 'DeviceEpochLoop', 'FBAHook',
+    'LocalDataParallel', 'LocalOptimWrapper'
+]

@@ -6,10 +6,12 @@ fails), and resuming (it executes the config text that the checkpoint carries). 
 here unless the user says that the file is trusted.
 """
 import functools
+import glob
+import logging
 import os
 import pickle
 import re
-import tempfile
+import zipfile
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
@@ -23,6 +25,7 @@ from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
+from .atomic_backend import replacing
 
 _STATISTICS = ('current', 'max', 'mean', 'min')
 
@@ -71,6 +74,10 @@ def _allowed_globals() -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
+class UnusableCheckpoint(LocalLearningError):
+    """A checkpoint file is missing or corrupt; another one may do."""
+
+
 def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -> dict:
     """Read a checkpoint file without running code from it.
 
@@ -89,7 +96,7 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
-        raise LocalLearningError(f'checkpoint {path} not found: check its path')
+        raise UnusableCheckpoint(f'checkpoint {path} not found: check its path')
     try:
         if trust:
             checkpoint = torch.load(path, map_location=map_location, weights_only=False)
@@ -155,7 +162,7 @@ def _unreadable(path: str, error: Exception) -> LocalLearningError:
 
 
 def _corrupt(path: str, reason: str) -> LocalLearningError:
-    return LocalLearningError(
+    return UnusableCheckpoint(
         f'checkpoint {path} is corrupt or no checkpoint ({reason.splitlines()[0][:160]}): use an '
         'earlier one, or download it again')
 
@@ -303,9 +310,7 @@ def check_fit(model: nn.Module,
     state_dict = state_dict_of(checkpoint)
     fit = compare(model, state_dict)
     if purpose == 'resume':
-        absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
-        absent += [f'meta.{key}' for key in ('epoch', 'iter') if key not in checkpoint.get(
-            'meta', ('epoch', 'iter'))]
+        absent = _absent(checkpoint)
         if absent:
             raise LocalLearningError(
                 f'cannot resume from {path}: it has no {", ".join(absent)}; start from its weights '
@@ -353,6 +358,69 @@ def _check_optimizer(optimizer: Optimizer, state: Mapping, path: str) -> None:
             f'it was trained with, or start from its weights, --cfg-options load_from={path}')
 
 
+def find_resumable(work_dir: str, trust: bool = False) -> Optional[str]:
+    """The checkpoint to go on from: the last one that was saved, or the last usable one before it.
+
+    Args:
+        work_dir: Where ``last_checkpoint`` lies, which names the last one.
+        trust: As for :func:`read_checkpoint`.
+
+    Returns:
+        Its path; None if there was none saved yet.
+
+    Raises:
+        LocalLearningError: There is one, but none that is usable; or it needs to run code to load.
+    """
+    pointer = os.path.join(work_dir, 'last_checkpoint')
+    last = None
+    if os.path.isfile(pointer):
+        with open(pointer, encoding='utf-8', errors='replace') as file:
+            last = file.read().strip()
+    folders = {os.path.abspath(work_dir), os.path.dirname(os.path.abspath(last or pointer))}
+    others = [path for folder in folders for path in glob.glob(os.path.join(folder, '*.pth'))
+              if path != last]
+    others.sort(key=os.path.getmtime, reverse=True)
+    faults = []
+    for path in [last, *others] if last else others:
+        try:
+            absent = _absent(read_checkpoint(path, trust=trust))
+            _check_sums(path)
+        except UnusableCheckpoint as error:
+            faults.append(str(error).rpartition(': ')[0])
+            continue
+        if absent and path == last:
+            faults.append(f'checkpoint {path} has no {", ".join(absent)}; start from its weights '
+                          f'instead, --cfg-options load_from={path}')
+        if not absent:
+            for fault in faults:
+                print_log(f'{fault}; it is passed over', 'current', logging.WARNING)
+            print_log(f'Going on from {path}', 'current')
+            return path
+    if faults:
+        raise LocalLearningError(
+            f'cannot resume in {work_dir}: {faults[0]}. There is no other: give --resume a '
+            'path, or another --work-dir to start from the beginning')
+    print_log(f'{work_dir} has no checkpoint yet: training starts from the beginning', 'current')
+    return None
+
+
+def _check_sums(path: str) -> None:
+    """Refuse a file whose content is not what was written; torch itself doesn't look."""
+    if zipfile.is_zipfile(path):  # Files of very old versions of torch are none.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                raise _corrupt(path, 'a checksum is wrong')
+
+
+def _absent(checkpoint: Mapping) -> List[str]:
+    """What a checkpoint lacks that training goes on from."""
+    absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
+    return absent + [
+        f'meta.{key}' for key in ('epoch', 'iter')
+        if key not in checkpoint.get('meta', ('epoch', 'iter'))
+    ]
+
+
 def export_checkpoint(model: nn.Module, checkpoint: Mapping) -> dict:
     """Turn a checkpoint of a local-learning config into one of its stock config.
 
@@ -392,29 +460,11 @@ def write_checkpoint(checkpoint: dict, path: str) -> None:
     Raises:
         LocalLearningError: It can't be written there.
     """
-    folder = os.path.dirname(os.path.abspath(path))
     try:
-        os.makedirs(folder, exist_ok=True)
         if os.path.isdir(path):
             raise IsADirectoryError('it is a directory')
-        _write_atomically(checkpoint, folder, path)
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
     except OSError as error:
         raise LocalLearningError(
             f'cannot write {path} ({error.strerror or error}): give another path') from error
-
-
-def _write_atomically(checkpoint: dict, folder: str, path: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix='.tmp')
-    try:
-        # Temporary files are the owner's alone, checkpoints are as readable as other files.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        with os.fdopen(handle, 'wb') as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -3,6 +3,7 @@ from contextlib import ExitStack
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
+from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
 
 
@@ -62,6 +64,10 @@ def check_local_training(model: nn.Module, optim_wrapper: type,
     return local_backbone
 
 
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, LocalDataParallel) else model
+
+
 @HOOKS.register_module()
 class FBAHook(Hook):
     """Links :class:`LocalBackbone` with the optimizer wrapper, and fills the feature bank.
@@ -79,7 +85,8 @@ class FBAHook(Hook):
 
     Raises:
         LocalLearningError: Unknown ``scope``; before training: no or several LocalBackbones,
-            another optimizer wrapper, an auxiliary network that doesn't fit, or several processes.
+            another optimizer wrapper, an auxiliary network that doesn't fit, or another model
+            wrapper than :class:`LocalDataParallel`.
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
@@ -104,14 +111,15 @@ class FBAHook(Hook):
 
     def before_run(self, runner) -> None:
         """Check everything that a local step needs, before checkpoints are touched."""
-        if is_model_wrapper(runner.model):
-            raise LocalLearningError(
-                'local learning does not train on several processes yet: its gradients would '
-                'differ between them; start one process, without --launcher')
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             return  # Validation or testing alone: the runner builds no optimizer then.
+        if is_model_wrapper(runner.model) and not isinstance(runner.model, LocalDataParallel):
+            raise LocalLearningError(
+                f'{type(runner.model).__name__} would not reduce the gradients of local losses '
+                "between processes: set model_wrapper_cfg=dict(type='LocalDataParallel') in the "
+                'config, or inherit configs/_base_/fba.py')
         local_backbone = check_local_training(
-            runner.model, type(runner.optim_wrapper), self.bank.scope)
+            _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
 
@@ -123,13 +131,14 @@ class FBAHook(Hook):
         """Train ``model`` locally from now on, whoever calls its ``train_step``.
 
         Args:
-            model: A model with one :class:`LocalBackbone`.
+            model: A model with one :class:`LocalBackbone`, or a :class:`LocalDataParallel` around
+                it.
             optim_wrapper: Applies the gradients of the local losses.
 
         Raises:
             LocalLearningError: The model has no or several LocalBackbones.
         """
-        self._model = model
+        self._model = model = _unwrapped(model)
         self._local_backbone = find_local_backbone(model)
         self._optim_wrapper = optim_wrapper
         self._parameters = [
@@ -144,8 +153,12 @@ class FBAHook(Hook):
         ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed this iteration's chance, so that a resumed training draws the same."""
-        self._generator.manual_seed((runner.seed or 0) * 1_000_003 + runner.iter)
+        """Seed this iteration's chance, so that a resumed training draws the same.
+
+        Each process draws for images of its own.
+        """
+        self._generator.manual_seed(
+            (runner.seed or 0) * 1_000_003 + runner.iter + get_rank() * 1_000_000_007)
 
     def after_train_iter(self,
                          runner,

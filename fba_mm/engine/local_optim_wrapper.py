@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
+from .gradient_reducer import GradientReducer
 
 
 # Gradients that eager steps collect before the optimizer is called: few calls, little memory.
@@ -32,7 +33,8 @@ class LocalOptimWrapper(OptimWrapper):
             The result is the same, but for gradient clipping, which needs all gradients of what
             it clips: eager steps then wait for the end of a module's backward pass and take the
             module's norm, not the whole network's. Unset, ``'end'`` with clipping and ``'eager'``
-            without.
+            without. In several processes, eager steps apply a module's gradients when the next
+            module's loss is there: until then they are on their way between the processes.
         **kwargs: ``accumulative_counts`` and ``clip_grad`` of ``OptimWrapper``.
 
     Raises:
@@ -50,6 +52,8 @@ class LocalOptimWrapper(OptimWrapper):
         if apply not in (None, 'end', 'eager'):
             raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
         self.apply = apply or ('end' if self.clip_grad_kwargs else 'eager')
+        # Set by LocalDataParallel: takes the gradients' means over all processes.
+        self.reducer: Optional[GradientReducer] = None
 
     def accumulate_local(self, loss: Tensor) -> None:
         """Compute the gradients of a part of a module's loss now, and add them up.
@@ -69,10 +73,16 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The module's summed loss, a scalar.
             parameters: What this loss alone trains.
         """
-        with self._applying_eagerly(parameters):
-            self.accumulate_local(loss)
-        if self.apply == 'eager' and self.should_sync():
-            self._apply_to(parameters)
+        if self._reduces:
+            # Those of the module before were under way during this module's forward pass.
+            self._apply_reduced()
+            with self.reducer.reducing(parameters):
+                self.accumulate_local(loss)
+        else:
+            with self._applying_eagerly(parameters):
+                self.accumulate_local(loss)
+            if self.apply == 'eager' and self._completes:
+                self._apply_to(parameters)
         # Casts of weights that will not be needed again in this forward pass.
         torch.clear_autocast_cache()
 
@@ -83,9 +93,42 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The scaled loss.
             **kwargs: Arguments of ``torch.Tensor.backward``.
         """
-        with self._applying_eagerly(
-                [p for g in self.optimizer.param_groups for p in g['params'] if p.requires_grad]):
+        parameters = [p for g in self.optimizer.param_groups for p in g['params']
+                      if p.requires_grad]
+        if not self._reduces:
+            with self._applying_eagerly(parameters):
+                self._backward(loss, **kwargs)
+            return
+        self._apply_reduced()
+        # Asked first, as the backward pass counts the iteration.
+        in_parts = self._applies_in_backward
+        with self.reducer.reducing(parameters):
             self._backward(loss, **kwargs)
+        for complete in self.reducer.finish():
+            if in_parts:
+                self._apply_to(complete)
+
+    @property
+    def _completes(self) -> bool:
+        """Whether gradients will be complete with this iteration, and may be applied."""
+        return self.should_sync() and (self.reducer is None or self.reducer.enabled)
+
+    @property
+    def _reduces(self) -> bool:
+        """Whether gradients become means over processes in this iteration."""
+        return self.reducer is not None and self._completes
+
+    def _apply_reduced(self) -> None:
+        """With eager steps, wait for a module's reduced gradients, and apply them."""
+        if self.apply != 'eager':
+            return
+        whole: List[nn.Parameter] = []
+        for complete in self.reducer.finish():
+            if self._applies_in_backward:
+                self._apply_to(complete)
+            else:
+                whole.extend(complete)
+        self._apply_to(whole)
 
     def _backward(self, loss: Tensor, **kwargs) -> None:
         super().backward(loss, **kwargs)
@@ -100,7 +143,7 @@ class LocalOptimWrapper(OptimWrapper):
     @property
     def _applies_in_backward(self) -> bool:
         """Whether gradients may be applied before the backward pass has ended."""
-        return self.apply == 'eager' and not self.clip_grad_kwargs and self.should_sync()
+        return self.apply == 'eager' and not self.clip_grad_kwargs and self._completes
 
     @contextmanager
     def _applying_eagerly(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:

@@ -6,11 +6,13 @@ from contextlib import contextmanager
 from typing import ContextManager, Iterator, Optional, Sequence, Tuple
 
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.fileio import list_from_file
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import (DATASETS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS, DefaultScope,
-                               Registry)
+from mmengine.registry import (DATASETS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS,
+                               DefaultScope, Registry)
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..config import type_name
 from ..datasets.source import source_of
@@ -21,6 +23,7 @@ from ..local.auxiliary.base import num_classes_of
 from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
 from .image_pairs import check_pairs, pairs_of
+from .local_data_parallel import LocalDataParallel
 
 
 @contextmanager
@@ -118,6 +121,56 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
             "in 'SGD' and 'AdamW'")
     with readable_errors('the optimizer wrapper cannot be built'), _scope(cfg):
         return build_optim_wrapper(model, cfg.optim_wrapper)
+
+
+def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
+    """Settle what holds the processes of a distributed job together: the config's choice, or ours.
+
+    Args:
+        cfg: The config; its ``model_wrapper_cfg`` is set if there are several processes.
+        training: Whether it will be trained; else any wrapper will do.
+
+    Raises:
+        LocalLearningError: The config's choice does not reduce the gradients of local losses.
+    """
+    if cfg.get('launcher', 'none') == 'none':
+        return
+    local = any(type_name(hook.get('type')) == 'FBAHook' for hook in cfg.get('custom_hooks') or [])
+    wrapper = cfg.get('model_wrapper_cfg')
+    if wrapper is None:
+        # MMEngine's own choice, but for local learning.
+        wrapper = dict(type='LocalDataParallel' if local else 'MMDistributedDataParallel',
+                       broadcast_buffers=False)
+    if cfg.get('find_unused_parameters'):
+        wrapper.setdefault('find_unused_parameters', True)
+    kind = wrapper.setdefault('type', 'MMDistributedDataParallel')
+    kind = _registered(MODEL_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
+    if kind is None:
+        raise LocalLearningError(
+            f"model_wrapper_cfg.type={wrapper['type']!r} is not registered: check its spelling, or "
+            'leave model_wrapper_cfg out')
+    if local and training and not issubclass(kind, LocalDataParallel):
+        raise LocalLearningError(
+            f'model_wrapper_cfg.type={type_name(wrapper["type"])} would not reduce the gradients '
+            "of local losses between processes: set it to 'LocalDataParallel', or leave "
+            'model_wrapper_cfg out')
+    if get_device() == 'cpu' and issubclass(kind, DistributedDataParallel):
+        wrapper.setdefault('device_ids', None)  # MMEngine would give it a GPU.
+    cfg.model_wrapper_cfg = wrapper
+
+
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Let checkpoints be written completely or not at all, where MMEngine's hook writes them.
+
+    Args:
+        cfg: The config; the hook for checkpoints is changed.
+    """
+    hooks = cfg.setdefault('default_hooks', dict())
+    if 'checkpoint' in hooks and hooks['checkpoint'] is None:
+        return
+    hooks.setdefault('checkpoint', dict(interval=1))
+    if type_name(hooks['checkpoint'].get('type', 'CheckpointHook')) == 'CheckpointHook':
+        hooks['checkpoint']['type'] = 'AtomicCheckpointHook'
 
 
 def check_data(cfg: Config, *splits: str) -> None:

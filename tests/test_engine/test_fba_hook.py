@@ -58,8 +58,9 @@ def test_stock_optimizer_wrapper(model, wrapper, advice):
         FBAHook().before_run(runner_of(model, wrapper))
 
 
-def test_several_processes(model):
-    with pytest.raises(LocalLearningError, match='several processes.*start one process'):
+def test_stock_model_wrapper(model):
+    message = "DataParallel would not reduce .*model_wrapper_cfg=dict.type='LocalDataParallel'"
+    with pytest.raises(LocalLearningError, match=message):
         FBAHook().before_run(runner_of(torch.nn.DataParallel(model)))
 
 
@@ -180,6 +181,16 @@ def test_the_bank_is_emptied(scope):
     assert all(norm.track_running_stats for norm in trainer.model.modules()
                if isinstance(norm, torch.nn.BatchNorm2d))
     trainer.step(batch())
+
+
+def test_processes_draw_for_their_own_images():
+    def draw(rank):
+        hook = FBAHook()
+        with mock.patch('fba_mm.engine.fba_hook.get_rank', lambda: rank):
+            hook.before_train_iter(SimpleNamespace(seed=3, iter=7), 0)
+        return torch.rand(4, generator=hook._generator)
+
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(0), draw(1))
 
 
 # The log, and the way in and out

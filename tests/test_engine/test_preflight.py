@@ -4,9 +4,12 @@ import json
 
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
 
 from fba_mm import FBAHook, LocalLearningError, LocalOptimWrapper
-from fba_mm.engine.preflight import build_model, check_data, check_training, readable_errors
+from fba_mm.engine.preflight import (build_model, check_data, check_training,
+                                     choose_model_wrapper, readable_errors,
+                                     use_atomic_checkpoints)
 from tests.conftest import retinanet
 from tests.test_analysis.small_configs import classifier
 
@@ -153,3 +156,57 @@ def test_annotations_that_are_cut_off(content, coco, tmp_path):
 def test_annotations_that_are_whole(content, coco, tmp_path):
     (tmp_path / 'a.json').write_text(content)
     check_data(_data(coco), 'train')
+
+
+# Several processes
+
+
+def distributed(local=True, **settings):
+    hooks = [dict(type='FBAHook')] if local else []
+    return Config(dict(dict(launcher='pytorch', custom_hooks=hooks), **settings))
+
+
+@pytest.mark.parametrize('local, expected', [(True, 'LocalDataParallel'),
+                                             (False, 'MMDistributedDataParallel')])
+def test_the_model_wrapper_fits_the_training(local, expected):
+    cfg = distributed(local, find_unused_parameters=True)
+    choose_model_wrapper(cfg)
+    assert cfg.model_wrapper_cfg.type == expected
+    assert cfg.model_wrapper_cfg.find_unused_parameters is True
+    # MMEngine would give it a GPU, and there is none.
+    assert ('device_ids' in cfg.model_wrapper_cfg) == (not local)
+
+
+def test_one_process_has_no_model_wrapper():
+    cfg = Config(dict(launcher='none', custom_hooks=[dict(type='FBAHook')]))
+    choose_model_wrapper(cfg)
+    assert 'model_wrapper_cfg' not in cfg
+
+
+def test_the_configs_own_model_wrapper():
+    own = dict(type='LocalDataParallel', bucket_cap_mb=5)
+    cfg = distributed(model_wrapper_cfg=own)
+    choose_model_wrapper(cfg)
+    assert cfg.model_wrapper_cfg == own
+    # Without a type, it is MMEngine's.
+    cfg = distributed(model_wrapper_cfg=dict(broadcast_buffers=False))
+    with pytest.raises(LocalLearningError, match='MMDistributedDataParallel would not reduce'):
+        choose_model_wrapper(cfg)
+    choose_model_wrapper(cfg, training=False)
+    with pytest.raises(LocalLearningError, match="'LocalParallel' is not registered"):
+        choose_model_wrapper(distributed(model_wrapper_cfg=dict(type='LocalParallel')))
+
+
+@pytest.mark.parametrize('hooks, expected', [
+    (dict(), dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1))),
+    (dict(checkpoint=dict(type='CheckpointHook', interval=5)),
+     dict(checkpoint=dict(type='AtomicCheckpointHook', interval=5))),
+    (dict(checkpoint=dict(type=CheckpointHook)),
+     dict(checkpoint=dict(type='AtomicCheckpointHook'))),
+    (dict(checkpoint=dict(type='MyHook')), dict(checkpoint=dict(type='MyHook'))),
+    (dict(checkpoint=None), dict(checkpoint=None)),
+])
+def test_checkpoints_are_atomic(hooks, expected):
+    cfg = Config(dict(default_hooks=hooks))
+    use_atomic_checkpoints(cfg)
+    assert cfg.default_hooks == expected

@@ -235,7 +235,7 @@ def test_corrupt_checkpoint(use, fault, trained, tmp_path, capsys):
     path = tmp_path / 'bad.pth'
     _spoil(path, fault, trained.checkpoint)
     result = _use(use, trained.config, path, tmp_path, capsys)
-    assert_refused(result, str(path), 'corrupt', 'earlier one')
+    assert_refused(result, str(path), 'corrupt', 'no other' if use == 'auto' else 'earlier one')
 
 
 def _use(use, config, checkpoint, tmp_path, capsys, *more):
@@ -330,7 +330,8 @@ def test_last_checkpoint_in_the_work_dir_stays_as_it_is(trained, tmp_path, capsy
     """A refused resume leaves the files that are there untouched."""
     work_dir = tmp_path / 'work'
     shutil.copytree(trained.work_dir, work_dir)
-    (work_dir / 'epoch_2.pth').write_bytes(trained.checkpoint.read_bytes()[:1000])
+    for name in ('epoch_1.pth', 'epoch_2.pth'):
+        (work_dir / name).write_bytes(trained.checkpoint.read_bytes()[:1000])
     (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
     before = {path: path.read_bytes() for path in work_dir.rglob('*') if path.is_file()}
     result = run_tool('train', trained.config, '--work-dir', work_dir, '--resume', capsys=capsys)

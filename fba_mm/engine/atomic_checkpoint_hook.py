@@ -1,0 +1,123 @@
+"""``AtomicCheckpointHook``: at any moment, the last good checkpoint can be gone on from."""
+import os
+from collections import deque
+from typing import Dict, Optional
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+
+from ..errors import LocalLearningError
+from .atomic_backend import replacing
+from .processes import from_first_process
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook``, which survives that its process is killed or the disk full.
+
+    Checkpoints are written beside their place and moved there when they are complete, and outdated
+    ones are removed after that, not before. ``tools/train.py`` puts this hook in the place of
+    MMEngine's where checkpoints are local files.
+
+    Args:
+        **kwargs: Arguments of ``CheckpointHook``.
+
+    Raises:
+        LocalLearningError: In all processes, if a checkpoint can't be written.
+
+    Example:
+        >>> default_hooks = dict(
+        ...     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=1))
+    """
+
+    def __init__(self, **kwargs):
+        if kwargs.get('backend_args') is None and '://' not in (kwargs.get('out_dir') or ''):
+            kwargs['backend_args'] = dict(backend='atomic')
+        super().__init__(**kwargs)
+
+    def after_train_epoch(self, runner) -> None:
+        """Save a checkpoint if one is due."""
+        self._try(super().after_train_epoch, runner)
+
+    def after_train_iter(self, runner, *args, **kwargs) -> None:
+        """Save a checkpoint if one is due."""
+        if not self.by_epoch and self._is_due(runner):
+            self._try(super().after_train_iter, runner, *args, **kwargs)
+
+    def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
+        """Save a checkpoint if it is the best."""
+        self._try(super().after_val_epoch, runner, metrics)
+
+    def _is_due(self, runner) -> bool:
+        return self.every_n_train_iters(runner, self.interval, self.save_begin) or (
+            self.save_last and self.is_last_train_iter(runner))
+
+    def _try(self, save, runner, *args, **kwargs) -> None:
+        """Only the first process writes; all stop if it can't."""
+        before, fault = self.last_ckpt, None
+        try:
+            save(runner, *args, **kwargs)
+        except OSError as error:
+            fault = error.strerror or str(error)
+        fault = from_first_process(fault)
+        if fault is not None:
+            kept = f'{before} is as it was' if before else 'there is none before this one'
+            raise LocalLearningError(
+                f'a checkpoint cannot be written to {self.out_dir} ({fault}), {kept}: make room '
+                'there, and go on with --resume')
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        name = self.filename_tmpl.format(step)
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            steps = [*self.keep_ckpt_ids, step]
+            outdated, kept = steps[:-self.max_keep_ckpts], steps[-self.max_keep_ckpts:]
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+            runner.message_hub.update_info('keep_ckpt_ids', kept)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args)
+        if is_main_process():
+            with replacing(os.path.join(runner.work_dir, 'last_checkpoint')) as file:
+                file.write(self.last_ckpt.encode())
+            for old in outdated:
+                self._remove(self.file_backend.join_path(
+                    self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner, metrics: Dict[str, float]) -> None:
+        if not self.save_best:
+            return
+        # MMEngine's method removes the best one so far, if it knows of it, before it saves another.
+        single = len(self.key_indicators) == 1
+        before = dict(best=self.best_ckpt_path) if single else dict(self.best_ckpt_path_dict)
+        self._set_best(dict.fromkeys(before))
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        except OSError:
+            self._set_best(before)
+            raise
+        after = dict(best=self.best_ckpt_path) if single else self.best_ckpt_path_dict
+        self._set_best({key: after[key] or path for key, path in before.items()})
+        for key, path in before.items():
+            if path and after[key] and after[key] != path and is_main_process():
+                self._remove(path)
+
+    def _set_best(self, paths: Dict[str, Optional[str]]) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path, = paths.values()
+        else:
+            self.best_ckpt_path_dict = paths
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)

@@ -1,0 +1,265 @@
+"""A save that is cut short, at whatever moment, leaves the last good checkpoint."""
+import errno
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+from mmengine.dist import is_main_process
+from mmengine.logging import MessageHub
+from mmengine.runner import save_checkpoint
+
+from fba_mm import LocalLearningError
+from fba_mm.engine import AtomicCheckpointHook
+from fba_mm.engine.atomic_backend import AtomicBackend, replacing
+from fba_mm.engine.checkpoint import find_resumable, read_checkpoint
+
+
+class SavingRunner:
+    """As much of a runner as the hook needs: its checkpoints hold the epoch, many times."""
+
+    def __init__(self, work_dir, max_epochs=100, values=1000):
+        self.work_dir, self.max_epochs, self.values = str(work_dir), max_epochs, values
+        self.epoch, self.iter, self.max_iters = 0, 0, max_epochs
+        self.logger = mock.Mock()
+        self.message_hub = MessageHub.get_instance(f'{work_dir}')
+        self.train_loop = SimpleNamespace(stop_training=False)
+
+    def save_checkpoint(self, out_dir, filename, *_, meta=None, backend_args=None, **__):
+        if is_main_process():
+            save_checkpoint(
+                dict(meta=meta, message_hub=self.message_hub.state_dict(), optimizer={},
+                     state_dict=dict(x=torch.full((self.values, ), float(self.epoch)))),
+                os.path.join(out_dir, filename), backend_args=backend_args)
+
+    def train(self, hook, epochs):
+        """Epochs with nothing in them but the hook."""
+        if self.epoch == 0:
+            hook.before_train(self)
+        for _ in range(epochs):
+            self.iter += 1
+            hook.after_train_epoch(self)
+            self.epoch += 1
+        return self
+
+
+def epoch_of(path) -> int:
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint['state_dict']['x'] == checkpoint['meta']['epoch'] - 1).all()
+    return checkpoint['meta']['epoch']
+
+
+def files(folder) -> set:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+# What is kept
+
+
+@pytest.mark.parametrize('keep, expected', [(1, {4}), (2, {3, 4}), (-1, {1, 2, 3, 4})])
+def test_as_many_are_kept_as_the_config_says(keep, expected, tmp_path):
+    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=keep)
+    SavingRunner(tmp_path).train(hook, 4)
+    assert files(tmp_path) == {'last_checkpoint', *(f'epoch_{i}.pth' for i in expected)}
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_4.pth')
+
+
+def test_the_one_before_goes_after_the_new_one_has_come(tmp_path):
+    seen = []
+    put = AtomicBackend.put
+    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1)
+    runner = SavingRunner(tmp_path).train(hook, 1)
+    with mock.patch.object(AtomicBackend, 'put', lambda *args: (
+            seen.append(files(tmp_path)), put(*args))):
+        runner.train(hook, 2)
+    assert [{'epoch_1.pth', 'last_checkpoint'}, {'epoch_2.pth', 'last_checkpoint'}] == seen
+
+
+@pytest.mark.parametrize('metrics', ['accuracy', ['accuracy', 'recall']])
+def test_the_best_goes_after_a_better_one_has_come(metrics, tmp_path):
+    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1, save_best=metrics, rule='greater')
+    runner = SavingRunner(tmp_path).train(hook, 1)
+    hook.after_val_epoch(runner, dict(accuracy=1., recall=1.))
+    best = {name for name in files(tmp_path) if name.startswith('best')}
+    assert len(best) == (1 if metrics == 'accuracy' else 2)
+    runner.train(hook, 1)
+    hook.after_val_epoch(runner, dict(accuracy=.5, recall=.5))
+    assert best < files(tmp_path)
+    with mock.patch.object(AtomicBackend, 'put', side_effect=OSError(errno.ENOSPC, 'full')), \
+            pytest.raises(LocalLearningError, match='full'):
+        hook.after_val_epoch(runner, dict(accuracy=2., recall=2.))
+    assert best < files(tmp_path)
+    runner.message_hub.update_info('best_score', 1.)
+    runner.message_hub.update_info('best_score_accuracy', 1.)
+    hook.after_val_epoch(runner, dict(accuracy=2., recall=0.))
+    now = {name for name in files(tmp_path) if name.startswith('best_accuracy')}
+    assert now == {'best_accuracy_epoch_2.pth'}
+    assert ('best_recall_epoch_1.pth' in files(tmp_path)) == (metrics != 'accuracy')
+
+
+def test_other_backends_are_left_alone():
+    assert AtomicCheckpointHook().backend_args == dict(backend='atomic')
+    remote = dict(backend='petrel')
+    assert AtomicCheckpointHook(backend_args=remote).backend_args == remote
+    assert AtomicCheckpointHook(out_dir='s3://checkpoints').backend_args is None
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_a_full_disk_ends_training_with_a_line(by_epoch, tmp_path):
+    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1, by_epoch=by_epoch)
+    runner = SavingRunner(tmp_path)
+    save = hook.after_train_epoch if by_epoch else lambda r: hook.after_train_iter(r, 0, None, None)
+    hook.before_train(runner)
+    save(runner)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    runner.epoch = runner.iter = 1
+    with mock.patch('os.fsync', side_effect=OSError(errno.ENOSPC, 'No space left on device')), \
+            pytest.raises(LocalLearningError, match=(
+                r'No space left on device\), .*_1.pth is as it was: make room .*--resume')):
+        save(runner)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def filled(work_dir) -> None:
+    runner = SavingRunner(work_dir)
+    hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1)
+    runner.train(hook, 2)
+    # Files can't grow beyond this from now on.
+    size = os.path.getsize(os.path.join(work_dir, 'epoch_2.pth'))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    runner.values *= 10
+    try:
+        runner.train(hook, 1)
+    except LocalLearningError as error:
+        Path(work_dir, 'error').write_text(str(error))
+
+
+def test_a_file_that_may_not_grow(tmp_path):
+    process = multiprocessing.get_context('fork').Process(target=filled, args=(tmp_path, ))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert 'File too large' in (tmp_path / 'error').read_text()
+    assert files(tmp_path) == {'error', 'epoch_2.pth', 'last_checkpoint'}
+    assert epoch_of(find_resumable(str(tmp_path))) == 2
+
+
+def saving(work_dir) -> None:
+    runner = SavingRunner(work_dir, max_epochs=10**6, values=500_000)
+    runner.train(AtomicCheckpointHook(interval=1, max_keep_ckpts=1), 10**6)
+
+
+def test_a_kill_at_any_moment(tmp_path):
+    """The work directory always has a whole checkpoint, the last or the one before."""
+    chance = random.Random(0)
+    cut_short = 0
+    for attempt in range(20):
+        work_dir = tmp_path / str(attempt)
+        process = multiprocessing.get_context('fork').Process(target=saving, args=(work_dir, ))
+        process.start()
+        deadline = time.monotonic() + 60
+        while not (work_dir / 'last_checkpoint').exists():
+            assert time.monotonic() < deadline and process.is_alive()
+            time.sleep(.002)
+        time.sleep(chance.uniform(0, .05))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        numbers = sorted(int(path.stem[6:]) for path in work_dir.glob('epoch_*.pth'))
+        assert [epoch_of(str(work_dir / f'epoch_{i}.pth')) for i in numbers] == numbers
+        assert epoch_of(find_resumable(str(work_dir))) >= numbers[-1] - 1
+        cut_short += any(name.endswith('.tmp') for name in files(work_dir))
+    assert cut_short >= 5, 'hardly any kill hit a save'
+
+
+# Files
+
+
+def test_replacing(tmp_path):
+    path = tmp_path / 'folder' / 'file'
+    with replacing(path) as file:
+        file.write(b'old')
+    with pytest.raises(KeyError), replacing(path) as file:
+        file.write(b'new')
+        raise KeyError
+    assert path.read_bytes() == b'old' and files(path.parent) == {'file'}
+    # What a killed process has left behind is in nobody's way.
+    Path(f'{path}.tmp').write_bytes(b'a half')
+    with replacing(path) as file:
+        file.write(b'new')
+    assert path.read_bytes() == b'new' and files(path.parent) == {'file'}
+
+
+def test_backend(tmp_path):
+    AtomicBackend().put_text('ä', tmp_path / 'text')
+    assert AtomicBackend().get_text(tmp_path / 'text') == 'ä'
+
+
+# Where training goes on
+
+
+@pytest.fixture()
+def work_dir(tmp_path):
+    SavingRunner(tmp_path).train(AtomicCheckpointHook(interval=1), 3)
+    for i in (1, 2, 3):
+        os.utime(tmp_path / f'epoch_{i}.pth', (i, i))
+    return tmp_path
+
+
+def spoil(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def test_the_last_one(work_dir):
+    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_3.pth')
+    torch.save(dict(state_dict={}), work_dir / 'weights.pth')
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
+    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_2.pth')
+
+
+@pytest.mark.parametrize('pointer', ['', 'absent.pth', None])
+def test_without_a_pointer_the_newest_one(pointer, work_dir):
+    (work_dir / 'last_checkpoint').unlink()
+    if pointer is not None:
+        (work_dir / 'last_checkpoint').write_text(pointer and str(work_dir / pointer))
+    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_3.pth')
+
+
+def test_the_last_usable_one_is_taken_and_named(work_dir, caplog):
+    spoil(work_dir / 'epoch_3.pth')
+    (work_dir / 'epoch_2.pth').write_bytes(b'')
+    with mock.patch('fba_mm.engine.checkpoint.print_log') as log:
+        assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_1.pth')
+    said = [call.args[0] for call in log.call_args_list]
+    assert 'epoch_3.pth is corrupt' in said[0] and said[0].endswith('it is passed over')
+    assert 'epoch_2.pth is corrupt' in said[1]
+    assert said[2] == f'Going on from {work_dir}/epoch_1.pth'
+
+
+def test_a_flipped_bit_is_seen(work_dir):
+    path = work_dir / 'epoch_3.pth'
+    content = bytearray(path.read_bytes())
+    at = content.index(torch.full((9, ), 2.).numpy().tobytes())
+    content[at + 40] ^= 4
+    path.write_bytes(content)
+    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_2.pth')
+
+
+def test_none_that_is_usable(work_dir):
+    for i in (1, 2, 3):
+        spoil(work_dir / f'epoch_{i}.pth')
+    with pytest.raises(LocalLearningError, match='epoch_3.pth is corrupt.*There is no other'):
+        find_resumable(str(work_dir))
+
+
+def test_none_at_all(tmp_path):
+    assert find_resumable(str(tmp_path)) is None
