@@ -1,4 +1,4 @@
-"""What can be found wrong with pairs of images before a network that enlarges is trained on them."""
+"""Faults of image pairs, found before a network that enlarges is trained on them."""
 import os
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 

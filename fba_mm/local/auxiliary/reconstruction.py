@@ -107,8 +107,8 @@ class SLMReconstruction(Auxiliary):
         if owner.__name__ != 'BaseModel':
             raise LocalLearningError(
                 f'{type(model).__name__} trains in steps of its own, as GANs do, and local '
-                "learning follows the step of one loss: train the generator in mmagic's BaseEditModel, by "
-                'its pixel_loss')
+                "learning follows the step of one loss: train the generator in mmagic's "
+                'BaseEditModel, by its pixel_loss')
 
     def check_bank(self, scope: str) -> None:
         """See :class:`Auxiliary`."""
