@@ -125,7 +125,7 @@ def profile_training(cfg: Config,
         for number in range(rounds):
             report(f'timing, round {number + 1} of {rounds}')
             for profile, (twin, step, batch) in zip(profiles, ready):
-                profile.seconds.append(_seconds(lambda: twin.run(step, batch), device))
+                profile.seconds.append(seconds_of(lambda: twin.run(step, batch), device))
     return profiles
 
 
@@ -186,7 +186,13 @@ def _module_names(local: Optional[nn.Module]) -> List[str]:
     return [one[0] if len(one) == 1 else f'{one[0]} ... {one[-1]}' for one in names]
 
 
-def _seconds(run: Callable[[], object], device: str) -> float:
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    """How long something takes, with all that it leaves a GPU to do.
+
+    Args:
+        run: What is timed.
+        device: Where it computes.
+    """
     on_cuda = torch.device(device).type == 'cuda'
     if on_cuda:
         torch.cuda.synchronize(device)
