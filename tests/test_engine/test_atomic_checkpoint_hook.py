@@ -162,8 +162,11 @@ def saving(work_dir) -> None:
 def test_a_kill_at_any_moment(tmp_path):
     """The work directory always has a whole checkpoint, the last or the one before."""
     chance = random.Random(0)
-    cut_short = 0
-    for attempt in range(20):
+    attempt = cut_short = 0
+    # How many kills hit a save depends on what else the machine does.
+    while attempt < 20 or cut_short < 5:
+        attempt += 1
+        assert attempt <= 200, 'hardly any kill hit a save'
         work_dir = tmp_path / str(attempt)
         process = multiprocessing.get_context('fork').Process(target=saving, args=(work_dir, ))
         process.start()
@@ -178,7 +181,6 @@ def test_a_kill_at_any_moment(tmp_path):
         assert [epoch_of(str(work_dir / f'epoch_{i}.pth')) for i in numbers] == numbers
         assert epoch_of(find_resumable(str(work_dir))) >= numbers[-1] - 1
         cut_short += any(name.endswith('.tmp') for name in files(work_dir))
-    assert cut_short >= 5, 'hardly any kill hit a save'
 
 
 # Files
