@@ -91,7 +91,6 @@ class MessageChannel:
     Args:
         peer: The other process's rank.
         device: Where received tensors go.
-        group: The process group; all, unless given.
 
     Example:
         >>> MessageChannel(1, device).send(dict(x=torch.ones(2)))     # in process 0
@@ -99,11 +98,9 @@ class MessageChannel:
         {'x': tensor([1., 1.])}
     """
 
-    def __init__(self, peer: int, device: torch.device,
-                 group: Optional[dist.ProcessGroup] = None):
+    def __init__(self, peer: int, device: torch.device):
         self._peer = peer
         self._device = device
-        self._group = group
         # What is on its way, with the memory that it is read from.
         self._under_way: List[Tuple[dist.Work, Tensor]] = []
 
@@ -123,7 +120,7 @@ class MessageChannel:
         pickler.dump(message)
         layouts = [_Layout(tensor) for tensor in pickler.tensors]
         content = pickle.dumps((layouts, file.getvalue()), pickle.HIGHEST_PROTOCOL)
-        device = get_comm_device(self._group)
+        device = get_comm_device()
         packed = [_bytes_of(tensor).to(device)
                   for tensor, layout in zip(pickler.tensors, layouts)
                   if layout.nbytes < _ALONE_BYTES]
@@ -138,7 +135,7 @@ class MessageChannel:
         self.flush()
         for part in parts:
             if part.numel():
-                self._under_way.append((dist.isend(part, self._peer, self._group), part))
+                self._under_way.append((dist.isend(part, self._peer), part))
         return sum(part.nbytes for part in parts)
 
     def flush(self) -> None:
@@ -149,7 +146,7 @@ class MessageChannel:
 
     def receive(self) -> Any:
         """Wait for a message; aliases of a tensor are aliases again."""
-        device = get_comm_device(self._group)
+        device = get_comm_device()
         length = self._get(torch.empty(1, dtype=torch.int64, device=device))
         content = self._get(torch.empty(int(length), dtype=torch.uint8, device=device))
         layouts, pickled = pickle.loads(content.cpu().numpy().tobytes())
@@ -169,5 +166,5 @@ class MessageChannel:
 
     def _get(self, tensor: Tensor) -> Tensor:
         if tensor.numel():
-            dist.recv(tensor, self._peer, self._group)
+            dist.recv(tensor, self._peer)
         return tensor

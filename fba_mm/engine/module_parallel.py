@@ -10,7 +10,6 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import SyncBatchNorm
 
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
@@ -49,7 +48,6 @@ class LocalModuleParallel(nn.Module):
         modules_per_process: How many modules are together, from the first module on, so
             ``[2, 1, 1]`` for 4 modules in 3 processes. Unset, the process that keeps most for its
             backward passes keeps as little as possible; heads aren't counted.
-        process_group: The processes; all, unless given.
 
     Raises:
         LocalLearningError: There is one process alone, there are fewer modules than processes, the
@@ -62,8 +60,7 @@ class LocalModuleParallel(nn.Module):
 
     def __init__(self,
                  module: nn.Module,
-                 modules_per_process: Optional[Sequence[int]] = None,
-                 process_group: Optional[dist.ProcessGroup] = None):
+                 modules_per_process: Optional[Sequence[int]] = None):
         super().__init__()
         if not is_distributed():
             raise LocalLearningError(
@@ -74,21 +71,20 @@ class LocalModuleParallel(nn.Module):
             for name, p in module.named_parameters()
         })
         self.module = module
-        self._group = process_group
         self._name, self._backbone = _local_backbone_of(module)
         _check_untied(module, self._backbone)
-        count = get_world_size(process_group)
+        count = get_world_size()
         # By stage, from the first module on; stage s is process count - 1 - s.
         self.spans = _spans(self._backbone, count, modules_per_process)
-        rank = get_rank(process_group)
+        rank = get_rank()
         self.modules_here = self._backbone.modules_here = self.spans[count - 1 - rank]
         self._ranks = self._rank_by_name()
         self._check_parameters()
         self._foreign = [(name, p) for name, p in module.named_parameters()
                          if self._ranks[name] != rank]
         device = next(module.parameters()).device
-        self._before = MessageChannel(rank + 1, device, process_group) if rank + 1 < count else None
-        self._after = MessageChannel(rank - 1, device, process_group) if rank else None
+        self._before = MessageChannel(rank + 1, device) if rank + 1 < count else None
+        self._after = MessageChannel(rank - 1, device) if rank else None
         self._rank = rank
         # FBAHook puts its own here.
         self.log: Dict[str, Tensor] = {}
@@ -130,7 +126,7 @@ class LocalModuleParallel(nn.Module):
                 losses = model._run_forward(data, mode='loss')
             except HandedOver as done:
                 losses = None
-                # Nothing of an earlier process's is sent on twice: this holds all of the batch.
+                # Under way while this process's optimizer steps and its next batch is computed.
                 self.bytes_sent += self._after.send((data, done.state, dict(self.log)))
             finally:
                 self._backbone.received = None
@@ -186,13 +182,13 @@ class LocalModuleParallel(nn.Module):
         optimizer = optim_wrapper.optimizer
         parameters = [p for group in optimizer.param_groups for p in group['params']]
         if self._rank:
-            channel = MessageChannel(0, parameters[0].device, self._group)
+            channel = MessageChannel(0, parameters[0].device)
             channel.send({i: optimizer.state[p] for i, p in enumerate(parameters)
                           if p in optimizer.state})
             channel.flush()
         else:
             for rank in range(1, len(self.spans)):
-                channel = MessageChannel(rank, parameters[0].device, self._group)
+                channel = MessageChannel(rank, parameters[0].device)
                 for i, state in channel.receive().items():
                     optimizer.state[parameters[i]] = state
         try:
@@ -221,8 +217,7 @@ class LocalModuleParallel(nn.Module):
             own = [t.detach() for name, t in tensors.items()
                    if len(ranks) == 1 or self._ranks[name] == rank]
             if own:
-                dist._broadcast_coalesced(
-                    self._group or dist.group.WORLD, own, _BROADCAST_BYTES, rank)
+                dist._broadcast_coalesced(dist.group.WORLD, own, _BROADCAST_BYTES, rank)
 
     def _rank_by_name(self) -> Dict[str, int]:
         """Which process trains each parameter and brings each buffer up to date."""
@@ -286,8 +281,8 @@ def _spans(backbone: LocalBackbone, count: int, modules_per_process: Optional[Se
     """The modules of each process, from the first module on."""
     if backbone.num_modules < count:
         raise LocalLearningError(
-            f'{count} processes for num_modules={backbone.num_modules}: start {count} modules or '
-            'more, or so many processes as there are modules')
+            f'{count} processes for num_modules={backbone.num_modules}: set that to {count} or more, '
+            'or start as many processes as there are modules')
     if modules_per_process is None:
         costs = [sum(backbone.footprints[i].saved_bytes for i in module)
                  for module in backbone.module_segments]
@@ -312,7 +307,8 @@ def _check_untied(model: nn.Module, backbone: LocalBackbone) -> None:
             f'not know: {_MEND}')
     seen: Set[type] = set()
     for name, module in model.named_modules():
-        if isinstance(module, SyncBatchNorm):
+        # torch's and mmcv's.
+        if any(kind.__name__ == 'SyncBatchNorm' for kind in type(module).__mro__):
             raise LocalLearningError(
                 f'{name} would wait for processes that are at work on other batches: set norm_cfg '
                 "to dict(type='BN'), and leave sync_bn out; every module sees its whole batch")

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.fileio import list_from_file
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import (DATA_SAMPLERS, DATASETS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS,
-                               DefaultScope, Registry)
+from mmengine.registry import (DATA_SAMPLERS, DATASETS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS,
+                               OPTIMIZERS, DefaultScope, Registry)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
