@@ -202,8 +202,10 @@ def test_training_is_that_of_one_process(count, alone):
         assert first['states'].keys() == expected['states'].keys(), case
         for i, state in expected['states'].items():
             assert not differing(first['states'][i], state), (case, i)
-    # And everything has been trained, the running statistics of all norms among it.
-    assert differing(alone['eager']['tensors'], start) == list(start)
+    # And everything has changed, but statistics that nobody tracks in auxiliary networks' heads.
+    idle = {name for name in start
+            if '.head.norm.' in name and not name.endswith(('weight', 'bias'))}
+    assert set(differing(alone['eager']['tensors'], start)) == start.keys() - idle
     assert all('local_4.loss' in log and 'loss' in log for log in alone['eager']['logs'])
 
 
