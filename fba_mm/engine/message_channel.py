@@ -50,7 +50,9 @@ def _innermost_channels(tensor: Tensor) -> bool:
 def _bytes_of(tensor: Tensor) -> Tensor:
     if _innermost_channels(tensor):
         tensor = tensor.permute(0, 2, 3, 1)
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    tensor = tensor.contiguous()
+    # A single element counts as contiguous whatever its stride, which may be 0.
+    return tensor.as_strided((tensor.numel(), ), (1, )).view(torch.uint8)
 
 
 class _Layout:

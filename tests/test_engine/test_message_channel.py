@@ -16,7 +16,8 @@ def message() -> dict:
         part=large[1:],
         innermost=large.to(memory_format=torch.channels_last),
         transposed=small.transpose(1, 3),
-        numbers=[small.bfloat16(), small > .5, torch.tensor(7), small.double(), torch.empty(0, 4)],
+        numbers=[small.bfloat16(), small > .5, torch.tensor(7), small.double(), torch.empty(0, 4),
+                 torch.tensor(3.).expand(1)],
         rest=('text', {3: None}))
 
 
