@@ -108,6 +108,7 @@ class FBAHook(Hook):
         self._log: Dict[str, Tensor] = {}
         self._heads: List[nn.Module] = []
         self._answering = ExitStack()
+        self._own_images = True
 
     def __deepcopy__(self, memo: dict) -> 'FBAHook':
         # The model holds this hook's callbacks. A copy of the model, for EMA say, is not trained.
@@ -147,11 +148,9 @@ class FBAHook(Hook):
         Raises:
             LocalLearningError: The model has no or several LocalBackbones.
         """
-        # Processes with modules of one batch draw as one process does.
-        self._chance = get_rank()
-        if isinstance(model, LocalModuleParallel):
+        self._own_images = not isinstance(model, LocalModuleParallel)
+        if not self._own_images:
             model.log = self._log
-            self._chance = 0
         self._model = model = _unwrapped(model)
         self._local_backbone = find_local_backbone(model)
         self._optim_wrapper = optim_wrapper
@@ -171,8 +170,10 @@ class FBAHook(Hook):
 
         Each process draws for images of its own, if it has such.
         """
+        # Processes with modules of one batch draw as one process does.
+        rank = get_rank() if self._own_images else 0
         self._generator.manual_seed(
-            (runner.seed or 0) * 1_000_003 + runner.iter + self._chance * 1_000_000_007)
+            (runner.seed or 0) * 1_000_003 + runner.iter + rank * 1_000_000_007)
 
     def after_train_iter(self,
                          runner,
