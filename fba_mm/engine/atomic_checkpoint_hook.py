@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS
 
 from ..errors import LocalLearningError
 from .atomic_backend import replacing
+from .module_parallel import whole_model
 from .processes import from_first_process
 
 
@@ -30,6 +31,9 @@ class AtomicCheckpointHook(CheckpointHook):
         >>> default_hooks = dict(
         ...     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=1))
     """
+
+    # Also of modules in other processes, where LocalModuleParallel has put them.
+    saves_whole_model = True
 
     def __init__(self, **kwargs):
         if kwargs.get('backend_args') is None and '://' not in (kwargs.get('out_dir') or ''):
@@ -77,16 +81,17 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.message_hub.update_info('keep_ckpt_ids', kept)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer,
-            save_param_scheduler=self.save_param_scheduler,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args)
+        with whole_model(runner):
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args)
         if is_main_process():
             with replacing(os.path.join(runner.work_dir, 'last_checkpoint')) as file:
                 file.write(self.last_ckpt.encode())

@@ -15,6 +15,10 @@ from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
+from .module_parallel import (LocalModuleParallel, begin_module_parallel, check_module_parallel,
+                              gather_weights)
+
+_WRAPPERS = (LocalDataParallel, LocalModuleParallel)
 
 
 def find_local_backbone(model: nn.Module) -> LocalBackbone:
@@ -65,7 +69,7 @@ def check_local_training(model: nn.Module, optim_wrapper: type,
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, LocalDataParallel) else model
+    return model.module if isinstance(model, _WRAPPERS) else model
 
 
 @HOOKS.register_module()
@@ -86,7 +90,7 @@ class FBAHook(Hook):
     Raises:
         LocalLearningError: Unknown ``scope``; before training: no or several LocalBackbones,
             another optimizer wrapper, an auxiliary network that doesn't fit, or another model
-            wrapper than :class:`LocalDataParallel`.
+            wrapper than :class:`LocalDataParallel` and :class:`LocalModuleParallel`.
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
@@ -104,6 +108,7 @@ class FBAHook(Hook):
         self._log: Dict[str, Tensor] = {}
         self._heads: List[nn.Module] = []
         self._answering = ExitStack()
+        self._own_images = True
 
     def __deepcopy__(self, memo: dict) -> 'FBAHook':
         # The model holds this hook's callbacks. A copy of the model, for EMA say, is not trained.
@@ -113,7 +118,7 @@ class FBAHook(Hook):
         """Check everything that a local step needs, before checkpoints are touched."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             return  # Validation or testing alone: the runner builds no optimizer then.
-        if is_model_wrapper(runner.model) and not isinstance(runner.model, LocalDataParallel):
+        if is_model_wrapper(runner.model) and not isinstance(runner.model, _WRAPPERS):
             raise LocalLearningError(
                 f'{type(runner.model).__name__} would not reduce the gradients of local losses '
                 "between processes: set model_wrapper_cfg=dict(type='LocalDataParallel') in the "
@@ -122,22 +127,30 @@ class FBAHook(Hook):
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
+        if isinstance(runner.model, LocalModuleParallel):
+            check_module_parallel(runner, self.bank.scope)
+            runner.logger.info(runner.model.describe())
 
     def before_train(self, runner) -> None:
         """Attach to the model that is trained."""
         self.attach(runner.model, runner.optim_wrapper)
+        if isinstance(runner.model, LocalModuleParallel):
+            begin_module_parallel(runner)
 
     def attach(self, model: nn.Module, optim_wrapper: LocalOptimWrapper) -> None:
         """Train ``model`` locally from now on, whoever calls its ``train_step``.
 
         Args:
-            model: A model with one :class:`LocalBackbone`, or a :class:`LocalDataParallel` around
-                it.
+            model: A model with one :class:`LocalBackbone`, or a :class:`LocalDataParallel` or
+                :class:`LocalModuleParallel` around it.
             optim_wrapper: Applies the gradients of the local losses.
 
         Raises:
             LocalLearningError: The model has no or several LocalBackbones.
         """
+        self._own_images = not isinstance(model, LocalModuleParallel)
+        if not self._own_images:
+            model.log = self._log
         self._model = model = _unwrapped(model)
         self._local_backbone = find_local_backbone(model)
         self._optim_wrapper = optim_wrapper
@@ -155,10 +168,12 @@ class FBAHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this iteration's chance, so that a resumed training draws the same.
 
-        Each process draws for images of its own.
+        Each process draws for images of its own, if it has such.
         """
+        # Processes with modules of one batch draw as one process does.
+        rank = get_rank() if self._own_images else 0
         self._generator.manual_seed(
-            (runner.seed or 0) * 1_000_003 + runner.iter + get_rank() * 1_000_000_007)
+            (runner.seed or 0) * 1_000_003 + runner.iter + rank * 1_000_000_007)
 
     def after_train_iter(self,
                          runner,
@@ -174,8 +189,13 @@ class FBAHook(Hook):
         """Forget the local losses of the last iteration."""
         self._log.clear()
 
+    def before_val(self, runner) -> None:
+        """Have all weights in all processes."""
+        gather_weights(runner)
+
     def after_train(self, runner) -> None:
         """Detach from the model."""
+        gather_weights(runner)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -108,6 +108,16 @@ class LocalOptimWrapper(OptimWrapper):
             if in_parts:
                 self._apply_to(complete)
 
+    def update_without_loss(self) -> None:
+        """End an iteration whose last loss, the model's own, is another process's.
+
+        With ``update_params`` in that process, gradients accumulate over as many iterations here.
+        """
+        self._inner_count += 1
+        if self.should_update():
+            self.step()
+            self.zero_grad()
+
     @property
     def _completes(self) -> bool:
         """Whether gradients will be complete with this iteration, and may be applied."""

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.fileio import list_from_file
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import (DATASETS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS,
-                               DefaultScope, Registry)
+from mmengine.registry import (DATA_SAMPLERS, DATASETS, MODEL_WRAPPERS, MODELS, OPTIM_WRAPPERS,
+                               OPTIMIZERS, DefaultScope, Registry)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,6 +24,8 @@ from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
 from .image_pairs import check_pairs, pairs_of
 from .local_data_parallel import LocalDataParallel
+from .module_parallel import LocalModuleParallel
+from .undivided_samplers import UNDIVIDED
 
 
 @contextmanager
@@ -141,15 +143,20 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
         # MMEngine's own choice, but for local learning.
         wrapper = dict(type='LocalDataParallel' if local else 'MMDistributedDataParallel',
                        broadcast_buffers=False)
-    if cfg.get('find_unused_parameters'):
-        wrapper.setdefault('find_unused_parameters', True)
     kind = wrapper.setdefault('type', 'MMDistributedDataParallel')
     kind = _registered(MODEL_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
     if kind is None:
         raise LocalLearningError(
             f"model_wrapper_cfg.type={wrapper['type']!r} is not registered: check its spelling, or "
             'leave model_wrapper_cfg out')
-    if local and training and not issubclass(kind, LocalDataParallel):
+    if issubclass(kind, LocalModuleParallel):
+        if training:
+            _read_all_images(cfg)
+        else:  # The whole network is tested, in however many processes.
+            wrapper, kind = dict(type='LocalDataParallel'), LocalDataParallel
+    elif cfg.get('find_unused_parameters'):
+        wrapper.setdefault('find_unused_parameters', True)
+    if local and training and not issubclass(kind, (LocalDataParallel, LocalModuleParallel)):
         raise LocalLearningError(
             f'model_wrapper_cfg.type={type_name(wrapper["type"])} would not reduce the gradients '
             "of local losses between processes: set it to 'LocalDataParallel', or leave "
@@ -157,6 +164,17 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
     if get_device() == 'cpu' and issubclass(kind, DistributedDataParallel):
         wrapper.setdefault('device_ids', None)  # MMEngine would give it a GPU.
     cfg.model_wrapper_cfg = wrapper
+
+
+def _read_all_images(cfg: Config) -> None:
+    """Where processes have modules, not images of their own, each goes through all images."""
+    sampler = (cfg.get('train_dataloader') or {}).get('sampler')
+    if not isinstance(sampler, dict):
+        return
+    kind = sampler.get('type')
+    kind = _registered(DATA_SAMPLERS, kind, cfg) if isinstance(kind, str) else kind
+    if kind in UNDIVIDED:
+        sampler['type'] = UNDIVIDED[kind].__name__
 
 
 def use_atomic_checkpoints(cfg: Config) -> None:

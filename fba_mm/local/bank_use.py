@@ -105,6 +105,19 @@ class BankUse(BaseModule, metaclass=ABCMeta):
                 f"bank_use of type '{name}' finds nothing in a bank of scope {scope!r}: set "
                 f"custom_hooks=[dict(type='FBAHook', scope={self.scopes[0]!r})]")
 
+    def check_apart(self) -> None:
+        """Refuse, before training, that later modules are in other processes than this one.
+
+        Raises:
+            LocalLearningError: The use learns from what they make of a batch.
+        """
+        name = type(self).__name__
+        if type(self).observe is not BankUse.observe:
+            raise LocalLearningError(
+                f"bank_use of type '{name}' learns from the network's deepest features, which "
+                "another process has: leave bank_use out, take type='GatedContext', or set "
+                "model_wrapper_cfg.type='LocalDataParallel'")
+
 
 @MODELS.register_module()
 class GatedContext(BankUse):

@@ -1,4 +1,5 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 import torch
@@ -13,6 +14,65 @@ from .local_step import LocalStep
 from .partition import IMAGES, cut, cut_points, trace_footprints, unroll
 from .partition.reconstruction import in_slices
 from .task_loss import AnsweringBackbone, Features, untracked_norm
+
+
+@dataclass
+class HandOver:
+    """What the modules that have run leave to those after them, without any graph.
+
+    Attributes:
+        x: Output of the last module that has run.
+        outputs: Maps that the backbone returns, as far as they are there, by their index.
+        kept: Maps that later segments read, by name, and the images.
+        pooled: The bank's averages of the modules' outputs.
+        chance: State of the step's generator.
+    """
+    x: Tensor
+    outputs: Dict[int, Tensor] = field(default_factory=dict)
+    kept: Dict[str, Tensor] = field(default_factory=dict)
+    pooled: List[Tensor] = field(default_factory=list)
+    chance: Optional[Tensor] = None
+
+    @classmethod
+    def after(cls, x: Tensor, outputs: Dict[int, Tensor], kept: Dict[str, Tensor],
+              step: LocalStep) -> 'HandOver':
+        """What is there when some modules have run.
+
+        Args:
+            x: Output of the last of them, detached.
+            outputs: See the attributes.
+            kept: See the attributes.
+            step: The iteration; its bank is about to be emptied.
+        """
+        chance = None if step.generator is None else step.generator.get_state()
+        return cls(x, outputs, kept, list(step.bank.pooled()), chance)
+
+    def restore(self, step: LocalStep) -> None:
+        """Let the modules that are to come find what they would have found in one process.
+
+        Args:
+            step: The iteration in the process of those modules.
+        """
+        for level, feature in self.outputs.items():
+            step.bank.put(level, feature)
+        for name, feature in self.kept.items():
+            if name != IMAGES:
+                step.bank.put(name, feature)
+        step.bank.pooled().extend(self.pooled)
+        if self.chance is not None and step.generator is not None:
+            step.generator.set_state(self.chance)
+
+
+class HandedOver(Exception):
+    """Ends a model's forward pass where the modules of this process end.
+
+    Args:
+        state: For the process with the next module.
+    """
+
+    def __init__(self, state: HandOver):
+        super().__init__('the next module is in another process')
+        self.state = state
 
 
 @MODELS.register_module()
@@ -90,6 +150,10 @@ class LocalBackbone(AnsweringBackbone):
         # FBAHook sets these: the first for good, the second for the length of a forward pass.
         self.trained_locally = False
         self.step: Optional[LocalStep] = None
+        # LocalModuleParallel sets these: the modules of this process, and what the process before
+        # has made of the batch.
+        self.modules_here: Optional[range] = None
+        self.received: Optional[HandOver] = None
         self._initialize_auxiliary_at: Optional[str] = None
         self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
 
@@ -186,6 +250,7 @@ class LocalBackbone(AnsweringBackbone):
 
         Raises:
             LocalLearningError: In training, if no :class:`FBAHook` is there to train it.
+            HandedOver: The last module is in another process.
         """
         if self._answer is not None:
             return self._answer
@@ -209,8 +274,12 @@ class LocalBackbone(AnsweringBackbone):
         outputs: Dict[int, Tensor] = {}
         kept: Dict[str, Tensor] = {IMAGES: x}
         last = self.num_modules - 1
+        here = range(self.num_modules) if self.modules_here is None else self.modules_here
+        if self.received is not None:
+            x, outputs, kept = self.received.x, self.received.outputs, self.received.kept
+            self.received.restore(step)
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
-        for k in range(last):
+        for k in range(here.start, min(here.stop, last)):
             x, levels, step.kept = self._run_module(k, x, kept)
             step.train(k, self.auxiliary[k].loss(x, levels, step))
             # What the next module and the bank see is the same storage, without the graph.
@@ -225,6 +294,8 @@ class LocalBackbone(AnsweringBackbone):
                 step.bank.put_pooled(self.auxiliary[k].cut_point.as_map(x))
             del levels
             step.kept = {}
+        if here.stop <= last:
+            raise HandedOver(HandOver.after(x, outputs, kept, step))
         _, levels, _ = self._run_module(last, x, kept)
         outputs.update(levels)
         features = tuple(outputs[level] for level in sorted(outputs))

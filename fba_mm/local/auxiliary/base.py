@@ -77,6 +77,20 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             LocalLearningError: Names a scope that fits.
         """
 
+    def check_apart(self) -> None:
+        """Refuse, before training, that later modules are in other processes than this one.
+
+        Whatever ties a module to others, but for the features and the bank that it is handed.
+
+        Raises:
+            LocalLearningError: Names the tie, and the mend.
+        """
+        if type(self).observe is not Auxiliary.observe:
+            raise LocalLearningError(
+                f'{type(self).__name__} learns from what later modules make of a batch, which '
+                "another process has then: set model_wrapper_cfg.type='LocalDataParallel', or take "
+                'another auxiliary network')
+
     def weighted(self, losses: Losses) -> Losses:
         """Losses that the method computes itself, times ``loss_weight``.
 

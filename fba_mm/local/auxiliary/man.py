@@ -115,6 +115,13 @@ class _ThroughLaterBlock(Auxiliary):
         with untracked_norm(self.averaged):
             return self.cut_point.as_map(self.averaged(x))
 
+    def check_apart(self) -> None:
+        """See :class:`Auxiliary`."""
+        raise LocalLearningError(
+            f'{type(self).__name__} follows the weights of the next module\'s block, which another '
+            "process has: set model_wrapper_cfg.type='LocalDataParallel', or take another "
+            'auxiliary network')
+
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """What the host can't serve, this can't either."""
         self.host.check(model, source)

@@ -110,6 +110,13 @@ class SLMReconstruction(Auxiliary):
                 "learning follows the step of one loss: train the generator in mmagic's "
                 'BaseEditModel, by its pixel_loss')
 
+    def check_apart(self) -> None:
+        """See :class:`Auxiliary`."""
+        if self.head is None:
+            raise LocalLearningError(
+                "auxiliary.head='shared' trains the network's last layers from all modules, and one "
+                "process alone can hold them: set auxiliary.head='own'")
+
     def check_bank(self, scope: str) -> None:
         """See :class:`Auxiliary`."""
         if scope == 'all':

@@ -255,6 +255,16 @@ class SLM(Auxiliary):
         if self.bank_use is not None:
             self.bank_use.check_bank(scope)
 
+    def check_apart(self) -> None:
+        """See :class:`Auxiliary`."""
+        if self.head is None:
+            raise LocalLearningError(
+                "all modules train the model's own neck and head, which one process alone can "
+                "hold: give modules a head each, auxiliary=dict(type='SLM', head=dict(...)), or "
+                "set model_wrapper_cfg.type='LocalDataParallel'")
+        if self.bank_use is not None:
+            self.bank_use.check_apart()
+
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes of an own head with the model's, and run it once on small maps."""
         if self.bank_use is not None:

@@ -44,7 +44,7 @@ def cut(footprints: Sequence[Footprint],
     costs = [sum(footprints[i].saved_bytes for i in unit) for unit in units]
     # The last segment is in the last module, wherever the cuts are.
     costs[-1] += round(reserve * sum(costs))
-    bounds = _smallest_maximum(costs, num_modules)
+    bounds = smallest_maximum(costs, num_modules)
     return [range(units[a].start, units[b - 1].stop) for a, b in bounds]
 
 
@@ -77,11 +77,18 @@ def _by_stage(units: Sequence[range], segments: Sequence[Segment]) -> List[range
     return modules
 
 
-def _smallest_maximum(costs: Sequence[int], num_modules: int) -> List[tuple]:
+def smallest_maximum(costs: Sequence[int], num_modules: int) -> List[tuple]:
     """Cut a sequence in parts so that the largest sum is smallest, then the squares' sum.
 
     Exact, by dynamic programming over (parts, position); sequences have at most some dozens of
     segments. The sum of squares keeps the parts even where the maximum leaves a choice.
+
+    Args:
+        costs: Of the members, in order.
+        num_modules: Parts, of one member at least.
+
+    Returns:
+        Start and end of each part.
     """
     n = len(costs)
     prefix = [0]
