@@ -31,6 +31,7 @@ class SavingRunner:
         self.logger = mock.Mock()
         self.message_hub = MessageHub.get_instance(f'{work_dir}')
         self.train_loop = SimpleNamespace(stop_training=False)
+        self.model = torch.nn.Module()
 
     def save_checkpoint(self, out_dir, filename, *_, meta=None, backend_args=None, **__):
         if is_main_process():
