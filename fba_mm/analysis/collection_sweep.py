@@ -147,7 +147,7 @@ def _shrink(part: Any) -> None:
             part[key] = None if 'Pretrained' in str(value) or isinstance(value, str) else value
         elif key == 'depth' and value in (101, 152) and kind != 'DetectoRS_ResNet':
             part[key] = 50
-        elif key == 'frozen_stages':
+        elif key == 'frozen_stages' and kind != 'EfficientNet':  # It counts from 0.
             part[key] = -1
         elif key == 'norm_eval':
             part[key] = False
