@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from fba_mm.analysis.training_step import TrainingStep
+from fba_mm.engine.fba_hook import find_local_backbone
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.auxiliary.base import Auxiliary
 from fba_mm.local.task_loss import AnsweringBackbone
@@ -84,7 +85,7 @@ def trace_auxiliary(step: TrainingStep, data: Any) -> List[AuxiliaryRun]:
         >>> step = TrainingStep(cfg)
         >>> runs = trace_auxiliary(step, synthetic_batch(step.model, (4, 3, 32, 32)))
     """
-    local_backbone = step.hooks[0]._local_backbone if step.hooks else None
+    local_backbone = find_local_backbone(step.model) if step.hooks else None
     if local_backbone is None or not len(local_backbone.auxiliary):
         raise LocalLearningError(
             'this config has no auxiliary networks: draw one that trains by local learning, with '
@@ -102,7 +103,7 @@ def trace_auxiliary(step: TrainingStep, data: Any) -> List[AuxiliaryRun]:
 
 def _noting(step: TrainingStep, auxiliary: Auxiliary, index: int, runs: List[AuxiliaryRun]):
     loss = auxiliary.loss
-    local_backbone = step.hooks[0]._local_backbone
+    local_backbone = find_local_backbone(step.model)
 
     def noting(x: Tensor, *args: Any, **kwargs: Any):
         with _noted(step.model, auxiliary, x) as layers:

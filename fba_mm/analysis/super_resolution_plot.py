@@ -10,6 +10,7 @@ from matplotlib.patches import Rectangle
 from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fba_mm.errors import LocalLearningError
 
@@ -62,11 +63,9 @@ def hardest_place(image: np.ndarray, truth: np.ndarray, size: int) -> Tuple[int,
     Returns:
         The upper left corner, x and y.
     """
-    error = np.square(image.astype(np.float64) - truth).mean(-1)
-    # Sums over all squares, from an integral image.
-    total = np.pad(error.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    sums = total[size:, size:] - total[:-size, size:] - total[size:, :-size] + total[:-size, :-size]
-    y, x = np.unravel_index(sums.argmax(), sums.shape)
+    error = torch.from_numpy(np.square(image.astype(np.float64) - truth).mean(-1))
+    means = F.avg_pool2d(error[None], size, stride=1)[0]
+    y, x = np.unravel_index(int(means.argmax()), means.shape)
     return int(x), int(y)
 
 

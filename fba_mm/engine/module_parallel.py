@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
-from ..local.local_backbone import HandedOver
+from ..local.hand_over import HandedOver
 from ..local.partition.balance import smallest_maximum
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .message_channel import MessageChannel
