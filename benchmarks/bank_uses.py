@@ -2,11 +2,12 @@
 
     python benchmarks/bank_uses.py [--seeds 0] [--variants ...] [--jobs 2]
 
-Trains ResNet-20 in 10 modules on a part of CIFAR-10 by FBA, with the model's head shared by all
-modules and with heads of their own, once for each use of the bank, with more blocks in the auxiliary
-networks, and by back-propagation. After training, measures the norm of the gradient that a module's loss sends into the module, with the
-bank and as if it were not there: a use under which the first is a small fraction of the second
-answers for the module. Goes on where it stopped.
+Trains a ResNet (ResNet-20 in 10 modules, if nothing else is asked for) on a part of CIFAR-10 by FBA,
+with the model's head shared by all modules and with heads of their own, once for each use of the
+bank, with more blocks in the auxiliary networks, and by back-propagation. After training, measures
+the norm of the gradient that a module's loss sends into the module, with the bank and as if it were
+not there: a use under which the first is a small fraction of the second answers for the module. Goes
+on where it stopped.
 """
 import argparse
 import statistics
@@ -41,7 +42,8 @@ BLOCKS = {
     'two blocks per stage': dict(blocks_per_stage=2),
     'own stage finished': dict(finish_stage=True),
 }
-VARIANTS = ['BP'] + [f'{blocks}, own head' for blocks in BLOCKS] + [f'{use}, {head} head' for head in ('own', 'shared') for use in USES]
+VARIANTS = ['BP', *(f'{blocks}, own head' for blocks in BLOCKS),
+            *(f'{use}, {head} head' for head in ('own', 'shared') for use in USES)]
 
 
 def config(args: argparse.Namespace, variant: str, seed: int) -> str:
@@ -49,7 +51,7 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
     base = BASE / args.data / f'resnet32_{"bp" if variant == "BP" else "fba"}.py'
     lines = [f'_base_ = {str(base)!r}', f'randomness = dict(seed={seed})']
     if variant == 'BP':
-        lines.append('model = dict(backbone=dict(depth=20))')
+        lines.append(f'model = dict(backbone=dict(depth={args.depth}))')
     else:
         name, head = variant.rsplit(', ', 1)
         use, scope = USES.get(name, (None, 'off'))
@@ -59,8 +61,8 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
         if use is not None:
             count = {'num_samples': args.images} if use['type'] == 'SampleMemory' else {}
             auxiliary.update(bank_use=dict(use, **count))
-        lines.append(f'model = dict(backbone=dict(backbone=dict(depth=20), num_modules=10, '
-                     f'auxiliary={auxiliary!r}))')
+        lines.append(f'model = dict(backbone=dict(backbone=dict(depth={args.depth}), '
+                     f'num_modules={args.num_modules}, auxiliary={auxiliary!r}))')
         lines.append(f'custom_hooks = [dict(type="FBAHook", scope={scope!r})]')
     loop = dict(type='DeviceEpochLoop', joint_sample=True, channels_last=True,
                 max_images=args.images, max_epochs=args.epochs, val_interval=args.epochs)
@@ -121,6 +123,8 @@ def main() -> None:
     parser.add_argument('--data', default='cifar10_jpeg', help='a folder of configs/classification')
     parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=VARIANTS)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--depth', type=int, default=20, help='layers of the ResNet')
+    parser.add_argument('--num-modules', type=int, default=10)
     parser.add_argument('--images', type=int, default=5000)
     parser.add_argument('--epochs', type=int, default=12)
     parser.add_argument('--batch', type=int, default=128)
@@ -129,7 +133,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/bank_uses')
     args = parser.parse_args()
     console = Console()
-    budget = file_name(f'{args.data} {args.images} {args.epochs} {args.batch} {args.lr}')
+    network = f'ResNet-{args.depth}, K={args.num_modules}'
+    budget = file_name(f'{network} {args.data} {args.images} {args.epochs} {args.batch} {args.lr}')
 
     def one(variant: str, seed: int) -> dict:
         folder = args.out / budget / file_name(variant) / f'seed_{seed}'
@@ -139,7 +144,7 @@ def main() -> None:
         return f'{found["accuracy"]:.2f} %, {found["seconds_per_epoch"]:.1f} s per epoch'
 
     results = run_all(args.variants, args.seeds, one, say, args.jobs, console)
-    table = Table(title=f'ResNet-20, K=10, {args.images} images of {args.data}, {args.epochs} '
+    table = Table(title=f'{network}, {args.images} images of {args.data}, {args.epochs} '
                   f'epochs, seeds {args.seeds}')
     for column in ('FBA with', 'accuracy %', 's / epoch', 'gradient, with bank / without'):
         table.add_column(column)
