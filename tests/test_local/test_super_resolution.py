@@ -25,7 +25,7 @@ from ..super_resolution import editor, patches
 AUXILIARIES = {
     'own': dict(type='SLMReconstruction', channels=4),
     'shared': dict(type='SLMReconstruction', head='shared'),
-    'residual': dict(type='SLMReconstruction', channels=4, residual='bicubic'),
+    'plain': dict(type='SLMReconstruction', channels=4, residual='network'),
 }
 
 
@@ -417,7 +417,7 @@ def test_preflight_accepts_it():
 
 @pytest.mark.parametrize('options, message', [
     (dict(head='none'), "is 'own' or 'shared'"),
-    (dict(residual='nearest'), "give 'bicubic', 'bilinear' or None"),
+    (dict(residual='nearest'), "give 'bicubic', 'bilinear', 'network' or None"),
     (dict(head='shared', residual='bicubic'), 'leave residual out'),
     (dict(head='shared', channels=8), 'leave channels out'),
     (dict(channels=0), 'give a number from 1'),

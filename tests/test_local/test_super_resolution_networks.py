@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
+from torch.nn import functional as F
 
 from fba_mm import LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.analysis.memory import measure_step
@@ -16,7 +17,7 @@ from fba_mm.localize import stock_form
 
 from ..conftest import build
 from ..local_training import Trainer
-from ..super_resolution import editor, msrresnet, patches, rdn, rrdbnet, swinir
+from ..super_resolution import edsr, editor, msrresnet, patches, rdn, rrdbnet, swinir
 
 NETWORKS = [msrresnet, rrdbnet, rdn, swinir]
 HEADS = {
@@ -219,6 +220,32 @@ def test_the_last_layers_see_some_images_at_a_time():
     found = Trainer(whole).gradients(patches(images=6))
     for name in expected:
         assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-7), name
+
+
+ADDED = [
+    # network, residual, what a head without details makes of the images
+    (edsr, None, 'bicubic'),
+    (edsr, 'bilinear', 'bilinear'),
+    (edsr, 'network', None),
+    (msrresnet, None, 'bilinear'),
+    (msrresnet, 'network', 'bilinear'),
+    (msrresnet, 'bicubic', 'bicubic'),
+]
+
+
+@pytest.mark.parametrize('network, residual, mode', ADDED)
+def test_what_the_own_head_adds_details_to(network, residual, mode):
+    auxiliary = dict(type='SLMReconstruction', residual=residual)
+    head = build(editor(2, auxiliary, network=network)).generator.auxiliary[0].head
+    for parameter in head.conv_last.parameters():
+        torch.nn.init.zeros_(parameter)
+    images = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    found = head(torch.rand(2, 8, 6, 6), None, images)
+    if mode is None:
+        expected = head.mean.expand_as(found)
+    else:
+        expected = F.interpolate(images, scale_factor=2, mode=mode)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_last_layers_of_rdn_cannot_be_shared():

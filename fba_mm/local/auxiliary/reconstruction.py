@@ -26,7 +26,8 @@ class SLMReconstruction(Auxiliary):
         head: ``'own'``: a light head for each module. ``'shared'``: the network's own last layers,
             which then learn from all modules; it takes more memory and time.
         residual: ``'bicubic'`` or ``'bilinear'``: the own head adds details to the input images,
-            enlarged so, and the module learns these alone. None: it does as the network does.
+            enlarged so, and the module learns these alone. ``'network'``: it does as the network
+            does. None: as the network does if that adds its enlarged input, else ``'bicubic'``.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
 
@@ -53,9 +54,9 @@ class SLMReconstruction(Auxiliary):
         if head not in ('own', 'shared'):
             raise LocalLearningError(
                 f"auxiliary.head={head!r}: an SLMReconstruction's is 'own' or 'shared'")
-        if residual not in (None, 'bicubic', 'bilinear'):
+        if residual not in (None, 'bicubic', 'bilinear', 'network'):
             raise LocalLearningError(
-                f"auxiliary.residual={residual!r}: give 'bicubic', 'bilinear' or None")
+                f"auxiliary.residual={residual!r}: give 'bicubic', 'bilinear', 'network' or None")
         if head == 'shared' and (residual is not None or channels is not None):
             option = 'channels' if residual is None else 'residual'
             raise LocalLearningError(

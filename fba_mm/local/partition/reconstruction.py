@@ -104,12 +104,16 @@ def reduced_head(channels: int, residual: Optional[str], own_residual: Optional[
 
     Args:
         channels: See :class:`ReducedReconstruction`.
-        residual: What the config asks for.
-        own_residual: How the network itself adds the enlarged images, which a head without an
-            order of its own then does, too.
+        residual: What the config asks for; None for what teaches a module best.
+        own_residual: How the network itself adds the enlarged images, if it does.
         **kwargs: Other arguments of :class:`ReducedReconstruction`.
     """
-    return ReducedReconstruction(channels, residual or own_residual, **kwargs)
+    if residual is None:
+        # A module of few layers spends them on details, not on passing on the image itself.
+        residual = own_residual or 'bicubic'
+    elif residual == 'network':
+        residual = own_residual
+    return ReducedReconstruction(channels, residual, **kwargs)
 
 
 def keeps_resolution(network: str, stride: int) -> None:
