@@ -2,6 +2,7 @@
 
 Example:
     python tools/dataset_converters/build_digits.py data/digits --train 600 --val 120
+    python tools/dataset_converters/build_digits.py data/digit_masks --size 96 --masks
 """
 import argparse
 import json
@@ -32,6 +33,8 @@ def parse_args():
     parser.add_argument('--size', type=image_size, default=192, metavar='S',
                         help='image size in px, one number or HEIGHTxWIDTH')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the drawing')
+    parser.add_argument('--masks', action='store_true',
+                        help='also write the class of each pixel, for segmentation')
     parser.add_argument('--overwrite', action='store_true',
                         help='replace a former build of other settings, or a damaged one')
     return parser.parse_args()
@@ -52,7 +55,7 @@ def main() -> int:
     args = parse_args()
     try:
         root = build_digits_on_photos(args.out, num_train=args.train, num_val=args.val,
-                                      image_size=args.size, seed=args.seed,
+                                      image_size=args.size, seed=args.seed, masks=args.masks,
                                       overwrite=args.overwrite)
     except LocalLearningError as e:
         print('error:', str(e).replace('overwrite=True', '--overwrite'), file=sys.stderr)
