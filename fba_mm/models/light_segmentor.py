@@ -12,7 +12,7 @@ from ..errors import LocalLearningError
 def light_fcn(backbone: dict,
               num_classes: int,
               channels: int = 64,
-              start_level: int = 1,
+              positions_of: int = 1,
               label_stride: int = 4,
               loss_decode: Optional[dict] = None,
               **decode_head: Any) -> nn.Module:
@@ -25,8 +25,8 @@ def light_fcn(backbone: dict,
             are the head's ``in_channels``.
         num_classes: Number of classes, that of the model.
         channels: Channels of the head.
-        start_level: The finest of the backbone's maps that the head looks at. 1 is that of stride
-            8; where there is one map alone, it is that.
+        positions_of: Index of the backbone's map whose positions the head classifies; 1 is that of
+            stride 8.
         label_stride: One label of so many is learned from, in height and in width.
         loss_decode: Unset, cross entropy.
         **decode_head: What shall differ in the head's config, as ``ignore_index``.
@@ -50,13 +50,12 @@ def light_fcn(backbone: dict,
             "head=dict(type='LightFCN', ...)), or as "
             "backbone=dict(type='FeatureSource', channels=[...])")
     from . import light_fcn_head  # noqa: F401  It imports mmseg.
-    first = min(start_level, len(in_channels) - 1)
     head = dict(
         type='LightFCNHead',
-        in_channels=list(in_channels[first:]),
-        in_index=list(range(first, len(in_channels))),
+        in_channels=list(in_channels),
         channels=channels,
         num_classes=num_classes,
+        positions_of=positions_of,
         label_stride=label_stride,
         loss_decode=_scoped(loss_decode or dict(type='CrossEntropyLoss')))
     return MODELS.build(dict(
