@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
+from torch import distributed as dist
 from torch import nn
 
 from fba_mm import localize
@@ -19,8 +20,8 @@ from ..conftest import build
 from ..local_training import Trainer
 from ..segmentation import (LIGHT, NUM_CLASSES, dilated_resnet, labelled_batch, segmentor, swin,
                             training)
-from .test_partition.family_checks import (check_checkpoint, check_forward, check_isolation,
-                                           check_parameters)
+from .test_partition.family_checks import (built, check_checkpoint, check_forward,
+                                           check_isolation, check_parameters)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def test_reduced_blocks_see_as_far_as_the_stages_that_they_stand_in_for(depth, d
                 for m in a.finish.modules() if isinstance(m, nn.Conv2d)}) == 3
     # Other families' blocks are not asked.
     assert [s.dilation for s in point.stages] == [1, 1, 2, 4]
-    assert {s.dilation for s in unroll(build(swin())).segments} == {1}
+    assert {s.dilation for s in unroll(built(swin())).segments} == {1}
 
 
 def test_stock_checkpoints_load_and_predict_the_same():
@@ -141,8 +142,11 @@ def test_synchronized_norms_are_cut_in_a_distributed_job():
     """Where there is no batch to synchronize: while modules are weighed."""
     norm = dict(type='SyncBN', requires_grad=True)
     expected = build(segmentor(4)).backbone.module_segments
-    with mock.patch('torch.distributed.is_initialized', lambda: True):
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
         model = build(segmentor(4, backbone=dilated_resnet(norm_cfg=norm)))
+    finally:
+        dist.destroy_process_group()
     assert model.backbone.module_segments == expected
     assert isinstance(model.backbone.backbone.layer1[0].bn1, nn.SyncBatchNorm)
 

@@ -2,7 +2,8 @@
 
 Example:
     python tools/dataset_converters/build_digits.py data/digits --train 600 --val 120
-    python tools/dataset_converters/build_digits.py data/digit_masks --size 96 --masks
+    python tools/dataset_converters/build_digits.py data/digit_masks --size 96 --masks \\
+        --digit-size 40 64
 """
 import argparse
 import json
@@ -33,6 +34,8 @@ def parse_args():
     parser.add_argument('--size', type=image_size, default=192, metavar='S',
                         help='image size in px, one number or HEIGHTxWIDTH')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the drawing')
+    parser.add_argument('--digit-size', type=int, nargs=2, default=(12, 128),
+                        metavar=('LEAST', 'GREATEST'), help='longer side of a digit in px')
     parser.add_argument('--masks', action='store_true',
                         help='also write the class of each pixel, for segmentation')
     parser.add_argument('--overwrite', action='store_true',
@@ -55,7 +58,8 @@ def main() -> int:
     args = parse_args()
     try:
         root = build_digits_on_photos(args.out, num_train=args.train, num_val=args.val,
-                                      image_size=args.size, seed=args.seed, masks=args.masks,
+                                      image_size=args.size, seed=args.seed,
+                                      digit_size=args.digit_size, masks=args.masks,
                                       overwrite=args.overwrite)
     except LocalLearningError as e:
         print('error:', str(e).replace('overwrite=True', '--overwrite'), file=sys.stderr)

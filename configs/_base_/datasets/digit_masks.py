@@ -1,5 +1,5 @@
 # The class of each pixel of handwritten digits on photos, built by
-# tools/dataset_converters/build_digits.py data/digit_masks --size 96 --masks
+# tools/dataset_converters/build_digits.py data/digit_masks --size 96 --digit-size 40 64 --masks
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digit_masks/'
 metainfo = dict(
