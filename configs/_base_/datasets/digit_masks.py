@@ -1,5 +1,6 @@
 # The class of each pixel of handwritten digits on photos, built by
-# tools/dataset_converters/build_digits.py data/digit_masks --size 96 --digit-size 40 64 --masks
+#     python tools/dataset_converters/build_digits.py data/digit_masks --train 800 --size 96 \
+#         --digits 4 8 --digit-size 28 48 --masks
 dataset_type = 'BaseSegDataset'
 data_root = 'data/digit_masks/'
 metainfo = dict(
