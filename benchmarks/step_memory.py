@@ -2,10 +2,10 @@
 
     python benchmarks/step_memory.py [--rounds 5] [--works retinanet_r50 mask_rcnn_r50 ...]
 
-float32, random images and boxes or labels, batch norm trained, nothing frozen, no weights loaded. All ways
-to train use the same sliced focal loss, so that only the method differs. Peak: live tensors above
-parameters, buffers and optimizer state (the allocator's on CUDA). Time: median over rounds in which
-the ways take turns.
+float32, random images and boxes or labels, batch norm trained, nothing frozen, no weights loaded.
+All ways to train use the same sliced focal loss, so that only the method differs. Peak: live
+tensors above parameters, buffers and optimizer state (the allocator's on CUDA). Time: median over
+rounds in which the ways take turns.
 """
 import argparse
 import json

@@ -45,11 +45,14 @@ AUXILIARY = {
 CLASSIFICATION = [name for name in COMPLETE if name.startswith('classification/')]
 
 
+# To find what is inherited by name, MMEngine reads an index of the package's every time.
+_load_once = lru_cache(maxsize=None)(load)
+
+
 @pytest.fixture(scope='module')
 def loaded():
     """All configs, each read once."""
-    # To find what is inherited by name, MMEngine reads an index of mmpretrain's every time.
-    with mock.patch('mmengine.config.utils.load', lru_cache(maxsize=None)(load)):
+    with mock.patch('mmengine.config.utils.load', _load_once):
         return {name: load_config(str(CONFIGS / name)) for name in COMPLETE}
 
 
@@ -288,7 +291,8 @@ SEGMENTATION = [name for name in COMPLETE if name.startswith('segmentation/')]
 @pytest.mark.parametrize('name', [name for name in SEGMENTATION if '/digits/' not in name])
 def test_segmentation_configs_are_mmsegs_own_in_modules(name, loaded):
     cfg = loaded[name]
-    stock = load_config(re.search(r"mmseg::[^']+", (CONFIGS / name).read_text())[0])
+    with mock.patch('mmengine.config.utils.load', _load_once):
+        stock = load_config(re.search(r"mmseg::[^']+", (CONFIGS / name).read_text())[0])
     folder, net = name.split('/')[1:]
     assert re.sub('_r50|-t', '', net.split('_fba')[0]).replace('upernet_', '') in stock.filename
     assert dict(voc='PascalVOCDataset', cityscapes='CityscapesDataset', ade20k='ADE20KDataset')[
