@@ -306,7 +306,7 @@ def test_configs_that_are_not_there(name, message):
 def test_light_segmentors_learn_the_models_labels():
     stock = load_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')
     loss = dict(type='CrossEntropyLoss', class_weight=[1.] * 18 + [2.])
-    stock.model.decode_head.update(ignore_index=7, loss_decode=loss)
+    stock.model.decode_head.ignore_index, stock.model.decode_head.loss_decode = 7, loss
     cfg = localize(stock, auxiliary='light')
     expected = dict(type='LightFCN', num_classes=19, ignore_index=7, align_corners=False,
                     loss_decode=loss)

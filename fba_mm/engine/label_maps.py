@@ -14,6 +14,9 @@ from ..errors import LocalLearningError
 
 # Pillow's modes with one number for each pixel.
 _LABELS = ('1', 'L', 'P', 'I', 'I;16')
+# What is read; of files in other formats, as aerial and medical images have them, it is known only
+# whether they are there.
+_READ = ('.bmp', '.jpeg', '.jpg', '.png')
 # Below that, reading all files takes no time worth a bar.
 _MANY = 500
 
@@ -114,9 +117,13 @@ def _fault(files: LabelMap, data: Labelled) -> Optional[str]:
                 if files.seg_map.endswith('labelTrainIds.png') else 'put it there')
         return (f'{files.seg_map} does not exist, the mask of {files.img}: {made}, or check '
                 'data_prefix.seg_map_path and seg_map_suffix')
+    if not files.seg_map.lower().endswith(_READ):
+        return None
     try:
-        with Image.open(files.img) as image:
-            size = image.size
+        size = None
+        if files.img.lower().endswith(_READ):
+            with Image.open(files.img) as image:
+                size = image.size
         with Image.open(files.seg_map) as mask:
             if mask.mode not in _LABELS:
                 return (f'{files.seg_map} is a picture in colours ({mask.mode}), not one label for '
@@ -125,7 +132,7 @@ def _fault(files: LabelMap, data: Labelled) -> Optional[str]:
             mask_size = mask.size
     except (OSError, SyntaxError, ValueError) as error:
         return f'{files.img} and {files.seg_map} cannot be read ({error}): copy them again'
-    if size != mask_size:
+    if size not in (None, mask_size):
         return (f'{files.seg_map} has {mask_size[1]}x{mask_size[0]} px, {files.img} '
                 f'{size[1]}x{size[0]}: they are to be of one size')
     unknown = [label for label in labels if label >= data.count and label not in data.ignored]

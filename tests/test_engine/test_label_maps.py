@@ -102,6 +102,15 @@ def test_files_of_another_kind(root):
     refused(training(root), 'mask/y.png has 10x8 px', '8x10')
     (root / 'mask/y.png').write_bytes(b'none')
     refused(training(root), 'mask/y.png cannot be read', 'copy them again')
+    # Formats that only the config's own pipeline can read.
+    for name in 'xy':
+        (root / f'mask/{name}.npy').write_bytes(b'none')
+        (root / f'img/{name}.npy').write_bytes(b'none')
+        save_mask(root / f'mask/{name}.png')
+    check_data(training(root, seg_map_suffix='.npy'), 'train')
+    check_data(training(root, img_suffix='.npy'), 'train')
+    save_mask(root / 'mask/x.png', (0, 6))
+    refused(training(root, img_suffix='.npy'), 'mask/x.png has label 6')
 
 
 @pytest.mark.parametrize('change, words', [

@@ -84,7 +84,7 @@ def test_dilated_stages_are_completed_at_their_resolution(size, strides, dilatio
         return original(self, inputs, data_samples)
 
     with mock.patch.object(type(model), 'loss', loss):
-        Trainer(model).step(labelled_batch(size))
+        Trainer(model, scope='all').step(labelled_batch(size))
     assert seen == [expected] * (model.backbone.num_modules - 1)
 
 
