@@ -200,8 +200,7 @@ def _classification_sample(model: nn.Module, size: Tuple[int, int],
 def _segmentation_sample(model: nn.Module, size: Tuple[int, int],
                          generator: torch.Generator) -> BaseDataElement:
     from mmseg.structures import SegDataSample
-    # It pads a batch to the size of the config's crops, in place: a batch that is used again would
-    # be padded again.
+    # It would pad the images to the size of the config's crops.
     model.data_preprocessor.size, model.data_preprocessor.size_divisor = size, None
     sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, img_path=''))
     labels = torch.randint(0, _num_classes(model), (1, *size), generator=generator)
