@@ -2,7 +2,8 @@
 
 Tested versions of everything it runs on are pinned in one place, requirements.txt. Nothing of
 OpenMMLab is required here by name: its packages come in two sets of distributions (mmengine,
-mmcv, mmdet, ... and onedl-mmengine, onedl-mmcv, onedl-mmdetection, ...), and either will do.
+mmcv, mmdet, ... and onedl-mmengine, onedl-mmcv, onedl-mmdetection, ...), and either will do. The
+extra is for whoever has neither's mmseg.
 """
 from pathlib import Path
 
@@ -23,4 +24,7 @@ setup(
     install_requires=[
         'torch>=2.4', 'torchvision', 'numpy', 'matplotlib', 'rich', 'scikit-image', 'scikit-learn'
     ],
+    # Onto packages that are kept: pip install -e .[segmentation]. Where mmsegmentation is
+    # installed, it isn't needed.
+    extras_require=dict(segmentation=['onedl-mmsegmentation>=1.4']),
 )

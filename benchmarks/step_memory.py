@@ -2,10 +2,10 @@
 
     python benchmarks/step_memory.py [--rounds 5] [--works retinanet_r50 mask_rcnn_r50 ...]
 
-float32, random images and boxes, batch norm trained, nothing frozen, no weights loaded. All ways
-to train use the same sliced focal loss, so that only the method differs. Peak: live tensors above
-parameters, buffers and optimizer state (the allocator's on CUDA). Time: median over rounds in which
-the ways take turns.
+float32, random images and boxes or labels, batch norm trained, nothing frozen, no weights loaded.
+All ways to train use the same sliced focal loss, so that only the method differs. Peak: live
+tensors above parameters, buffers and optimizer state (the allocator's on CUDA). Time: median over
+rounds in which the ways take turns.
 """
 import argparse
 import json
@@ -23,18 +23,21 @@ from fba_mm.config import load_config
 
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 # Config, depth, numbers of modules.
 WORKS = {
     'retinanet_r50': (RETINANET, 50, (4, 'blocks')),
     'retinanet_r101': (RETINANET, 101, (4, 'blocks')),
     'retinanet_r152': (RETINANET, 152, (4, 'blocks')),
     'mask_rcnn_r50': (MASK_RCNN, 50, (4, )),
+    'fcn_r50': (FCN, 50, (4, 'blocks')),
 }
 
 
 def from_scratch(name: str, depth: int) -> Config:
     """The stock config with nothing frozen, nothing downloaded, and the sliced focal loss."""
     cfg = load_config(name)
+    cfg.model.pop('pretrained', None)  # mmseg's name for it.
     cfg.model.backbone.update(
         depth=depth, init_cfg=None, frozen_stages=-1, norm_eval=False,
         norm_cfg=dict(type='BN', requires_grad=True))

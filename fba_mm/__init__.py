@@ -13,21 +13,22 @@ for _package in ('torch', 'mmengine', 'mmcv'):
                           'pip install -r requirements.txt')
 
 # Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
-from .compat import install_mmagic_import, install_mmcv_ops  # noqa: E402
+from .compat import install_mmagic_import, install_mmcv_ops, install_mmseg_name  # noqa: E402
 
 install_mmcv_ops()
 install_mmagic_import()
+install_mmseg_name()
 
 from .engine import (AmpLocalOptimWrapper, FBAHook, LocalDataParallel,  # noqa: E402
                      LocalModuleParallel, LocalOptimWrapper)
 from .errors import LocalLearningError  # noqa: E402
 from .local import LocalBackbone  # noqa: E402
 from .localize import localize  # noqa: E402
-from .models import SlicedFocalLoss, cifar_resnet, light_retinanet  # noqa: E402
+from .models import SlicedFocalLoss, cifar_resnet, light_fcn, light_retinanet  # noqa: E402
 
 __version__ = '0.1.0'
 __all__ = [
     'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalDataParallel', 'LocalLearningError',
     'LocalModuleParallel', 'LocalOptimWrapper', 'SlicedFocalLoss', 'cifar_resnet',
-    'light_retinanet', 'localize'
+    'light_fcn', 'light_retinanet', 'localize'
 ]

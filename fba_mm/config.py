@@ -3,10 +3,14 @@ import re
 from typing import Any, Dict, Mapping
 
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.utils import is_installed
 
 from .errors import LocalLearningError
+
+# Packages that not every user has.
+_HOW_TO_INSTALL = dict(mmseg='pip install onedl-mmsegmentation')
 
 
 def load_config(config: str) -> Config:
@@ -24,11 +28,12 @@ def load_config(config: str) -> Config:
         'RetinaNet'
     """
     package = config.split('::')[0] if '::' in config else None
-    if package and not is_installed(package):
-        # MMEngine would go and install whatever has this name in the package index.
-        raise LocalLearningError(
-            f'config {config}: the package {package} is not installed, install it or check its '
-            'spelling, as in mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    # MMEngine would go and install whatever has this name in the package index, even where the
+    # package is there but its distribution has another name.
+    if package and not is_installed(MODULE2PACKAGE.get(package, package)):
+        how = _HOW_TO_INSTALL.get(package, 'install it or check its spelling, as in '
+                                  'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+        raise LocalLearningError(f'config {config}: the package {package} is not installed: {how}')
     try:
         return get_config(config) if package else Config.fromfile(config)
     except FileNotFoundError as error:
@@ -36,10 +41,20 @@ def load_config(config: str) -> Config:
                                  f'{"name" if package else "path"}') from error
     except LocalLearningError:
         raise
+    except ModuleNotFoundError as error:
+        # MMEngine names the distribution of what a config inherits from.
+        missing = 'mmseg' if 'mmsegmentation' in str(error) else error.name or ''
+        if missing.partition('.')[0] not in _HOW_TO_INSTALL:
+            raise _unreadable(config, error) from error
+        raise LocalLearningError(f'config {config} needs mmseg, which is not installed: '
+                                 f'{_HOW_TO_INSTALL["mmseg"]}') from error
     except Exception as error:  # A config is Python code: anything may come out of it.
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise LocalLearningError(
-            f'config {config} cannot be read: {type(error).__name__}: {reason}') from error
+        raise _unreadable(config, error) from error
+
+
+def _unreadable(config: str, error: Exception) -> LocalLearningError:
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    return LocalLearningError(f'config {config} cannot be read: {type(error).__name__}: {reason}')
 
 
 def backbone_key(model: Mapping) -> str:

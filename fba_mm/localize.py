@@ -43,9 +43,9 @@ def localize(config: Union[str, Config],
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
             and head, or a generator's own last layers. ``'own'``: FBA's, with a copy of neck and
-            head for each module. ``'light'``: FBA's, with a light detector or reconstruction of its
-            own for each module, which takes less memory and time, and is a weaker teacher; for
-            detectors, instance segmentors and super-resolution. Unset, ``'own'`` for image
+            head for each module. ``'light'``: FBA's, with a light detector, segmentor or
+            reconstruction of its own for each module, which takes less memory and time, and is a
+            weaker teacher; for detectors, segmentors and super-resolution. Unset, ``'own'`` for image
             classifiers, which learn far less from a shared head, ``'light'`` for models with a
             generator, and ``'shared'`` for others.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
@@ -176,13 +176,20 @@ def _own_auxiliary(model: dict) -> dict:
     return dict(type='SLM', head=head)
 
 
+# What a light segmentor takes over from the model's decode head: what is a label, and its loss.
+_LABELS = ('num_classes', 'out_channels', 'threshold', 'ignore_index', 'align_corners',
+           'loss_decode')
+
+
 def _light_auxiliary(model: dict) -> dict:
-    """FBA's auxiliary network with a light detector for the model's classes."""
+    """FBA's auxiliary network with a light detector or segmentor for the model's classes."""
+    if isinstance(model.get('decode_head'), (dict, list, tuple)):
+        return _light_segmentor(model)
     numbers = list(_num_classes(model))
     if not numbers or not any(key in model for key in ('rpn_head', 'bbox_head')):
         raise LocalLearningError(
-            f"auxiliary='light' is a detector, and {type_name(model.get('type'))} is none that "
-            "tells its num_classes: give 'shared', or a config with a head of its task")
+            f"auxiliary='light' is a detector or segmentor, and {type_name(model.get('type'))} is "
+            "none that tells its num_classes: give 'shared', or a config with a head of its task")
     stages = list(model['backbone'].get('out_indices', (0, 1, 2, 3)))
     if 1 not in stages:
         raise LocalLearningError(
@@ -192,6 +199,20 @@ def _light_auxiliary(model: dict) -> dict:
     if stages.index(1) != 1:
         head['neck'] = dict(start_level=stages.index(1))
     return dict(type='SLM', channels=64, head=head)
+
+
+def _light_segmentor(model: dict) -> dict:
+    heads = model['decode_head']
+    # The last head of a cascade makes the prediction.
+    head = heads if isinstance(heads, dict) else heads[-1]
+    labels = {key: copy.deepcopy(head[key]) for key in _LABELS if head.get(key) is not None}
+    if 'num_classes' not in labels:
+        raise LocalLearningError(
+            f"auxiliary='light' needs num_classes, and model.decode_head ({type_name(head['type'])}) "
+            "tells none: give 'shared', or a config with a head of its task")
+    if not isinstance(labels.get('loss_decode', {}), dict):
+        del labels['loss_decode']  # Several may ask for several outputs.
+    return dict(type='SLM', channels=64, head=dict(type='LightFCN', **labels))
 
 
 def _num_classes(part: Any) -> Iterator[int]:

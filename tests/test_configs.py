@@ -45,11 +45,14 @@ AUXILIARY = {
 CLASSIFICATION = [name for name in COMPLETE if name.startswith('classification/')]
 
 
+# To find what is inherited by name, MMEngine reads an index of the package's every time.
+_load_once = lru_cache(maxsize=None)(load)
+
+
 @pytest.fixture(scope='module')
 def loaded():
     """All configs, each read once."""
-    # To find what is inherited by name, MMEngine reads an index of mmpretrain's every time.
-    with mock.patch('mmengine.config.utils.load', lru_cache(maxsize=None)(load)):
+    with mock.patch('mmengine.config.utils.load', _load_once):
         return {name: load_config(str(CONFIGS / name)) for name in COMPLETE}
 
 
@@ -280,6 +283,35 @@ def _unscoped(part):
     if isinstance(part, dict):
         return {key: _unscoped(value) for key, value in part.items() if key != '_scope_'}
     return [_unscoped(one) for one in part] if isinstance(part, list) else part
+
+
+SEGMENTATION = [name for name in COMPLETE if name.startswith('segmentation/')]
+
+
+@pytest.mark.parametrize('name', [name for name in SEGMENTATION if '/digits/' not in name])
+def test_segmentation_configs_are_mmsegs_own_in_modules(name, loaded):
+    cfg = loaded[name]
+    with mock.patch('mmengine.config.utils.load', _load_once):
+        stock = load_config(re.search(r"mmseg::[^']+", (CONFIGS / name).read_text())[0])
+    folder, net = name.split('/')[1:]
+    assert re.sub('_r50|-t', '', net.split('_fba')[0]).replace('upernet_', '') in stock.filename
+    assert dict(voc='PascalVOCDataset', cityscapes='CityscapesDataset', ade20k='ADE20KDataset')[
+        folder] == stock.val_dataloader.dataset.type
+    assert cfg.model.backbone.type == 'LocalBackbone' and cfg.model.backbone.num_modules == 4
+    assert cfg.optim_wrapper.type == 'LocalOptimWrapper'
+    found = stock_form(cfg)
+    for key in ('model', 'train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
+                'val_evaluator', 'optim_wrapper', 'default_hooks'):
+        assert _unscoped(found[key]) == _unscoped(stock[key]), key
+
+
+def test_segmentation_is_complete():
+    nets = ('fcn_r50', 'pspnet_r50', 'deeplabv3_r50')
+    expected = {f'segmentation/{data}/{net}_fba.py' for data in ('cityscapes', 'ade20k', 'voc')
+                for net in nets}
+    expected |= {'segmentation/ade20k/upernet_swin-t_fba.py',
+                 'segmentation/digits/fcn_r18_bp.py', 'segmentation/digits/fcn_r18_fba.py'}
+    assert set(SEGMENTATION) == expected
 
 
 def test_files_repeat_nothing():

@@ -303,6 +303,30 @@ def test_configs_that_are_not_there(name, message):
     assert '\n' not in str(caught.value)
 
 
+def test_light_segmentors_learn_the_models_labels():
+    stock = load_config('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    loss = dict(type='CrossEntropyLoss', class_weight=[1.] * 18 + [2.])
+    stock.model.decode_head.ignore_index, stock.model.decode_head.loss_decode = 7, loss
+    cfg = localize(stock, auxiliary='light')
+    expected = dict(type='LightFCN', num_classes=19, ignore_index=7, align_corners=False,
+                    loss_decode=loss)
+    assert cfg.model.backbone.auxiliary == dict(type='SLM', channels=64, head=expected)
+    assert localize(stock).model.backbone.auxiliary == dict(type='SLM')
+    assert stock_form(cfg).model == stock.model
+    # Of a cascade it is the last head that makes the prediction; losses that look at several
+    # outputs are not taken over.
+    first = dict(stock.model.decode_head, num_classes=2)
+    last = dict(stock.model.decode_head, loss_decode=[loss, dict(type='BoundaryLoss')])
+    stock.model.decode_head = [first, last]
+    head = localize(stock, auxiliary='light').model.backbone.auxiliary.head
+    assert head.num_classes == 19 and 'loss_decode' not in head
+    own = localize(stock, auxiliary='own').model.backbone.auxiliary.head
+    assert own.decode_head == [first, last] and 'pretrained' not in own and 'backbone' not in own
+    del stock.model.decode_head[1]['num_classes']
+    with pytest.raises(LocalLearningError, match="needs num_classes, and model.decode_head "):
+        localize(stock, auxiliary='light')
+
+
 def test_settings_of_a_model_wrapper_are_kept():
     stock = load_config(RETINANET)
     stock.model_wrapper_cfg = dict(

@@ -9,7 +9,7 @@ from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 from fba_mm import command_line
-from fba_mm.config import settings_of
+from fba_mm.config import settings_of, type_name
 from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
 from fba_mm.engine.preflight import (build_model, check_data, choose_model_wrapper,
                                      readable_errors)
@@ -45,7 +45,13 @@ def main() -> None:
             raise LocalLearningError(
                 '--show: default_hooks has no visualization hook, add it to the config')
         visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
-        if args.show_dir:
+        if args.show_dir and type_name(visualization.get('type')) == 'SegVisualizationHook':
+            # It leaves the files to the visualizer.
+            if cfg.get('visualizer') is None:
+                raise LocalLearningError(
+                    '--show-dir: the config has no visualizer, add one of type SegLocalVisualizer')
+            cfg.visualizer.save_dir = args.show_dir
+        elif args.show_dir:
             visualization.test_out_dir = args.show_dir
     if cfg.get('test_dataloader') is None:
         raise LocalLearningError('the config has no test_dataloader: give a complete config')

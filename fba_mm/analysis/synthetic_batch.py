@@ -101,7 +101,8 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
 
     Args:
         model: A detector of mmdet (boxes, and masks or a semantic map where it learns them), an
-            image classifier of mmpretrain, or a model of mmagic that learns images from pairs.
+            image classifier of mmpretrain, a segmentor of mmseg, whose preprocessor is told to pad
+            to this shape, or a model of mmagic that learns images from pairs.
         shape: (images, channels, height, width).
         seed: What the random numbers start from.
 
@@ -121,7 +122,7 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
     if targets is None or targets is _target_images and not _learns_pairs(model):
         raise LocalLearningError(
             f'no synthetic batch for a {classes[0]}: give the config of a detector of mmdet, of an '
-            "image classifier of mmpretrain, or of mmagic's BaseEditModel")
+            "image classifier of mmpretrain, of a segmentor of mmseg, or of mmagic's BaseEditModel")
     images, channels, height, width = _checked(shape, model)
     generator = torch.Generator().manual_seed(seed)
     inputs = [
@@ -196,6 +197,16 @@ def _classification_sample(model: nn.Module, size: Tuple[int, int],
     return DataSample(metainfo=dict(img_shape=size, ori_shape=size)).set_gt_label(label)
 
 
+def _segmentation_sample(model: nn.Module, size: Tuple[int, int],
+                         generator: torch.Generator) -> BaseDataElement:
+    from mmseg.structures import SegDataSample
+    # It would pad the images to the size of the config's crops.
+    model.data_preprocessor.size, model.data_preprocessor.size_divisor = size, None
+    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, img_path=''))
+    labels = torch.randint(0, _num_classes(model), (1, *size), generator=generator)
+    return sample.set_data(dict(gt_sem_seg=PixelData(data=labels))) or sample
+
+
 def _learns_pairs(model: nn.Module) -> bool:
     owners = {name: next((c for c in type(model).__mro__ if name in vars(c)), object)
               for name in ('forward_train', 'train_step')}
@@ -236,6 +247,7 @@ def _one_by_one(sample: Callable, model: nn.Module, size: Tuple[int, int],
 _TARGETS: Dict[str, Callable] = {
     'BaseDetector': partial(_one_by_one, _detection_sample),
     'BaseClassifier': partial(_one_by_one, _classification_sample),
+    'BaseSegmentor': partial(_one_by_one, _segmentation_sample),
     'BaseEditModel': _target_images,
 }
 

@@ -1,4 +1,4 @@
-"""A detection data set made of real pixels that are already on the machine.
+"""A detection or segmentation data set made of real pixels that are already on the machine.
 
 scikit-learn carries 1,797 handwritten digits, scikit-learn and scikit-image carry photos in their
 wheels. Digits drawn on photos are small enough to train on in minutes, hold objects of all the
@@ -20,6 +20,11 @@ from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
 from fba_mm.errors import LocalLearningError
 
 DIGIT_CLASSES = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+# In masks; a digit's label is one more than the digit.
+MASK_CLASSES = ('background', *DIGIT_CLASSES)
+# Red, green and blue of each, so that a picture of a mask can be looked at.
+MASK_PALETTE = (0, 0, 0, 31, 119, 180, 255, 127, 14, 44, 160, 44, 214, 39, 40, 148, 103, 189, 140, 86,
+                75, 227, 119, 194, 127, 127, 127, 188, 189, 34, 23, 190, 207)
 
 _BUILDER = 'fba_mm.datasets.build_digits_on_photos'
 # Raise it with every change that alters pixels, boxes or the split: a folder built before the
@@ -54,6 +59,7 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
                            seed: int = 0,
                            digits_per_image: Sequence[int] = (1, 6),
                            digit_size: Sequence[int] = (12, 128),
+                           masks: bool = False,
                            overwrite: bool = False) -> Path:
     """Write a COCO-format detection data set: handwritten digits drawn on photos.
 
@@ -65,7 +71,9 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
     A box is tight around the visible ink, ``area`` is the area of the box in square px, and a
     category's id is the digit itself. Beyond COCO's fields each image names its ``photo``,
     ``crop`` (x, y, w, h in the photo's px) and ``flipped``, each annotation the ``digit_index``
-    of its sample.
+    of its sample. With ``masks`` there are ``masks/train/*.png`` and ``masks/val/*.png`` too, with
+    a class of :data:`MASK_CLASSES` for each pixel: 0 for the background, and one more than the
+    digit where its ink can be seen.
 
     The same arguments give the same bytes under the same versions of NumPy and Pillow. Image
     number i does not depend on how many are built, so a small set is the beginning of a large one.
@@ -83,6 +91,7 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
             image. Those that find no free place are left out; one is always there.
         digit_size (tuple[int, int]): Least and greatest longer side of a box in px, drawn
             log-uniformly. The greatest is cut to 2/3 of the image's shorter side.
+        masks (bool): Also write the class of each pixel, for segmentation.
         overwrite (bool): Replace a data set of other settings, or a damaged one, in ``out_dir``.
             A complete one of the same settings is kept. Files that no build wrote are never
             deleted: a folder that holds any is refused.
@@ -103,6 +112,8 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
         ...              metainfo=dict(classes=DIGIT_CLASSES))
     """
     settings = _check_settings(num_train, num_val, image_size, seed, digits_per_image, digit_size)
+    if masks:  # Without, the settings are those that folders were built with before there were any.
+        settings['masks'] = True
     out = Path(out_dir).expanduser().resolve()
     try:
         if not _is_complete(out, settings):
@@ -201,11 +212,17 @@ def _files_of(settings: dict) -> List[str]:
     files = [f'annotations/instances_{split}.json' for split in _SPLITS]
     for split in _SPLITS:
         files += [f'{split}/{_image_name(i)}' for i in range(settings[f'num_{split}'])]
+        if settings.get('masks'):
+            files += [f'masks/{split}/{_mask_name(i)}' for i in range(settings[f'num_{split}'])]
     return files
 
 
 def _image_name(index: int) -> str:
     return f'{index + 1:06d}.jpg'
+
+
+def _mask_name(index: int) -> str:
+    return f'{index + 1:06d}.png'
 
 
 def _missing_files(root: Path, settings: dict) -> List[str]:
@@ -225,7 +242,8 @@ def _check_free(out: Path, settings: dict, overwrite: bool) -> None:
     if not out.is_dir():
         raise LocalLearningError(f'out_dir={str(out)!r} is a file: give a folder')
     former = [s for s in (_former_settings(out, split) for split in _SPLITS) if s is not None]
-    own = {name for s in former for name in _files_of(s)} | {'annotations', *_SPLITS}
+    own = {name for s in former for name in _files_of(s)}
+    own |= {'annotations', 'masks', *_SPLITS, *(f'masks/{split}' for split in _SPLITS)}
     stranger = next((path for path in out.rglob('*')
                      if path.relative_to(out).as_posix() not in own), None)
     if stranger is not None or (not former and any(out.iterdir())):
@@ -236,6 +254,8 @@ def _check_free(out: Path, settings: dict, overwrite: bool) -> None:
         return
     differing = [f'{key}={former[0].get(key)}, not {value}' for key, value in settings.items()
                  if former[0].get(key) != value]
+    if former[0].get('masks') and not settings.get('masks'):
+        differing.append('masks=True, not False')
     if differing:
         state = f'holds a data set of other settings ({"; ".join(differing)})'
     else:
@@ -283,21 +303,28 @@ def _build_split(root: Path, split: str, settings: dict, digits, advance) -> Non
     glyphs = {}  # type: Dict[int, Image.Image]
     images, annotations = [], []
     (root / split).mkdir()
+    if settings.get('masks'):
+        (root / 'masks' / split).mkdir(parents=True)
     for i in range(settings[f'num_{split}']):
         rng = np.random.default_rng([settings['seed'], _SPLITS.index(split), i])
         name = sorted(photos)[rng.integers(len(photos))]
         canvas, record = _background(photos[name], settings['image_size'], rng)
+        labels = np.zeros(canvas.shape[:2], np.uint8)
         image_id = i + 1
         images.append(dict(id=image_id, file_name=_image_name(i), height=canvas.shape[0],
                            width=canvas.shape[1], license=PHOTOS[name].license, photo=name,
                            **record))
-        for category, index, (x, y, w, h) in _draw_digits(canvas, by_class, digits.images, glyphs,
-                                                          settings, rng):
+        for category, index, (x, y, w, h) in _draw_digits(canvas, labels, by_class, digits.images,
+                                                          glyphs, settings, rng):
             annotations.append(dict(id=len(annotations) + 1, image_id=image_id,
                                     category_id=category, bbox=[x, y, w, h], area=w * h,
                                     iscrowd=0, digit_index=index))
         picture = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
         picture.save(root / split / _image_name(i), **_JPEG)
+        if settings.get('masks'):
+            mask = Image.fromarray(labels)
+            mask.putpalette(MASK_PALETTE)
+            mask.save(root / 'masks' / split / _mask_name(i))
         advance()
     info = dict(
         description=f'Handwritten digits on photos, {split}',
@@ -334,10 +361,13 @@ def _background(photo: Image.Image, image_size: Sequence[int],
     return canvas.clip(0, 255), dict(crop=[x, y, w, h], flipped=flipped)
 
 
-def _draw_digits(canvas: np.ndarray, by_class: List[List[int]], samples: np.ndarray,
-                 glyphs: Dict[int, Image.Image], settings: dict,
+def _draw_digits(canvas: np.ndarray, labels: np.ndarray, by_class: List[List[int]],
+                 samples: np.ndarray, glyphs: Dict[int, Image.Image], settings: dict,
                  rng: np.random.Generator) -> List[Tuple[int, int, Tuple[int, int, int, int]]]:
-    """Draw on the canvas in place; returns (category, sample, box as x, y, w, h) of each digit."""
+    """Draw on the canvas, and the class of each pixel on ``labels``, both in place.
+
+    Returns (category, sample, box as x, y, w, h) of each digit.
+    """
     height, width = canvas.shape[:2]
     least, greatest = settings['digit_size'][0], _largest_digit(settings)
     count = rng.integers(settings['digits_per_image'][0], settings['digits_per_image'][1] + 1)
@@ -362,6 +392,7 @@ def _draw_digits(canvas: np.ndarray, by_class: List[List[int]], samples: np.ndar
             continue
         patch = canvas[y:y + h, x:x + w]
         patch += (alpha[..., None] / np.float32(255)) * (palette.ink_for(x, y, w, h) - patch)
+        labels[y:y + h, x:x + w][alpha >= _VISIBLE] = category + 1
         drawn.append((category, index, (x, y, w, h)))
     return drawn
 

@@ -23,6 +23,7 @@ from ..local.auxiliary.base import num_classes_of
 from .class_count import class_counts, greatest_label
 from .fba_hook import check_local_training
 from .image_pairs import check_pairs, pairs_of
+from .label_maps import check_head_classes, check_label_maps, is_segmentation, labelled
 from .local_data_parallel import LocalDataParallel
 from .module_parallel import LocalModuleParallel
 from .undivided_samplers import UNDIVIDED
@@ -206,6 +207,12 @@ def check_data(cfg: Config, *splits: str) -> None:
         _check_dataset(dataset, where, cfg)
         if generator and not dataset.get('backend_args'):
             _check_image_pairs(dataset, where, cfg, generator)
+        kind = _dataset_class(dataset, cfg)
+        if is_segmentation(kind) and not dataset.get('backend_args'):
+            with readable_errors(f'{where} cannot be read'), _scope(cfg):
+                data = labelled(dataset, kind)
+            if data is not None:
+                check_label_maps(dataset, where, data)
 
 
 def _check_image_pairs(dataset: dict, where: str, cfg: Config, generator: dict) -> None:
@@ -311,8 +318,8 @@ def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
 def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
     """Refuse a head that is made for another number of classes than the data has.
 
-    Image classifiers are asked, and detectors that learn from folders in PASCAL VOC's form. With
-    others, heads for more classes than the data has are common.
+    Image classifiers and segmentors are asked, and detectors that learn from folders in PASCAL VOC's
+    form. With others, heads for more classes than the data has are common.
 
     Args:
         cfg: The config.
@@ -323,6 +330,10 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
         LocalLearningError: Names both numbers and the mend.
     """
     _check_voc_classes(cfg, model, splits)
+    for dataset, where in _datasets(cfg, splits):
+        kind = _dataset_class(dataset, cfg)
+        if is_segmentation(kind):
+            check_head_classes(where, list(class_counts(dataset, kind)), model)
     expected = getattr(getattr(model, 'head', None), 'num_classes', None)
     is_classifier = any(kind.__name__ == 'ImageClassifier' for kind in type(model).__mro__)
     if not is_classifier or not isinstance(expected, int):

@@ -48,6 +48,8 @@ class LocalBackbone(AnsweringBackbone):
         memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
             by a number before the model is built, by ``tools/train.py`` or
             :func:`fba_mm.analysis.resolve_num_modules`.
+        pretrained: Given by mmseg's models, which hand ``model.pretrained`` on to their backbone. So
+            does this one.
         init_cfg: Initialization config. The wrapped backbone keeps its own.
 
     Raises:
@@ -67,8 +69,11 @@ class LocalBackbone(AnsweringBackbone):
                  head_batch_size: Optional[int] = None,
                  reserve: Optional[float] = None,
                  memory_budget: Optional[Union[str, int, float]] = None,
+                 pretrained: Optional[str] = None,
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
+        if pretrained is not None:
+            backbone = dict(backbone, pretrained=pretrained)
         if check_budget(num_modules, memory_budget):
             raise LocalLearningError(
                 "num_modules='auto' is to be replaced by a number before the model is built: train "

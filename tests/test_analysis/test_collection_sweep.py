@@ -101,6 +101,32 @@ def test_heads_that_ask_for_the_epoch():
     assert verdict.outcome == 'trains', verdict
 
 
+@pytest.mark.parametrize('name', [
+    'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024', 'pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512',
+    'deeplabv3/deeplabv3_r50-d8_4xb4-40k_voc12aug-512x512',
+    'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'])
+def test_segmentors(name):
+    cfg = load_config(f'mmseg::{name}.py')
+    _narrow(cfg.model)
+    verdict = try_config(name, cfg, sizes=(64, ))
+    assert verdict.outcome == 'trains' and verdict.model == 'EncoderDecoder', verdict
+
+
+def _narrow(part: dict) -> None:
+    """Make a segmentor's config narrow."""
+    if part.get('type') == 'ResNetV1c':
+        part.update(base_channels=8, stem_channels=8)
+    elif part.get('type') == 'SwinTransformer':
+        part.update(embed_dims=12, num_heads=[1, 2, 3, 6])
+    for key, value in part.items():
+        if key == 'in_channels':
+            part[key] = [one // 8 for one in value] if isinstance(value, list) else value // 8
+        elif key in ('channels', 'num_classes'):
+            part[key] = 8
+        elif isinstance(value, dict):
+            _narrow(value)
+
+
 def test_small():
     cfg = config(backbone=dict(
         type='ResNet', depth=101, frozen_stages=1, norm_eval=True,

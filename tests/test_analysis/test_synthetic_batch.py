@@ -8,6 +8,7 @@ from fba_mm.analysis.synthetic_batch import batch_shape, single_images, syntheti
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 
+from ..segmentation import training
 from ..super_resolution import rdn, swinir
 from .small_configs import classifier, detector, super_resolution
 
@@ -47,12 +48,24 @@ def test_shape_of_packaged_configs():
     assert batch_shape(edsr) == (16, 3, 49, 49)
 
 
+def test_a_segmentors_batch_has_the_shape_that_is_asked_for():
+    """Its preprocessor would pad it to the size of the config's crops."""
+    cfg = training()
+    cfg.model.data_preprocessor.update(size=(128, 128), size_divisor=None)
+    step = TrainingStep(cfg)
+    data = synthetic_batch(step.model, (2, 3, 64, 96))
+    seen = []
+    step.model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    step(data)
+    assert seen == [(2, 3, 64, 96)]
+
+
 def test_shape_of_a_config_that_says_nothing():
     assert batch_shape(Config()) == (2, 3, 256, 256)
     assert batch_shape(Config(dict(data_preprocessor=dict(mean=[0.])))) == (2, 1, 256, 256)
 
 
-@pytest.mark.parametrize('cfg', [detector, classifier])
+@pytest.mark.parametrize('cfg', [detector, classifier, training])
 def test_models_train_on_it(cfg):
     step = TrainingStep(cfg())
     data = synthetic_batch(step.model, (2, 3, 64, 96))

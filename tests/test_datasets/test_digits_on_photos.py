@@ -179,6 +179,49 @@ def test_boxes_keep_to_size_image_and_each_other(built):
     assert min(counts) >= 1 and 4 <= max(counts) <= 6
 
 
+def test_masks_are_the_ink_of_the_boxes(tmp_path):
+    settings = dict(num_train=4, num_val=1, image_size=96, digit_size=(16, 48))
+    root = build_digits_on_photos(tmp_path / 'masks', masks=True, **settings)
+    plain = build_digits_on_photos(tmp_path / 'plain', **settings)
+    shares = []
+    for split, count in (('train', 4), ('val', 1)):
+        coco = json.loads((root / f'annotations/instances_{split}.json').read_text())
+        found = {}
+        for image in coco['images']:
+            name = image['file_name']
+            # The pictures are those of a set without masks.
+            assert (root / split / name).read_bytes() == (plain / split / name).read_bytes()
+            with Image.open(root / 'masks' / split / name.replace('.jpg', '.png')) as mask:
+                found[image['id']] = np.asarray(mask)
+                assert mask.mode == 'P' and found[image['id']].shape == (96, 96)
+        assert len(found) == count
+        for one in coco['annotations']:
+            x, y, w, h = one['bbox']
+            labels = found[one['image_id']]
+            ink = labels[y:y + h, x:x + w] == one['category_id'] + 1
+            assert ink.mean() > .1
+            shares.append(ink.mean())
+            # Tight around what can be seen, but for what a later digit covers.
+            assert ink.any(0).mean() > .8 and ink.any(1).mean() > .8
+        for image_id, labels in found.items():
+            inside = np.zeros(labels.shape, bool)
+            for x, y, w, h in (a['bbox'] for a in coco['annotations'] if a['image_id'] == image_id):
+                inside[y:y + h, x:x + w] = True
+            assert not labels[~inside].any() and labels.max() <= 10
+    assert np.mean(shares) < .8  # Not the boxes.
+    # A complete set is kept, of the other kind refused, and replaced where that is asked for.
+    assert build_digits_on_photos(root, masks=True, **settings) == root
+    with pytest.raises(LocalLearningError, match='masks=True, not False'):
+        build_digits_on_photos(root, **settings)
+    with pytest.raises(LocalLearningError, match='masks=None, not True'):
+        build_digits_on_photos(plain, masks=True, **settings)
+    (root / 'masks/train/000002.png').unlink()
+    with pytest.raises(LocalLearningError, match='masks/train/000002.png is missing'):
+        build_digits_on_photos(root, masks=True, **settings)
+    build_digits_on_photos(root, overwrite=True, **settings)
+    assert not (root / 'masks').exists()
+
+
 def test_digit_size_and_number_are_options(tmp_path):
     root = build_digits_on_photos(tmp_path / 'set', num_train=6, num_val=1, image_size=128,
                                   digits_per_image=(2, 2), digit_size=(20, 24))

@@ -2,6 +2,8 @@
 
 Example:
     python tools/dataset_converters/build_digits.py data/digits --train 600 --val 120
+    python tools/dataset_converters/build_digits.py data/digit_masks --train 800 --size 96 \\
+        --digits 4 8 --digit-size 28 48 --masks
 """
 import argparse
 import json
@@ -32,6 +34,12 @@ def parse_args():
     parser.add_argument('--size', type=image_size, default=192, metavar='S',
                         help='image size in px, one number or HEIGHTxWIDTH')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the drawing')
+    parser.add_argument('--digits', type=int, nargs=2, default=(1, 6),
+                        metavar=('LEAST', 'GREATEST'), help='digits that are tried per image')
+    parser.add_argument('--digit-size', type=int, nargs=2, default=(12, 128),
+                        metavar=('LEAST', 'GREATEST'), help='longer side of a digit in px')
+    parser.add_argument('--masks', action='store_true',
+                        help='also write the class of each pixel, for segmentation')
     parser.add_argument('--overwrite', action='store_true',
                         help='replace a former build of other settings, or a damaged one')
     return parser.parse_args()
@@ -53,7 +61,8 @@ def main() -> int:
     try:
         root = build_digits_on_photos(args.out, num_train=args.train, num_val=args.val,
                                       image_size=args.size, seed=args.seed,
-                                      overwrite=args.overwrite)
+                                      digits_per_image=args.digits, digit_size=args.digit_size,
+                                      masks=args.masks, overwrite=args.overwrite)
     except LocalLearningError as e:
         print('error:', str(e).replace('overwrite=True', '--overwrite'), file=sys.stderr)
         return 1

@@ -68,8 +68,10 @@ def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
     try:
         with torch.no_grad(), head.backbone.answering(maps):
             features = head.extract_feat(like.new_zeros(1, 3, 64, 64))
-            first = getattr(head, 'bbox_head', None) or getattr(head, 'rpn_head', None)
-            if first is not None:
+            names = ('bbox_head', 'rpn_head', 'decode_head')
+            first = next((getattr(head, name) for name in names if getattr(head, name, None)), None)
+            # A cascade's heads are a list, and each looks at what the one before has found.
+            if first is not None and not isinstance(first, nn.ModuleList):
                 first(features)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         raise LocalLearningError(

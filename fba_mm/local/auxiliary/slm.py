@@ -1,4 +1,5 @@
 """FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
+from functools import partial
 from typing import Dict, Optional, Tuple
 
 import torch
@@ -127,14 +128,16 @@ class SLM(Auxiliary):
         in_channels, in_stride = cut_point.channels, cut_point.stride
         self.finish: Optional[nn.Module] = None
         if finish_stage and any(block.stage == cut_point.stage for block in cut_point.later):
-            self.finish = cut_point.reduced_block(in_channels, in_channels, 1)
+            dilation = next(
+                (s.dilation for s in cut_point.stages if s.stage == cut_point.stage), 1)
+            self.finish = self._stage(in_channels, in_channels, 1, 1, dilation)
         for stage in cut_point.stages:
             out_channels = stage.channels
             if stage.stage > cut_point.stage:
                 out_channels = channels or stage.channels
                 stride = max(stage.stride // in_stride, 1)
-                self.blocks.append(
-                    self._stage(in_channels, out_channels, stride, blocks_per_stage))
+                self.blocks.append(self._stage(
+                    in_channels, out_channels, stride, blocks_per_stage, stage.dilation))
                 in_channels, in_stride = out_channels, stage.stride
             if stage.level is not None:
                 self.level_channels.append(out_channels)
@@ -150,12 +153,15 @@ class SLM(Auxiliary):
                 raise LocalLearningError(
                     f'auxiliary.image_share={image_share} does not go with bank_use: leave out one')
 
-    def _stage(self, in_channels: int, out_channels: int, stride: int, blocks: int) -> nn.Module:
+    def _stage(self, in_channels: int, out_channels: int, stride: int, blocks: int,
+               dilation: int) -> nn.Module:
         if not blocks:
             return PooledShortcut(in_channels, out_channels, stride)
-        first = self.cut_point.reduced_block(in_channels, out_channels, stride)
-        more = [self.cut_point.reduced_block(out_channels, out_channels, 1)
-                for _ in range(blocks - 1)]
+        block = self.cut_point.reduced_block
+        if dilation != 1:
+            block = partial(block, dilation=dilation)
+        first = block(in_channels, out_channels, stride)
+        more = [block(out_channels, out_channels, 1) for _ in range(blocks - 1)]
         return Sequential(first, *more) if more else first
 
     def _makes(self, stage: StageMap) -> bool:

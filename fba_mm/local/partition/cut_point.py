@@ -20,12 +20,14 @@ class StageMap:
         stride: Pixels of the input per position of the map.
         level: Index in the tuple that the backbone returns, or None if it isn't returned.
         pooled: Whether the backbone returns it as a vector for each image, (N, C), not as a map.
+        dilation: Of the stage's 3×3 convolutions.
     """
     stage: int
     channels: int
     stride: int
     level: Optional[int]
     pooled: bool = False
+    dilation: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
     last_of_stage = {s.stage: i for i, s in enumerate(unrolled.segments) if s.stage >= 0}
     stages = tuple(
         StageMap(stage, footprints[i].channels, footprints[i].stride, unrolled.segments[i].level,
-                 footprints[i].pooled)
+                 footprints[i].pooled, unrolled.segments[i].dilation)
         for stage, i in sorted(last_of_stage.items()))
     blocks = tuple(
         LaterBlock(

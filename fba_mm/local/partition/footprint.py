@@ -1,10 +1,12 @@
 """What each segment of a backbone produces and keeps for its backward pass."""
 from dataclasses import dataclass
 from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import LocalLearningError
 from .segment import IMAGES, Segment, same
@@ -95,7 +97,9 @@ def trace_footprints(backbone: nn.Module,
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
     image = torch.empty(2, *input_shape, device='meta')
     try:
-        results = functional_call(trace, tensors, (image, own))
+        # Synchronized norms would wait for other processes, on a device where nothing is computed.
+        with mock.patch.object(nn.SyncBatchNorm, 'forward', _BatchNorm.forward):
+            results = functional_call(trace, tensors, (image, own))
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise LocalLearningError(

@@ -40,6 +40,7 @@ class ReducedResidualBlock(BaseModule):
         stride: Stride of the 3×3 convolution, and of the shortcut.
         bottleneck: 1×1, 3×3, 1×1 with a quarter of the channels inside, instead of two 3×3.
         norm_cfg: Config of the normalization layers.
+        dilation: Of the 3×3 convolutions, for stages that are dilated instead of strided.
 
     Example:
         >>> ReducedResidualBlock(64, 128, stride=2)(torch.rand(2, 64, 8, 8)).shape
@@ -51,19 +52,21 @@ class ReducedResidualBlock(BaseModule):
                  out_channels: int,
                  stride: int = 1,
                  bottleneck: bool = False,
-                 norm_cfg: dict = dict(type='BN')):
+                 norm_cfg: dict = dict(type='BN'),
+                 dilation: int = 1):
         super().__init__()
         conv = partial(ConvModule, norm_cfg=norm_cfg)
+        conv3x3 = partial(conv, kernel_size=3, padding=dilation, dilation=dilation)
         if bottleneck:
             width = max(out_channels // 4, 1)
             self.residual = nn.Sequential(
                 conv(in_channels, width, 1),
-                conv(width, width, 3, stride=stride, padding=1),
+                conv3x3(width, width, stride=stride),
                 conv(width, out_channels, 1, act_cfg=None))
         else:
             self.residual = nn.Sequential(
-                conv(in_channels, out_channels, 3, stride=stride, padding=1),
-                conv(out_channels, out_channels, 3, padding=1, act_cfg=None))
+                conv3x3(in_channels, out_channels, stride=stride),
+                conv3x3(out_channels, out_channels, act_cfg=None))
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = conv(in_channels, out_channels, 1, stride=stride, act_cfg=None)
@@ -105,6 +108,7 @@ def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tenso
     stem = ('stem', ) if backbone.deep_stem else ('conv1', backbone.norm1_name)
     segments = [Segment('stem', run_stem, stem, stage=-1)]
     levels = sorted(backbone.out_indices)
+    dilations = getattr(backbone, 'dilations', None) or (1, ) * len(backbone.res_layers)
     for stage, layer_name in enumerate(backbone.res_layers):
         blocks = [name for name, _ in backbone.get_submodule(layer_name).named_children()]
         for block in blocks:
@@ -115,7 +119,8 @@ def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tenso
                     path,
                     partial(run_submodule, path=path), (path, ),
                     stage=stage,
-                    level=levels.index(stage) if ends_level else None))
+                    level=levels.index(stage) if ends_level else None,
+                    dilation=dilations[stage]))
     # An auxiliary network starts from scratch: its norm layers train even where the pretrained
     # backbone's are frozen.
     norm_cfg = dict(getattr(backbone, 'norm_cfg', None) or dict(type='BN'), requires_grad=True)

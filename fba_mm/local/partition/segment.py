@@ -50,6 +50,8 @@ class Segment:
             skip connection that crosses segments.
         reads: Names of the kept outputs that the segment takes beside the previous segment's; or
             :data:`IMAGES`.
+        dilation: Of its 3×3 convolutions, where its family's reduced blocks take one: what stands
+            in for a dilated stage shall see as far.
     """
     name: str
     run: Callable[[nn.Module, Tensor], Tensor]
@@ -60,6 +62,7 @@ class Segment:
     own_parameters: Tuple[str, ...] = ()
     keeps: Optional[str] = None
     reads: Tuple[str, ...] = ()
+    dilation: int = 1
 
     def advance(self, backbone: nn.Module, x: Tensor, kept: Dict[str, Tensor]) -> Tensor:
         """Run the segment with the kept maps that it reads, and keep its output if it says so.
@@ -105,7 +108,8 @@ class Unrolled:
         segments: In the order in which the backbone runs them.
         reduced_block: ``reduced_block(in_channels, out_channels, stride) -> nn.Module``, a single
             block of the backbone's kind (same kernels, norm and activation) for auxiliary
-            networks. It takes and returns what flows between segments.
+            networks. It takes and returns what flows between segments; and ``dilation=``, if
+            segments of the family have another one than 1.
         reduced_output: ``reduced_output(level, channels) -> nn.Module``, a stand-in for what the
             backbone does to a level before it returns it (``Segment.level_output``), with layers
             of its own. None where it does nothing.

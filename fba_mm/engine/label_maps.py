@@ -1,0 +1,189 @@
+"""Faults of segmentation data, found before a network is trained on it."""
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from mmengine.dist import get_rank, get_world_size
+from PIL import Image
+from rich.progress import track
+from torch import nn
+
+from ..config import type_name
+from ..errors import LocalLearningError
+
+# Pillow's modes with one number for each pixel.
+_LABELS = ('1', 'L', 'P', 'I', 'I;16')
+# What is read; of files in other formats, as aerial and medical images have them, it is known only
+# whether they are there.
+_READ = ('.bmp', '.jpeg', '.jpg', '.png')
+# Below that, reading all files takes no time worth a bar.
+_MANY = 500
+
+
+class LabelMap(NamedTuple):
+    """The files of one training example.
+
+    Args:
+        img: The image.
+        seg_map: The label of each of its pixels.
+    """
+    img: str
+    seg_map: str
+
+
+class Labelled(NamedTuple):
+    """What a data set of mmseg would read.
+
+    Args:
+        maps: Its files.
+        count: How many labels the files may have, from 0.
+        ignored: Labels beyond those that are passed over.
+        starts_at_one: Whether 0 stands for pixels without a class (``reduce_zero_label``).
+    """
+    maps: List[LabelMap]
+    count: int
+    ignored: Tuple[int, ...]
+    starts_at_one: bool
+
+
+def is_segmentation(kind: Optional[type]) -> bool:
+    """Whether a class is one of mmseg's data sets with a mask for each image.
+
+    Args:
+        kind: A data set's class.
+    """
+    # By name: mmseg is not imported for the sake of other tasks.
+    return any(base.__name__ == 'BaseSegDataset' for base in getattr(kind, '__mro__', ()))
+
+
+def labelled(dataset: dict, kind: type) -> Optional[Labelled]:
+    """The images and masks that a data set would read.
+
+    Args:
+        dataset: Its config.
+        kind: Its class, for which :func:`is_segmentation` holds.
+
+    Returns:
+        None where it reads no masks.
+    """
+    steps = [type_name(step.get('type')) for step in dataset.get('pipeline') or []]
+    if 'LoadAnnotations' not in steps:
+        return None
+    settings = {key: value for key, value in dataset.items()
+                if key not in ('type', 'pipeline', '_scope_')}
+    settings['lazy_init'] = True  # Listed here, not by it: it would go on to serialize the list.
+    built = kind(pipeline=[], **settings)
+    found = [LabelMap(one['img_path'], one['seg_map_path']) for one in built.load_data_list()
+             if one.get('seg_map_path')]
+    count = len(built.label_map or built.metainfo.get('classes') or ())
+    return Labelled(found, count + bool(built.reduce_zero_label), (255, built.ignore_index),
+                    bool(built.reduce_zero_label))
+
+
+def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
+    """Refuse masks that can't be learned from. Several processes share the reading out.
+
+    Args:
+        dataset: Config of the data set.
+        where: Where it stands in the config.
+        data: From :func:`labelled`.
+
+    Raises:
+        LocalLearningError: There are no images; a mask or an image is missing or unreadable; the
+            two differ in size; a mask is a picture in colours, or has labels beyond the classes.
+            Names the first such file, how many there are, and the mend.
+    """
+    if not data.maps:
+        raise LocalLearningError(
+            f'{where} holds no image: check data_root, data_prefix and img_suffix '
+            f'({dataset.get("img_suffix", ".jpg")} unless the data set has another)')
+    own = data.maps[get_rank()::get_world_size()]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        faults = pool.map(lambda files: _fault(files, data), own)
+        if len(own) > _MANY:
+            faults = track(faults, f'Reading masks of {where}', len(own), transient=True)
+        faults = [fault for fault in faults if fault is not None]
+    if faults:
+        others = f' ({len(faults) - 1} more files have faults)' if len(faults) > 1 else ''
+        raise LocalLearningError(f'{where}: {faults[0]}{others}')
+
+
+def _fault(files: LabelMap, data: Labelled) -> Optional[str]:
+    if not os.path.isfile(files.img):
+        return f'{files.img} does not exist: put it there, or take it out of ann_file'
+    if not os.path.isfile(files.seg_map):
+        made = ("mmseg's tools/dataset_converters/cityscapes.py makes it"
+                if files.seg_map.endswith('labelTrainIds.png') else 'put it there')
+        return (f'{files.seg_map} does not exist, the mask of {files.img}: {made}, or check '
+                'data_prefix.seg_map_path and seg_map_suffix')
+    if not files.seg_map.lower().endswith(_READ):
+        return None
+    try:
+        size = None
+        if files.img.lower().endswith(_READ):
+            with Image.open(files.img) as image:
+                size = image.size
+        with Image.open(files.seg_map) as mask:
+            if mask.mode not in _LABELS:
+                return (f'{files.seg_map} is a picture in colours ({mask.mode}), not one label for '
+                        'each pixel: convert it to labels')
+            labels = _labels_in(mask)
+            mask_size = mask.size
+    except (OSError, SyntaxError, ValueError) as error:
+        return f'{files.img} and {files.seg_map} cannot be read ({error}): copy them again'
+    if size not in (None, mask_size):
+        return (f'{files.seg_map} has {mask_size[1]}x{mask_size[0]} px, {files.img} '
+                f'{size[1]}x{size[0]}: they are to be of one size')
+    unknown = [label for label in labels if label >= data.count and label not in data.ignored]
+    if unknown:
+        mend = 'mend the mask, or name all classes of the data as metainfo=dict(classes=(...))'
+        if max(unknown) == data.count and not data.starts_at_one:
+            mend = f'set reduce_zero_label=True if 0 stands for pixels without a class, or {mend}'
+        return (f'{files.seg_map} has label {unknown[0]}, but the classes are 0 to '
+                f'{data.count - 1}, and 255 is passed over: {mend}')
+    return None
+
+
+def _labels_in(mask: Image.Image) -> List[int]:
+    if mask.mode in ('L', 'P'):
+        return [label for label, pixels in enumerate(mask.histogram()) if pixels]
+    return np.unique(np.asarray(mask)).astype(int).tolist()
+
+
+def heads_of(model: nn.Module) -> Iterator[Tuple[str, int]]:
+    """The classes that the heads of a segmentor tell apart, and the heads' names.
+
+    Heads with one output for all classes, as those that learn edges, are left out, but for the
+    decode head.
+
+    Args:
+        model: A model; one without a decode head has none.
+    """
+    for name in ('decode_head', 'auxiliary_head'):
+        found = getattr(model, name, None)
+        heads = found if isinstance(found, nn.ModuleList) else [found]
+        for i, head in enumerate(heads):
+            classes = getattr(head, 'num_classes', None)
+            if isinstance(classes, int) and (
+                    name == 'decode_head' or getattr(head, 'out_channels', classes) == classes):
+                yield f'{name}.{i}' if isinstance(found, nn.ModuleList) else name, classes
+
+
+def check_head_classes(where: str, counts: Sequence[Tuple[int, str]], model: nn.Module) -> None:
+    """Refuse heads for another number of classes than the data has.
+
+    Args:
+        where: Where the data set stands in the config.
+        counts: From :func:`class_counts`.
+        model: The segmentor.
+
+    Raises:
+        LocalLearningError: Names both numbers and the mend.
+    """
+    for count, what in counts:
+        for name, classes in heads_of(model):
+            if classes != count:
+                raise LocalLearningError(
+                    f'{where}: {what}, but model.{name}.num_classes={classes}: set that to '
+                    f'{count}, in all heads and in the auxiliary networks too, or give other data')

@@ -1,0 +1,72 @@
+"""A small segmentor to learn from: the own head of an auxiliary network."""
+from importlib.util import find_spec
+from typing import Any, Optional
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from ..errors import LocalLearningError
+
+
+@MODELS.register_module(name='LightFCN')
+def light_fcn(backbone: dict,
+              num_classes: int,
+              channels: int = 64,
+              positions_of: int = 1,
+              label_stride: int = 4,
+              loss_decode: Optional[dict] = None,
+              **decode_head: Any) -> nn.Module:
+    """mmseg's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
+
+    mmseg is needed only once a head is built.
+
+    Args:
+        backbone: Config of the :class:`FeatureSource` that :class:`SLM` gives; its ``channels``
+            are the head's ``in_channels``.
+        num_classes: Number of classes, that of the model.
+        channels: Channels of the head.
+        positions_of: Index of the backbone's map whose positions the head classifies; 1 is that of
+            stride 8.
+        label_stride: One label of so many is learned from, in height and in width.
+        loss_decode: Unset, cross entropy.
+        **decode_head: What shall differ in the head's config, as ``ignore_index``.
+
+    Returns:
+        A ``mmseg.EncoderDecoder``.
+
+    Raises:
+        LocalLearningError: mmseg isn't installed, or ``backbone`` tells no channels.
+
+    Example:
+        >>> auxiliary = dict(type='SLM', channels=64, head=dict(type='LightFCN', num_classes=19))
+    """
+    if find_spec('mmseg') is None:
+        raise LocalLearningError('LightFCN needs mmseg, which is not installed: '
+                                 'pip install onedl-mmsegmentation')
+    in_channels = backbone.get('channels')
+    if in_channels is None:
+        raise LocalLearningError(
+            "LightFCN is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
+            "head=dict(type='LightFCN', ...)), or as "
+            "backbone=dict(type='FeatureSource', channels=[...])")
+    from . import light_fcn_head  # noqa: F401  It imports mmseg.
+    head = dict(
+        type='LightFCNHead',
+        in_channels=list(in_channels),
+        channels=channels,
+        num_classes=num_classes,
+        positions_of=positions_of,
+        label_stride=label_stride,
+        loss_decode=_scoped(loss_decode or dict(type='CrossEntropyLoss')))
+    return MODELS.build(dict(
+        type='mmseg.EncoderDecoder',
+        backbone=backbone,
+        decode_head=dict(head, **decode_head),
+        train_cfg=dict(),
+        test_cfg=dict(mode='whole')))
+
+
+def _scoped(loss: dict) -> dict:
+    """With its scope: the default scope is that of the model, which may be another."""
+    kind = loss['type']
+    return dict(loss, type=f'mmseg.{kind}') if isinstance(kind, str) and '.' not in kind else loss
