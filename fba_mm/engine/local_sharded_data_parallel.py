@@ -72,6 +72,7 @@ class LocalShardedDataParallel(LocalDataParallel):
         # list of its own: they are no modules of this one.
         self._parts: List[ShardedPart] = []
         self._part_of_module: Dict[int, ShardedPart] = {}
+        self._rest: Optional[ShardedPart] = None
 
     def shard(self, optim_wrapper: LocalOptimWrapper) -> None:
         """Divide the parameters and the optimizer's state; FBAHook calls this before training.
@@ -86,22 +87,21 @@ class LocalShardedDataParallel(LocalDataParallel):
         kind = next(self.module.parameters()).device.type
         mesh = (init_device_mesh(kind, (dist.get_world_size(), )) if self._group is None
                 else DeviceMesh.from_group(self._group, kind))
-        replaced: Dict[nn.Parameter, nn.Parameter] = {}
+        whole = dict(self.module.named_parameters())
         *modules, rest = self._parameters_by_part()
         for k, parameters in enumerate(modules):
             if parameters:
-                self._part_of_module[k] = self._add_part(parameters, mesh, replaced)
-        self._rest = self._add_part(rest, mesh, replaced) if rest else None
-        _shard_optimizer(optim_wrapper.optimizer, replaced)
+                self._part_of_module[k] = ShardedPart(
+                    self.module, parameters, mesh, self._find_unused)
+        self._parts.extend(self._part_of_module.values())
+        if rest:
+            self._rest = ShardedPart(self.module, rest, mesh, self._find_unused)
+            self._parts.append(self._rest)
+        _shard_optimizer(optim_wrapper.optimizer, {
+            whole[name]: piece for part in self._parts
+            for name, piece in zip(part.names, part.pieces)})
         self.reducer = ShardedReducer(self._parts)
         self._backbone.before_module = self._enter
-
-    def _add_part(self, parameters: Set[nn.Parameter], mesh: DeviceMesh,
-                  replaced: Dict[nn.Parameter, nn.Parameter]) -> ShardedPart:
-        part = ShardedPart(self.module, parameters, mesh, self._find_unused)
-        replaced.update(part.replaced)
-        self._parts.append(part)
-        return part
 
     def _parameters_by_part(self) -> List[Set[nn.Parameter]]:
         """The parameters of each module with its auxiliary network, and of the rest."""

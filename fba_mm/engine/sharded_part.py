@@ -37,6 +37,10 @@ class ShardedPart(nn.Module):
     Raises:
         LocalLearningError: ``fully_shard`` can't split a parameter, or torch has none.
 
+    Attributes:
+        names: Of the parameters, in the model.
+        pieces: What the optimizer holds of each.
+
     Example:
         >>> part.gather()            # the model's parameters are whole
         >>> loss(model).backward()   # as often as it takes
@@ -52,11 +56,11 @@ class ShardedPart(nn.Module):
                 "model_wrapper_cfg.type='LocalDataParallel'")
         names = {p: name for name, p in model.named_parameters() if p in parameters}
         _check_divisible(names)
-        self._names = list(names.values())
+        self.names = list(names.values())
         self._find_unused = find_unused_parameters
         self._group = mesh.get_group()
         self._places: List[Tuple[nn.Module, str]] = []
-        for name in self._names:
+        for name in self.names:
             owner, _, attribute = name.rpartition('.')
             self._places.append((model.get_submodule(owner), attribute))
         scalars = [p for p in names if p.dim() == 0]
@@ -65,12 +69,11 @@ class ShardedPart(nn.Module):
         fully_shard(self, mesh=mesh, reshard_after_forward=False,
                     ignored_params=set(model.parameters()) - parameters | set(scalars))
         self.gathered = False
-        # What the optimizer holds instead of what the model has.
+        # For the optimizer, which holds pieces alone.
         self.scalars = {p: nn.Parameter(
             DTensor.from_local(p.detach(), mesh, [Replicate()], run_check=False),
             requires_grad=p.requires_grad) for p in scalars}
-        self.pieces: List[nn.Parameter] = [self.scalars.get(p, p) for p in self._present()]
-        self.replaced: Dict[nn.Parameter, nn.Parameter] = dict(zip(names, self.pieces))
+        self.pieces = [self.scalars.get(p, p) for p in self._present()]
 
     def forward(self, x: Tensor) -> Tensor:
         """Stands for the forward pass that ``fully_shard`` waits for, see :meth:`reduce`.
@@ -130,7 +133,7 @@ class ShardedPart(nn.Module):
         if not self._find_unused:
             if missing:
                 raise LocalLearningError(
-                    f'{len(missing)} parameters got no gradient, such as {self._names[missing[0]]}: '
+                    f'{len(missing)} parameters got no gradient, such as {self.names[missing[0]]}: '
                     'freeze them, or set model_wrapper_cfg=dict(type='
                     "'LocalShardedDataParallel', find_unused_parameters=True)")
             return []
