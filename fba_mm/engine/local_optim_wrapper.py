@@ -53,8 +53,8 @@ class LocalOptimWrapper(OptimWrapper):
         if apply not in (None, 'end', 'eager'):
             raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
         self.apply = apply or ('end' if self.clip_grad_kwargs else 'eager')
-        # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means over
-        # all processes.
+        # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
+        # over all processes.
         self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
 
     def accumulate_local(self, loss: Tensor) -> None:

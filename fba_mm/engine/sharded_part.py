@@ -150,10 +150,11 @@ def _check_divisible(names: Dict[nn.Parameter, str]) -> None:
     kinds = {p.dtype for p in names if p.requires_grad}
     if len(kinds) > 1:
         raise LocalLearningError(
-            f'parameters of {" and ".join(sorted(map(str, kinds)))} in one module cannot be sharded '
-            "together: keep one data type, or set model_wrapper_cfg.type='LocalDataParallel'")
+            f'parameters of {" and ".join(sorted(map(str, kinds)))} in one module cannot be '
+            'sharded together: keep one data type, or set '
+            "model_wrapper_cfg.type='LocalDataParallel'")
     for parameter, name in names.items():
         if not parameter.is_contiguous():
             raise LocalLearningError(
-                f'{name} is not contiguous in memory and cannot be sharded: leave the memory format '
-                "channels_last out, or set model_wrapper_cfg.type='LocalDataParallel'")
+                f'{name} is not contiguous in memory and cannot be sharded: leave the memory '
+                "format channels_last out, or set model_wrapper_cfg.type='LocalDataParallel'")

@@ -1,5 +1,7 @@
 """Processes with a part of the batch and of each parameter are one process with all of it."""
 import copy
+import os
+import signal
 import weakref
 
 import pytest
@@ -11,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from fba_mm import (AmpLocalOptimWrapper, LocalLearningError, LocalOptimWrapper,
                     LocalShardedDataParallel)
+from fba_mm.engine.processes import lost_processes
 
 from ..local_training import Trainer
 from ..several_processes import run_in_processes
@@ -21,8 +24,8 @@ from .test_module_parallel import network as small
 
 STEPS = 5
 # Head, settings of the optimizer wrapper, and iterations of a step.
-CASES = [('own', 'end', 1), ('own', 'eager', 2), ('shared', 'eager', 1), ('shared', 'end', 2),
-         ('shared', 'clipped', 1), ('own', 'eager, clipped', 1)]
+CASES = [('own', 'eager', 2), ('shared', 'eager', 1), ('shared', 'clipped', 1),
+         ('own', 'eager, clipped', 1)]
 
 
 class Scaled(nn.Conv2d):
@@ -267,6 +270,28 @@ def test_refusals(found):
             assert message is not None and mend in message, (name, message)
             assert '\n' not in message
         assert not messages
+
+
+def survived(rank):
+    """Process 1 is killed between two steps."""
+    trainer = Trainer(LocalShardedDataParallel(small()))
+    trainer.step(batch())
+    if rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with lost_processes():
+        trainer.step(batch())
+
+
+def test_a_killed_process():
+    survivor, killed = run_in_processes(2, survived)
+    assert killed == -signal.SIGKILL
+    assert isinstance(survivor, LocalLearningError)
+    assert 'another process of this job was lost' in str(survivor)
+
+
+def test_one_process():
+    with pytest.raises(LocalLearningError, match='start them with tools/dist_train.sh'):
+        LocalShardedDataParallel(nn.Linear(1, 1))
 
 
 def test_registered():
