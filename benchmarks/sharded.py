@@ -1,6 +1,6 @@
 """What parameters, gradients and the optimizer's state take in each of several processes.
 
-    OMP_NUM_THREADS=1 python benchmarks/sharded.py [--processes 2]
+    OMP_NUM_THREADS=1 python benchmarks/sharded.py [--processes 2] [--models DeiT-small]
 
 Data parallel training by LocalDataParallel, where each process has all of them, against
 LocalShardedDataParallel, with AdamW and eager steps, on one random image per process. Activations
@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Dict, Iterator, List, Union
+from typing import Dict, Iterator, List
 from unittest import mock
 
 import torch
@@ -37,9 +37,10 @@ MODELS = {
 WRAPPERS = {'data parallel': LocalDataParallel, 'sharded': LocalShardedDataParallel}
 
 
-def config_of(model: str, num_modules: Union[int, str]) -> Config:
+def config_of(model: str, num_modules: str) -> Config:
     """A model's config for local learning, from scratch and with nothing frozen."""
     name, auxiliary, _ = MODELS[model]
+    num_modules = int(num_modules) if num_modules.isdigit() else num_modules
     cfg = localize(load_config(name), num_modules, auxiliary=auxiliary, apply='eager')
     cfg.optim_wrapper = dict(type='LocalOptimWrapper', apply='eager',
                              optimizer=dict(type='AdamW', lr=1e-4))
@@ -122,9 +123,10 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
     dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
                             world_size=args.processes)
     found = []
-    for model, (_, _, size) in MODELS.items():
-        for num_modules in (4, 'blocks'):
-            row = [model, str(num_modules)]
+    for model in args.models:
+        size = MODELS[model][-1]
+        for num_modules in args.modules:
+            row = [model, num_modules]
             for wrapper in WRAPPERS.values():
                 step = WrappedStep(config_of(model, num_modules), wrapper)
                 if wrapper is LocalShardedDataParallel:
@@ -151,6 +153,8 @@ def _held_together(model: LocalShardedDataParallel) -> List[list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Memory of sharded training')
     parser.add_argument('--processes', type=int, default=2)
+    parser.add_argument('--models', nargs='+', choices=list(MODELS), default=list(MODELS))
+    parser.add_argument('--modules', nargs='+', default=['4', 'blocks'], help='K')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (args, folder), args.processes)

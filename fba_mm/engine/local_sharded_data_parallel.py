@@ -158,10 +158,11 @@ class LocalShardedDataParallel(LocalDataParallel):
         Returns:
             The model's log variables, of this process's part.
         """
-        # From validation, which has gathered all.
-        for part in self._parts:
-            part.release()
-        if self._rest_is_shared and self._parts and self._rest is not None:
+        # The first time without FBAHook, which one module alone can do without; later, it releases
+        # what validation has gathered.
+        if isinstance(optim_wrapper, LocalOptimWrapper):
+            self.shard(optim_wrapper)
+        if self._rest_is_shared and self._rest is not None:
             self._rest.gather()
         log_vars = super().train_step(data, optim_wrapper)
         for part in self._parts:
