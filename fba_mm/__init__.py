@@ -1,9 +1,9 @@
 """Supervised local learning for OpenMMLab: FBA and the methods it is compared with.
 
 Importing the package registers :class:`LocalBackbone`, :class:`FBAHook`,
-:class:`LocalOptimWrapper`, :class:`LocalDataParallel`, :class:`LocalModuleParallel` and the parts
-in :mod:`fba_mm.models` in MMEngine's root registries, so that a config of any OpenMMLab project
-names them without a prefix.
+:class:`LocalOptimWrapper`, :class:`LocalDataParallel`, :class:`LocalShardedDataParallel`,
+:class:`LocalModuleParallel` and the parts in :mod:`fba_mm.models` in MMEngine's root registries, so
+that a config of any OpenMMLab project names them without a prefix.
 """
 from importlib.util import find_spec as _find_spec
 
@@ -20,7 +20,7 @@ install_mmagic_import()
 install_mmseg_name()
 
 from .engine import (AmpLocalOptimWrapper, FBAHook, LocalDataParallel,  # noqa: E402
-                     LocalModuleParallel, LocalOptimWrapper)
+                     LocalModuleParallel, LocalOptimWrapper, LocalShardedDataParallel)
 from .errors import LocalLearningError  # noqa: E402
 from .local import LocalBackbone  # noqa: E402
 from .localize import localize  # noqa: E402
@@ -29,6 +29,6 @@ from .models import SlicedFocalLoss, cifar_resnet, light_fcn, light_retinanet  #
 __version__ = '0.1.0'
 __all__ = [
     'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalDataParallel', 'LocalLearningError',
-    'LocalModuleParallel', 'LocalOptimWrapper', 'SlicedFocalLoss', 'cifar_resnet',
-    'light_fcn', 'light_retinanet', 'localize'
+    'LocalModuleParallel', 'LocalOptimWrapper', 'LocalShardedDataParallel', 'SlicedFocalLoss',
+    'cifar_resnet', 'light_fcn', 'light_retinanet', 'localize'
 ]

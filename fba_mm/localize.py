@@ -17,6 +17,7 @@ _LOCAL_FORM = {
 }
 # What LocalDataParallel has in common with torch's DistributedDataParallel.
 _WRAPPER_SETTINGS = ('bucket_cap_mb', 'broadcast_buffers', 'find_unused_parameters')
+_LOCAL_WRAPPERS = ('LocalModuleParallel', 'LocalShardedDataParallel')
 _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
     'AmpLocalOptimWrapper': 'AmpOptimWrapper',
@@ -105,9 +106,10 @@ def localize(config: Union[str, Config],
     hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
     wrapper = cfg.get('model_wrapper_cfg') or {}
-    cfg.model_wrapper_cfg = ConfigDict(
-        {key: wrapper[key] for key in _WRAPPER_SETTINGS if key in wrapper},
-        type='LocalDataParallel')
+    if type_name(wrapper.get('type')) not in _LOCAL_WRAPPERS:
+        cfg.model_wrapper_cfg = ConfigDict(
+            {key: wrapper[key] for key in _WRAPPER_SETTINGS if key in wrapper},
+            type='LocalDataParallel')
 
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:

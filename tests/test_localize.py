@@ -333,3 +333,9 @@ def test_settings_of_a_model_wrapper_are_kept():
         type='MMDistributedDataParallel', find_unused_parameters=True, static_graph=True)
     assert localize(stock).model_wrapper_cfg == dict(
         type='LocalDataParallel', find_unused_parameters=True)
+
+
+def test_a_model_wrapper_for_local_learning_is_kept():
+    stock = load_config(RETINANET)
+    stock.model_wrapper_cfg = dict(type='LocalModuleParallel', modules_per_process=[3, 1])
+    assert localize(stock).model_wrapper_cfg == stock.model_wrapper_cfg

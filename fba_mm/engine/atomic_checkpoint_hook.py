@@ -9,8 +9,8 @@ from mmengine.registry import HOOKS
 
 from ..errors import LocalLearningError
 from .atomic_backend import replacing
-from .module_parallel import whole_model
 from .processes import from_first_process
+from .whole_model import whole_model, whole_weights
 
 
 @HOOKS.register_module()
@@ -32,7 +32,7 @@ class AtomicCheckpointHook(CheckpointHook):
         ...     checkpoint=dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=1))
     """
 
-    # Also of modules in other processes, where LocalModuleParallel has put them.
+    # Also of modules in other processes, or in pieces in all of them.
     saves_whole_model = True
 
     def __init__(self, **kwargs):
@@ -107,7 +107,8 @@ class AtomicCheckpointHook(CheckpointHook):
         before = dict(best=self.best_ckpt_path) if single else dict(self.best_ckpt_path_dict)
         self._set_best(dict.fromkeys(before))
         try:
-            super()._save_best_checkpoint(runner, metrics)
+            with whole_weights(runner):
+                super()._save_best_checkpoint(runner, metrics)
         except OSError:
             self._set_best(before)
             raise

@@ -15,8 +15,9 @@ from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
-from .module_parallel import (LocalModuleParallel, begin_module_parallel, check_module_parallel,
-                              gather_weights)
+from .local_sharded_data_parallel import LocalShardedDataParallel, check_sharded
+from .module_parallel import LocalModuleParallel, begin_module_parallel, check_module_parallel
+from .whole_model import gather_weights
 
 _WRAPPERS = (LocalDataParallel, LocalModuleParallel)
 
@@ -90,7 +91,8 @@ class FBAHook(Hook):
     Raises:
         LocalLearningError: Unknown ``scope``; before training: no or several LocalBackbones,
             another optimizer wrapper, an auxiliary network that doesn't fit, or another model
-            wrapper than :class:`LocalDataParallel` and :class:`LocalModuleParallel`.
+            wrapper than :class:`LocalDataParallel`, :class:`LocalShardedDataParallel` and
+            :class:`LocalModuleParallel`.
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
@@ -130,6 +132,8 @@ class FBAHook(Hook):
         if isinstance(runner.model, LocalModuleParallel):
             check_module_parallel(runner, self.bank.scope)
             runner.logger.info(runner.model.describe())
+        if isinstance(runner.model, LocalShardedDataParallel):
+            check_sharded(runner, self.bank.scope)
 
     def before_train(self, runner) -> None:
         """Attach to the model that is trained."""
@@ -141,8 +145,8 @@ class FBAHook(Hook):
         """Train ``model`` locally from now on, whoever calls its ``train_step``.
 
         Args:
-            model: A model with one :class:`LocalBackbone`, or a :class:`LocalDataParallel` or
-                :class:`LocalModuleParallel` around it.
+            model: A model with one :class:`LocalBackbone`, or a :class:`LocalDataParallel`,
+                :class:`LocalShardedDataParallel` or :class:`LocalModuleParallel` around it.
             optim_wrapper: Applies the gradients of the local losses.
 
         Raises:
@@ -151,6 +155,8 @@ class FBAHook(Hook):
         self._own_images = not isinstance(model, LocalModuleParallel)
         if not self._own_images:
             model.log = self._log
+        if isinstance(model, LocalShardedDataParallel):
+            model.shard(optim_wrapper)
         self._model = model = _unwrapped(model)
         self._local_backbone = find_local_backbone(model)
         self._optim_wrapper = optim_wrapper

@@ -105,6 +105,8 @@ class GradientReducer:
         self._under_way: List[_Bucket] = []
         self._reduced: Set[nn.Parameter] = set()
         self.enabled = True
+        # While gradients accumulate, they are those of each process.
+        self.each_iteration = False
 
     def begin_iteration(self) -> None:
         """Forget what an iteration before has reduced, and wait for what it left under way."""

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
 from .gradient_reducer import GradientReducer
+from .sharded_reducer import ShardedReducer
 
 
 # Gradients that eager steps collect before the optimizer is called: few calls, little memory.
@@ -52,8 +53,9 @@ class LocalOptimWrapper(OptimWrapper):
         if apply not in (None, 'end', 'eager'):
             raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
         self.apply = apply or ('end' if self.clip_grad_kwargs else 'eager')
-        # Set by LocalDataParallel: takes the gradients' means over all processes.
-        self.reducer: Optional[GradientReducer] = None
+        # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
+        # over all processes.
+        self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
 
     def accumulate_local(self, loss: Tensor) -> None:
         """Compute the gradients of a part of a module's loss now, and add them up.
@@ -126,11 +128,11 @@ class LocalOptimWrapper(OptimWrapper):
     @property
     def _reduces(self) -> bool:
         """Whether gradients become means over processes in this iteration."""
-        return self.reducer is not None and self._completes
+        return self.reducer is not None and (self._completes or self.reducer.each_iteration)
 
     def _apply_reduced(self) -> None:
         """With eager steps, wait for a module's reduced gradients, and apply them."""
-        if self.apply != 'eager':
+        if self.apply != 'eager' or not self._completes:
             return
         whole: List[nn.Parameter] = []
         for complete in self.reducer.finish():

@@ -5,7 +5,7 @@ from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set,
 
 import torch.distributed as dist
 from mmengine.dist import get_rank, get_world_size, is_distributed
-from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop
@@ -406,30 +406,3 @@ def begin_module_parallel(runner) -> None:
     loop = getattr(runner, 'train_loop', None)
     if isinstance(loop, EpochBasedTrainLoop) and not runner.model.reads_data:
         loop.dataloader = _Empty(loop.dataloader)
-
-
-def gather_weights(runner) -> None:
-    """Where modules are in several processes, give all of them all weights; else, do nothing.
-
-    Args:
-        runner: MMEngine's runner.
-    """
-    if isinstance(runner.model, LocalModuleParallel):
-        runner.model.gather_weights(
-            hook.ema_model.module for hook in getattr(runner, 'hooks', ())
-            if isinstance(hook, EMAHook))
-
-
-@contextmanager
-def whole_model(runner) -> Iterator[None]:
-    """Within this context, process 0 has all weights and the optimizer's whole state.
-
-    Args:
-        runner: MMEngine's runner.
-    """
-    if not isinstance(runner.model, LocalModuleParallel):
-        yield
-        return
-    gather_weights(runner)
-    with runner.model.whole_optimizer(runner.optim_wrapper):
-        yield

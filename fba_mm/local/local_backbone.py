@@ -1,5 +1,5 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -100,6 +100,8 @@ class LocalBackbone(AnsweringBackbone):
         # has made of the batch.
         self.modules_here: Optional[range] = None
         self.received: Optional[HandOver] = None
+        # LocalShardedDataParallel sets this, to be called with a module's index before it runs.
+        self.before_module: Callable[[int], None] = _nothing
         self._initialize_auxiliary_at: Optional[str] = None
         self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
 
@@ -254,6 +256,7 @@ class LocalBackbone(AnsweringBackbone):
         self, index: int, x: Tensor, kept: Dict[str, Tensor]
     ) -> Tuple[Tensor, Dict[int, Tensor], Dict[str, Tensor]]:
         """Returns the module's output, the levels among its maps, and what it keeps for others."""
+        self.before_module(index)
         levels: Dict[int, Tensor] = {}
         # Within the module that makes it, a kept map is read with its graph.
         known = dict(kept)
@@ -307,6 +310,10 @@ class LocalBackbone(AnsweringBackbone):
         self._initialize_auxiliary_at = auxiliary if is_stock and not any(
             key.startswith(auxiliary) for key in state_dict) else None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _nothing(index: int) -> None:
+    pass
 
 
 def _expect_missing_auxiliary(module: LocalBackbone, incompatible_keys) -> None:

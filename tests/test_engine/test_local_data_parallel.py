@@ -12,7 +12,7 @@ from mmengine.registry import MODEL_WRAPPERS, MODELS
 from torch import nn
 
 from fba_mm import (AmpLocalOptimWrapper, LocalDataParallel, LocalLearningError,
-                    LocalOptimWrapper)
+                    LocalOptimWrapper, LocalShardedDataParallel)
 from fba_mm.engine.gradient_reducer import _Bucket
 
 from ..conftest import batch, build, own_head, retinanet
@@ -52,7 +52,7 @@ def part_of(data: dict, rank: int, count: int) -> dict:
     return {key: value[rank * size:(rank + 1) * size] for key, value in data.items()}
 
 
-def trained(rank, count, head, settings, counts, norm='GN', size=32):
+def trained(rank, count, head, settings, counts, norm='GN', size=32, images=IMAGES, wrapper=None):
     """The parameters after some steps on a process's part of the batches."""
     model = model_of(head, norm)
     # Other weights than process 0's: they are to be taken from there.
@@ -61,12 +61,14 @@ def trained(rank, count, head, settings, counts, norm='GN', size=32):
             for parameter in model.parameters():
                 parameter.add_(rank)
     if count > 1:
-        model = LocalDataParallel(model, bucket_cap_mb=.02)
+        model = wrapper(model) if wrapper else LocalDataParallel(model, bucket_cap_mb=.02)
     settings = copy.deepcopy(SETTINGS[settings])
     trainer = Trainer(model, accumulative_counts=counts, **settings)
     trainer.optim_wrapper.initialize_count_status(model, 0, STEPS * counts)
     for step in range(STEPS * counts):
-        trainer.step(part_of(joint_batch(step, IMAGES, size), rank, count))
+        trainer.step(part_of(joint_batch(step, images, size), rank, count))
+    if isinstance(model, LocalShardedDataParallel):
+        model.gather_weights()
     return {name.replace('module.', '', 1) if count > 1 else name: p.detach()
             for name, p in model.named_parameters()}
 
@@ -100,6 +102,23 @@ def test_parameters_are_those_of_the_joint_batch(case, joint):
     assert all(not torch.equal(alone[case][name], start[name]) for name in start)
     for parameters in processes:
         assert_same(parameters[case], alone[case])
+
+
+def trained_in_two_ways(rank, count, case):
+    return [trained(rank, count, *case, images=count, wrapper=wrapper)
+            for wrapper in (None, LocalShardedDataParallel)]
+
+
+@pytest.mark.parametrize('count, case', [
+    (3, ('shared', 'eager', 1)), (4, ('own', 'end', 1))], ids=str)
+def test_more_processes(count, case):
+    """Also with parameters in pieces, some of which are larger than others, or empty."""
+    alone = trained(0, 1, *case, images=count)
+    outcomes = run_in_processes(count, trained_in_two_ways, count, case)
+    for outcome in outcomes:
+        assert isinstance(outcome, list), outcomes
+        for parameters in outcome:
+            assert_same(parameters, alone)
 
 
 # What travels, and when

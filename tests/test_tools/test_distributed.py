@@ -83,19 +83,22 @@ def test_resume(config, whole, tmp_path):
 class KillHook(Hook):
     """Kills one of the processes."""
 
+    def __init__(self, at):
+        self.at = at
+
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == 6 and os.environ['RANK'] == '1':
+        if runner.iter == self.at and os.environ['RANK'] == '1':
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed_tool(rank, config, work_dir):
-    return tool(rank, 'train', config, '--work-dir', work_dir)
+def killed_tool(rank, config, work_dir, *args):
+    return tool(rank, 'train', config, '--work-dir', work_dir, *args)
 
 
 def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, whole, tmp_path):
     with_kill = tmp_path / 'kill.py'
     with_kill.write_text(f"_base_ = ['{config}']\ncustom_hooks = [dict(type='FBAHook'), "
-                         "dict(type='EMAHook', momentum=.1), dict(type='KillHook')]\n")
+                         "dict(type='EMAHook', momentum=.1), dict(type='KillHook', at=6)]\n")
     survivor, killed = launch(2, killed_tool, with_kill, tmp_path / 'work')
     assert killed == -signal.SIGKILL and survivor.status == 1
     assert 'another process of this job was lost' in survivor.errors[0]
@@ -108,9 +111,9 @@ def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, who
     assert_same_checkpoints(tmp_path / 'work' / 'epoch_2.pth', whole / 'epoch_2.pth')
 
 
-def restarted_tool(rank, config, work_dir):
+def restarted_tool(rank, config, work_dir, *args):
     os.environ['TORCHELASTIC_RESTART_COUNT'] = '1'
-    return tool(rank, 'train', config, '--work-dir', work_dir)
+    return tool(rank, 'train', config, '--work-dir', work_dir, *args)
 
 
 def test_test(config, whole, tmp_path):

@@ -1,10 +1,12 @@
 """The training tool with modules in several processes: its checkpoints are those of one process."""
+import signal
+
 import pytest
 import torch
 
 from ..several_processes import launch
 from .in_process import run_tool, write_config
-from .test_distributed import tool
+from .test_distributed import killed_tool, restarted_tool, tool
 from .test_resume import losses
 
 # Light heads of each module's own; an average of the weights, which each process has a part of.
@@ -45,8 +47,8 @@ def assert_same_checkpoints(ours, theirs):
             assert tensor is None and mine[name] is None or torch.equal(tensor, mine[name]), name
 
 
-def test_train_and_resume(config, alone, tmp_path):
-    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
+def test_train(config, alone, tmp_path):
+    whole = tmp_path / 'whole'
     outcomes = launch(3, tool, 'train', config, '--work-dir', whole, *PARALLEL)
     assert [outcome.status for outcome in outcomes] == [0, 0, 0], outcomes
     expected = losses(alone)
@@ -57,12 +59,27 @@ def test_train_and_resume(config, alone, tmp_path):
     assert list(whole.glob('best_*.pth'))
     (log, ) = whole.glob('*/*.log')
     assert 'Module parallel: module 1 in process 2' in log.read_text()
+
+
+def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, alone, tmp_path):
+    """The one in the middle: before it, a process waits to send, and after it, one to receive."""
+    with_kill = tmp_path / 'kill.py'
+    with_kill.write_text(f"_base_ = ['{config}']\ncustom_hooks = [dict(type='FBAHook'), "
+                         "dict(type='EMAHook', momentum=.1), dict(type='KillHook', at=4)]\n")
+    work_dir = tmp_path / 'work'
+    last, killed, first = launch(3, killed_tool, with_kill, work_dir, *PARALLEL)
+    assert killed == -signal.SIGKILL
+    for survivor in (first, last):
+        assert survivor.status == 1
+        assert 'another process of this job was lost' in survivor.errors[0]
+    # An epoch has three iterations. What the fourth has sent may be lost with its process.
+    expected = losses(alone)
+    assert max(losses(work_dir)) in (3, 4)
     # In another number of processes.
-    outcomes = launch(2, tool, 'train', config, '--work-dir', resumed, '--resume',
-                      whole / 'epoch_1.pth', *PARALLEL)
+    outcomes = launch(2, restarted_tool, config, work_dir, *PARALLEL)
     assert [outcome.status for outcome in outcomes] == [0, 0], outcomes
-    assert losses(resumed) == {step: expected[step] for step in range(4, 7)}
-    assert_same_checkpoints(resumed / 'epoch_2.pth', alone / 'epoch_2.pth')
+    assert losses(work_dir) == expected
+    assert_same_checkpoints(work_dir / 'epoch_2.pth', alone / 'epoch_2.pth')
 
 
 def test_more_processes_than_modules(config, tmp_path):

@@ -45,6 +45,8 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             step: The batch, the bank, and the model around the backbone.
         """
 
+    # Whether it reads weights of the next module, which may be in pieces while this one trains.
+    follows_next_module = False
     # Whether the bank shall hold the pooled outputs of modules.
     reads_pooled = False
 

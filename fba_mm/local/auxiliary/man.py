@@ -115,6 +115,8 @@ class _ThroughLaterBlock(Auxiliary):
         with untracked_norm(self.averaged):
             return self.cut_point.as_map(self.averaged(x))
 
+    follows_next_module = True
+
     def check_apart(self) -> None:
         """See :class:`Auxiliary`."""
         raise LocalLearningError(
