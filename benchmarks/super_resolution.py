@@ -3,7 +3,7 @@
     python tools/dataset_converters/build_photo_pairs.py data/Set5 --images FOLDER      # and Set14
     python tools/dataset_converters/build_photo_pairs.py data/sr_train --images FOLDER --tile-size 192
     python benchmarks/super_resolution.py --train data/sr_train --test data/Set5 data/Set14 \\
-        --variants BP "K=4" --seeds 0 1 2 --jobs 2
+        --batch 8 --variants BP "K=4" --seeds 0 1 2
 
 Trains EDSR ×2 (16 blocks, 64 channels) in each variant with each seed, and goes on where it stopped.
 Without ``--train`` and ``--test``, on the photos that scikit-image and scikit-learn install. Ends
@@ -34,7 +34,7 @@ VARIANTS = {
     'blocks': dict(num_modules='blocks'),
     'K=4, shared head': dict(num_modules=4, auxiliary=dict(head='shared')),
     'K=4, 32 channels': dict(num_modules=4, auxiliary=dict(channels=32)),
-    'K=4, bicubic residual': dict(num_modules=4, auxiliary=dict(residual='bicubic')),
+    'K=4, no residual': dict(num_modules=4, auxiliary=dict(residual='network')),
     'K=4, bilinear residual': dict(num_modules=4, auxiliary=dict(residual='bilinear')),
     'K=4, no bank': dict(num_modules=4, scope='off'),
     'K=4, loss weight 0.1': dict(num_modules=4, auxiliary=dict(loss_weight=.1)),
