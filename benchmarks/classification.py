@@ -33,7 +33,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 METHODS = dict(
     bp='BP', greedy='Greedy', predsim='PredSim', dgl='DGL', infopro='InfoPro', auglocal='AugLocal',
-    man='MAN', manpp='MAN++', fba='FBA')
+    man='MAN', manpp='MAN++', fba='FBA', fba_k8='FBA, K=8, two blocks')
 CONFIGS = ROOT / 'configs/classification'
 MIB = 2**20
 
@@ -124,7 +124,7 @@ def draw(results: Results, seconds: Dict[str, float], args: argparse.Namespace,
     for method, by_seed in results.items():
         accuracy = [one['accuracy'] for one in by_seed.values()]
         error = statistics.stdev(accuracy) if len(accuracy) > 1 else 0
-        strong = method in ('bp', 'fba')
+        strong = method in ('bp', 'fba', 'fba_k8')
         axes.errorbar(seconds[method], statistics.mean(accuracy), error, fmt='D' if strong else 'o',
                       markersize=8 if strong else 6, capsize=3)
         axes.annotate(METHODS[method], (seconds[method], statistics.mean(accuracy)), xytext=(7, 5),
@@ -140,7 +140,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Local-learning methods side by side')
     parser.add_argument('--data', default='digits', help='a folder of configs/classification')
     parser.add_argument('--network', default='resnet32', help='first part of the configs\' names')
-    parser.add_argument('--methods', nargs='+', choices=list(METHODS), default=list(METHODS))
+    parser.add_argument('--methods', nargs='+', choices=list(METHODS),
+                        help='default: all that have a config for the data')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--epochs', type=int, help="default: the configs'")
     parser.add_argument('--images', type=int, help='train on so many, evenly from the data set')
@@ -152,7 +153,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/classification/<data>')
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.methods is None:
+        args.methods = [method for method in METHODS
+                        if (CONFIGS / args.data / f'{args.network}_{method}.py').exists()]
+    return args
 
 
 def main() -> None:

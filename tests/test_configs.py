@@ -27,7 +27,7 @@ TASKS = {
     'cifar10_jpeg': ('CustomDataset', 10, 1024, .8, 400, True),
     'svhn': ('SVHN', 10, 1024, .8, 400, False),
     'stl10': ('STL10', 10, 128, .1, 400, True),
-    'digits': ('HandwrittenDigits', 10, 64, .1, 15, False),
+    'digits': ('HandwrittenDigits', 10, 64, .1, 8, False),
     'imagenet': ('ImageNet', 1000, 32, .1, 100, True),
 }
 MODULES = {'resnet32': 16, 'resnet110': 55, 'resnet101': 4}
@@ -42,6 +42,7 @@ AUXILIARY = {
     'manpp': dict(type='MAN++', num_classes=10),
     'fba': dict(type='SLM'),
 }
+DEEPER = dict(type='SLM', blocks_per_stage=2)
 CLASSIFICATION = [name for name in COMPLETE if name.startswith('classification/')]
 
 
@@ -62,6 +63,9 @@ def test_table_1_is_complete():
     expected = {f'classification/{folder}/{net}_{method}.py' for folder, net in nets
                 for method in ('bp', *AUXILIARY)}
     expected |= {f'classification/imagenet/resnet101_{method}.py' for method in ('bp', 'fba')}
+    # Beside the table.
+    expected |= {f'classification/{folder}/resnet32_fba_k8.py'
+                 for folder in ('cifar10', 'cifar10_jpeg')}
     assert set(CLASSIFICATION) == expected
 
 
@@ -113,17 +117,18 @@ def test_data_and_schedule(name, loaded):
 @pytest.mark.parametrize('name', CLASSIFICATION)
 def test_modules_and_method(name, loaded):
     cfg = loaded[name]
-    net, method = Path(name).stem.split('_')
+    net, method = Path(name).stem.split('_', 1)
     if method == 'bp':
         assert cfg.model.backbone.type != 'LocalBackbone' and not cfg.get('custom_hooks')
         return
     backbone = cfg.model.backbone
-    assert backbone.type == 'LocalBackbone' and backbone.num_modules == MODULES[net]
-    expected = AUXILIARY[method]
+    assert backbone.type == 'LocalBackbone'
+    assert backbone.num_modules == (8 if method == 'fba_k8' else MODULES[net])
+    expected = DEEPER if method == 'fba_k8' else AUXILIARY[method]
     if (net, method) == ('resnet110', 'infopro'):
         expected = dict(expected, reconstruction_weight=(5, .5), task_weight=(0, 1))
     found = backbone.auxiliary.to_dict()
-    if method == 'fba':
+    if method.startswith('fba'):
         # Its head is a copy of the model's.
         assert found.pop('head') == dict(
             type='ImageClassifier', neck=cfg.model.neck.to_dict(), head=cfg.model.head.to_dict())
@@ -135,7 +140,7 @@ def test_modules_and_method(name, loaded):
 @pytest.mark.parametrize('name', [name for name in CLASSIFICATION if '_bp' not in name])
 def test_a_method_changes_nothing_but_the_training(name, loaded):
     """Without local learning it is the config that trains by back-propagation."""
-    stock = loaded[re.sub('_[^_]*$', '_bp.py', name)]
+    stock = loaded[re.sub('(resnet[0-9]+)_.*$', r'\1_bp.py', name)]
     found = stock_form(loaded[name])
     assert found.model == stock.model
     for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
