@@ -87,7 +87,9 @@ def check_reduced_reconstruction(cfg: dict, size: tuple, adds_images: bool = Fal
         expected = backbone(images)
     block = point.reduced_block(point.channels, point.channels, 1)
     assert block(x).shape == x.shape
-    for residual in (None, 'bicubic'):
+    own = 'bilinear' if adds_images else None
+    # What is asked for, and the images that are added; nothing asked, a head adds some in any case.
+    for residual, mode in (('network', own), (None, own or 'bicubic'), ('bicubic', 'bicubic')):
         head = point.reduced_head(4, residual)
         out = head(block(x), kept[FIRST_MAP], images)
         assert out.shape == expected.shape
@@ -95,11 +97,11 @@ def check_reduced_reconstruction(cfg: dict, size: tuple, adds_images: bool = Fal
         for parameter in head.conv_last.parameters():
             nn.init.zeros_(parameter)
         plain = head(x, None, images)
-        if residual is None and not adds_images:
+        if mode is None:
             assert torch.allclose(plain, head.mean.expand_as(plain))
         else:
             enlarged = nn.functional.interpolate(
-                images, scale_factor=expected.size(2) // size[0], mode=residual or 'bilinear',
+                images, scale_factor=expected.size(2) // size[0], mode=mode,
                 align_corners=False)
             assert torch.allclose(plain, enlarged)
 
