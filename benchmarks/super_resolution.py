@@ -36,7 +36,9 @@ VARIANTS = {
     'K=4, 32 channels': dict(num_modules=4, auxiliary=dict(channels=32)),
     'K=4, no residual': dict(num_modules=4, auxiliary=dict(residual='network')),
     'K=4, bilinear residual': dict(num_modules=4, auxiliary=dict(residual='bilinear')),
-    'K=4, no bank': dict(num_modules=4, scope='off'),
+    'K=4, first map': dict(num_modules=4, auxiliary=dict(skip=True)),
+    'K=4, first map, no residual': dict(
+        num_modules=4, auxiliary=dict(skip=True, residual='network')),
     'K=4, loss weight 0.1': dict(num_modules=4, auxiliary=dict(loss_weight=.1)),
     'blocks, shared head': dict(num_modules='blocks', auxiliary=dict(head='shared')),
 }
@@ -51,8 +53,7 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
     cfg.randomness = dict(seed=seed)
     cfg.custom_hooks = []  # no pictures of every test image
     if options is not None:
-        options = dict(options)
-        cfg.custom_hooks.append(dict(type='FBAHook', scope=options.pop('scope', 'past')))
+        cfg.custom_hooks.append(dict(type='FBAHook'))
         cfg.model.generator.update(options)
     cfg.train_cfg.update(max_iters=args.iterations, val_interval=args.iterations)
     cfg.param_scheduler.T_max = args.iterations

@@ -26,6 +26,7 @@ AUXILIARIES = {
     'own': dict(type='SLMReconstruction', channels=4),
     'shared': dict(type='SLMReconstruction', head='shared'),
     'plain': dict(type='SLMReconstruction', channels=4, residual='network'),
+    'skip': dict(type='SLMReconstruction', channels=4, skip=True),
 }
 
 
@@ -189,7 +190,7 @@ def _deferred(model, data):
             auxiliary = local.auxiliary[k]
             out = auxiliary.block(x)
             out = _tail(net, out, first) if auxiliary.head is None else auxiliary.head(
-                out, first, image)
+                out, first if auxiliary.skip or k == 0 else None, image)
         total = total + (out - target).abs().mean()
     model.zero_grad()
     total.backward()
@@ -257,19 +258,23 @@ def test_the_bank_holds_the_first_map_itself():
 
 
 def test_without_a_bank_modules_lack_the_first_map_and_the_network_has_it():
-    trainer = Trainer(build(editor('blocks')), scope='off')
+    trainer = Trainer(build(editor('blocks', AUXILIARIES['skip'])), scope='off')
     off = trainer.step(patches()), dict(trainer.log)
-    trainer = Trainer(build(editor('blocks')), scope='past')
+    trainer = Trainer(build(editor('blocks', AUXILIARIES['skip'])), scope='past')
     past = trainer.step(patches()), dict(trainer.log)
     assert off[0] == past[0]
     assert off[1]['local_1.loss'] == past[1]['local_1.loss']  # Its own map, not the bank's.
     assert off[1]['local_2.loss'] != past[1]['local_2.loss']
+    # Own heads take it from there only if they are told to.
+    for scope in ('past', 'off'):
+        trainer = Trainer(build(editor('blocks', AUXILIARIES['own'])), scope=scope)
+        assert (trainer.step(patches()), trainer.log) == off
 
 
 def test_the_bank_does_not_starve_a_module():
     norms = {}
     for scope in ('past', 'off'):
-        model = build(editor('blocks', channels=16))
+        model = build(editor('blocks', AUXILIARIES['skip'], channels=16))
         grads = Trainer(model, scope=scope).gradients(patches())
         norms[scope] = [
             torch.cat([g.flatten() for n, g in grads.items() if f'backbone.body.{i}.' in n]).norm()
@@ -419,6 +424,7 @@ def test_preflight_accepts_it():
     (dict(head='none'), "is 'own' or 'shared'"),
     (dict(residual='nearest'), "give 'bicubic', 'bilinear', 'network' or None"),
     (dict(head='shared', residual='bicubic'), 'leave residual out'),
+    (dict(head='shared', skip=True), 'leave skip out'),
     (dict(head='shared', channels=8), 'leave channels out'),
     (dict(channels=0), 'give a number from 1'),
     (dict(loss_weight=0), 'a module without a loss'),

@@ -16,9 +16,10 @@ from .base import Auxiliary
 class SLMReconstruction(Auxiliary):
     """Makes an image of the module's map: one residual block, then a light reconstruction head.
 
-    The head adds the first convolution's map, which the feature bank holds, before it enlarges the
-    module's map, as EDSR's own long skip does (FBA paper, equation 6). The model's own loss
-    compares the image with the target.
+    The head adds the input images, enlarged, to what it makes of the map. With ``skip``, it also adds
+    the first convolution's map, which the feature bank holds, before it enlarges the module's, as
+    EDSR's own long skip does (FBA paper, equation 6). The model's own loss compares the image with
+    the target.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -28,12 +29,16 @@ class SLMReconstruction(Auxiliary):
         residual: ``'bicubic'`` or ``'bilinear'``: the own head adds details to the input images,
             enlarged so, and the module learns these alone. ``'network'``: it does as the network
             does. None: as the network does if that adds its enlarged input, else ``'bicubic'``.
+        skip: Own heads of all modules add the first map, from the bank. Unless it is True, that of
+            the module that makes the first map does: a later one then has to bring along all that
+            an image takes, which leaves more to the modules after it. The shared head always adds
+            what the network adds.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: The network makes no images, an option is unknown, ``channels`` or
-            ``residual`` come with the shared head, or the network's last layers can't be shared.
+        LocalLearningError: The network makes no images, an option is unknown, ``channels``,
+            ``residual`` or ``skip`` come with the shared head, or the network's last layers can't be shared.
 
     Example:
         >>> auxiliary = dict(type='SLMReconstruction', channels=16)
@@ -44,6 +49,7 @@ class SLMReconstruction(Auxiliary):
                  channels: Optional[int] = None,
                  head: str = 'own',
                  residual: Optional[str] = None,
+                 skip: Optional[bool] = None,
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, loss_weight, init_cfg)
@@ -57,8 +63,9 @@ class SLMReconstruction(Auxiliary):
         if residual not in (None, 'bicubic', 'bilinear', 'network'):
             raise LocalLearningError(
                 f"auxiliary.residual={residual!r}: give 'bicubic', 'bilinear', 'network' or None")
-        if head == 'shared' and (residual is not None or channels is not None):
-            option = 'channels' if residual is None else 'residual'
+        given = dict(channels=channels, residual=residual, skip=skip)
+        option = next((name for name, value in given.items() if value is not None), None)
+        if head == 'shared' and option is not None:
             raise LocalLearningError(
                 f"auxiliary.{option} is one of the own head, and head='shared' takes the network's "
                 f"layers as they are: leave {option} out, or set head='own'")
@@ -71,6 +78,7 @@ class SLMReconstruction(Auxiliary):
                 "auxiliary.head='shared' gives every module the network's last layers, and those "
                 f'of this one fuse the outputs of all its blocks ({", ".join(sorted(elsewhere))}), '
                 "which a module in the middle does not have: set head='own'")
+        self.skip = bool(skip)
         self.block = cut_point.reduced_block(cut_point.channels, cut_point.channels, 1)
         self.head: Optional[nn.Module] = None
         if head == 'own':
@@ -85,7 +93,8 @@ class SLMReconstruction(Auxiliary):
         """
         x = self.block(x)
         if self.head is not None:
-            return self.head(x, self._kept(FIRST_MAP, step), step.images)
+            known = self._kept(FIRST_MAP, step) if self.skip else step.kept.get(FIRST_MAP)
+            return self.head(x, known, step.images)
         kept = (self._kept(name, step) for name in self.cut_point.last.reads)
         # Without a bank nothing is added: the skip of an addition is a zero for each image.
         zero = x.new_zeros(1, 1, 1, 1).expand(len(x), 1, 1, 1)
