@@ -12,8 +12,9 @@ import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Dict, List
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from sharded import WrappedStep
 
 from fba_mm import LocalDataParallel, LocalModuleParallel, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
@@ -43,24 +44,6 @@ WAYS = {
 }
 
 
-class WrappedStep(TrainingStep):
-    """A training step in one of several processes.
-
-    Args:
-        cfg: The config.
-        wrapper: Class of the model's wrapper; None for one process alone.
-        **options: Of the wrapper.
-    """
-
-    def __init__(self, cfg: Config, wrapper: Optional[type], **options: Any):
-        self._wrapper, self._options = wrapper, options
-        super().__init__(cfg)
-
-    def _build_model(self, cfg: Config, device: str) -> nn.Module:
-        model = super()._build_model(cfg, device)
-        return model if self._wrapper is None else self._wrapper(model, **self._options)
-
-
 def configs(model: str, num_modules: int) -> Dict[bool, Config]:
     """The config of back-propagation (False) and of FBA (True), from scratch, in float32."""
     stock = load_config(MODELS[model][0])
@@ -72,7 +55,7 @@ def configs(model: str, num_modules: int) -> Dict[bool, Config]:
 
 def module_seconds(cfg: Config, batch: int, size: int) -> List[float]:
     """The time that each module takes of a step in one process."""
-    step = WrappedStep(cfg, None)
+    step = TrainingStep(cfg)
     backbone = step.model.backbone
     data = synthetic_batch(step.model, (batch, 3, size, size))
     step(data)
@@ -104,8 +87,9 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
         steps, batches = {}, {}
         for name, wrapper in WAYS.items():
             apart = wrapper is LocalModuleParallel
-            options = dict(modules_per_process=placed[0]) if apart else {}
-            steps[name] = WrappedStep(cfgs[name.startswith('FBA')], wrapper, **options)
+            if apart:
+                wrapper = partial(wrapper, modules_per_process=placed[0])
+            steps[name] = WrappedStep(cfgs[name.startswith('FBA')], wrapper)
             images = args.batch if apart else args.batch // args.processes
             batches[name] = synthetic_batch(steps[name].model.module, (images, 3, size, size))
         times: Dict[str, List[float]] = {name: [] for name in WAYS}
