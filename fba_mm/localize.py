@@ -118,7 +118,7 @@ def localize(config: Union[str, Config],
             raise LocalLearningError(
                 f'optim_wrapper.type={kind} has no local form: use one of '
                 f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
-        _check_constructor(optim_wrapper.get('constructor'))
+        _localize_constructor(optim_wrapper)
         optim_wrapper.type = _LOCAL_FORM[kind]
         if apply is not None:
             optim_wrapper.apply = apply
@@ -145,8 +145,9 @@ def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
     return key, backbone if isinstance(backbone, dict) else None
 
 
-def _check_constructor(constructor: Any) -> None:
-    """Refuse those for several optimizers or that look at the backbone's class and names."""
+def _localize_constructor(optim_wrapper: dict) -> None:
+    """Let constructors see the backbone's class and names; refuse those of several optimizers."""
+    constructor = optim_wrapper.get('constructor')
     name = type_name(constructor) if constructor else None
     if name == 'MultiOptimWrapperConstructor':
         raise LocalLearningError(
@@ -154,10 +155,9 @@ def _check_constructor(constructor: Any) -> None:
             'steps of their own, as GANs do, and local learning follows the step of one loss: give '
             "a config of mmagic's BaseEditModel, which trains the same generator by its pixel_loss")
     if name in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
-        raise LocalLearningError(
-            f'optim_wrapper.constructor={name} takes the depth of a layer from the names in a '
-            'backbone that it knows, and LocalBackbone is none: leave constructor out, and '
-            "paramwise_cfg's decay_rate with it")
+        paramwise = optim_wrapper.get('paramwise_cfg') or ConfigDict()
+        optim_wrapper.paramwise_cfg = ConfigDict(paramwise, stock_constructor=constructor)
+        optim_wrapper.constructor = 'LocalOptimWrapperConstructor'
 
 
 def _default_auxiliary(model: dict, key: str) -> str:
@@ -256,6 +256,8 @@ def stock_form(config: Config) -> Config:
         kind = optim_wrapper.get('type', 'OptimWrapper')
         optim_wrapper.type = _STOCK_FORM.get(type_name(kind), kind)
         optim_wrapper.pop('apply', None)
-        (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys', {}).pop(
-            f'{key}.auxiliary', None)
+        paramwise = optim_wrapper.get('paramwise_cfg') or {}
+        paramwise.get('custom_keys', {}).pop(f'{key}.auxiliary', None)
+        if type_name(optim_wrapper.get('constructor') or '') == 'LocalOptimWrapperConstructor':
+            optim_wrapper.constructor = paramwise.pop('stock_constructor')
     return cfg

@@ -244,12 +244,14 @@ def test_local_already():
 
 
 def test_constructors_that_go_by_the_names_of_known_backbones():
+    constructor = 'mmdet.LearningRateDecayOptimizerConstructor'
     cfg = small_config(optim_wrapper=dict(
-        type='OptimWrapper', optimizer=dict(type='AdamW'),
-        constructor='mmdet.LearningRateDecayOptimizerConstructor',
+        type='OptimWrapper', optimizer=dict(type='AdamW'), constructor=constructor,
         paramwise_cfg=dict(decay_rate=.7, decay_type='layer_wise', num_layers=6)))
-    with pytest.raises(LocalLearningError, match='LearningRateDecay.*: leave constructor out'):
-        localize(cfg)
+    local = localize(cfg)
+    assert local.optim_wrapper.constructor == 'LocalOptimWrapperConstructor'
+    assert local.optim_wrapper.paramwise_cfg.stock_constructor == constructor
+    assert stock_form(local).optim_wrapper == cfg.optim_wrapper
 
 
 @pytest.mark.parametrize('name, backbone', [

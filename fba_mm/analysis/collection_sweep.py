@@ -1,5 +1,7 @@
 """Whether configs of a collection train by local learning, each tried by one small step."""
 import copy
+import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -39,12 +41,14 @@ class Verdict:
             something else went wrong. ``'not tried'``: the stock config makes no step on a batch
             of random boxes either.
         reason: One line, for all but ``'trains'``.
+        digest: Of what was tried (:func:`small_digest`); empty if it wasn't.
     """
     name: str
     model: str = ''
     backbone: str = ''
     outcome: str = 'trains'
     reason: str = ''
+    digest: str = ''
 
     def as_dict(self) -> Dict[str, str]:
         """For a file."""
@@ -116,8 +120,8 @@ def _try_size(name: str, cfg: Config, num_modules: int,
 def small(cfg: Config) -> Config:
     """A config whose model is quick to build and to train for a step on the CPU.
 
-    The kind of backbone, neck and head stays; depth, proposals and what ImageNet weights ask for
-    (frozen stages, fixed norms) go.
+    The kind of backbone, neck and head stays; depth, proposals, resizing of batches and what
+    ImageNet weights ask for (frozen stages, fixed norms) go.
 
     Args:
         cfg: A config; it is not changed.
@@ -133,6 +137,19 @@ def small(cfg: Config) -> Config:
         if 'Amp' in type_name(wrapper.get('type', '')):
             wrapper.type = 'OptimWrapper'
     return cfg
+
+
+def small_digest(cfg: Config) -> str:
+    """The same for configs whose small forms have the same model, whatever their schedule and data.
+
+    Most of a collection differs in these alone, and one step tells as much of one as of the other.
+
+    Args:
+        cfg: A config; it is not changed.
+    """
+    cfg = small(cfg)
+    tried = {key: cfg.get(key) for key in ('default_scope', 'model', 'data_preprocessor')}
+    return hashlib.sha256(json.dumps(tried, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _shrink(part: Any) -> None:
@@ -151,6 +168,8 @@ def _shrink(part: Any) -> None:
             part[key] = -1
         elif key == 'norm_eval':
             part[key] = False
+        elif key == 'batch_augments':  # Some make images as large as in training.
+            part[key] = None
         elif key == 'norm_cfg' and isinstance(value, dict) and type_name(
                 value.get('type')) in ('BN', 'SyncBN'):
             part[key] = dict(value, type='BN', requires_grad=True)

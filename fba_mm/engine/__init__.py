@@ -4,12 +4,13 @@ from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
+from .local_optim_wrapper_constructor import LocalOptimWrapperConstructor
 from .local_sharded_data_parallel import LocalShardedDataParallel
 from .module_parallel import LocalModuleParallel
 from .undivided_samplers import UndividedInfiniteSampler, UndividedSampler
 
 __all__ = [
     'AmpLocalOptimWrapper', 'AtomicCheckpointHook', 'DeviceEpochLoop', 'FBAHook',
-    'LocalDataParallel', 'LocalModuleParallel', 'LocalOptimWrapper', 'LocalShardedDataParallel',
-    'UndividedInfiniteSampler', 'UndividedSampler'
+    'LocalDataParallel', 'LocalModuleParallel', 'LocalOptimWrapper', 'LocalOptimWrapperConstructor',
+    'LocalShardedDataParallel', 'UndividedInfiniteSampler', 'UndividedSampler'
 ]

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from fba_mm.analysis import collection_sweep
 from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
-                                              small, try_config)
+                                              small, small_digest, try_config)
 from fba_mm.config import load_config
 from fba_mm.local.auxiliary.slm import SLM
 
@@ -132,15 +132,28 @@ def test_small():
         type='ResNet', depth=101, frozen_stages=1, norm_eval=True,
         norm_cfg=dict(type='SyncBN', requires_grad=False),
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet101')))
+    cfg.model.data_preprocessor = dict(
+        type='DetDataPreprocessor',
+        batch_augments=[dict(type='BatchFixedSizePad', size=(1024, 1024))])
     cfg.load_from, cfg.model.test_cfg.max_per_img = 'somewhere', 1000
     cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     made = small(cfg)
     assert made.model.backbone == dict(
         type='ResNet', depth=50, frozen_stages=-1, norm_eval=False,
         norm_cfg=dict(type='BN', requires_grad=True), init_cfg=None)
+    assert made.model.data_preprocessor.batch_augments is None
     assert made.load_from is None and made.model.test_cfg.max_per_img == 32
     assert made.optim_wrapper == dict(
         type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))
+
+
+def test_configs_that_differ_in_schedule_alone():
+    cfg, longer, deeper = config(), config(), config()
+    longer.merge_from_dict({'train_cfg.max_epochs': 24, 'optim_wrapper.optimizer.lr': .1,
+                            'model.backbone.frozen_stages': 1})
+    cfg.model.backbone.frozen_stages = -1
+    deeper.model.backbone.depth = 34
+    assert small_digest(cfg) == small_digest(longer) != small_digest(deeper)
 
 
 def test_collection():

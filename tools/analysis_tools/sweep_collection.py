@@ -6,15 +6,19 @@
 
 Makes each config's model small, trains it for one step on random images in local modules, and
 checks that modules are isolated and that the exported checkpoint is one of the stock config. Each
-config has a process of its own. Goes on where it stopped: what lies in ``--out``/verdicts.jsonl is
-not tried again. Ends with ``--out``/table.md.
+config has a process of its own; of configs that differ in schedule or data alone, the first stands
+for all. Goes on where it stopped: what lies in ``--out``/verdicts.jsonl is not tried again. Ends
+with ``--out``/table.md.
 """
 import argparse
+import importlib
 import json
 import multiprocessing
 import signal
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Dict
 
 import torch
 from mmengine.config import Config
@@ -24,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fba_mm import command_line
 from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
-                                              try_config)
+                                              small_digest, try_config)
 from fba_mm.config import load_config, type_name
 
 
@@ -53,25 +57,31 @@ def backbone_of(path: Path) -> str:
         return type(error).__name__
 
 
-def judge(args: argparse.Namespace, name: str, out: Path) -> None:
+def judge(args: argparse.Namespace, name: str, path: Path, tried: Dict[str, Verdict],
+          out: Path) -> None:
     """Try one config, in a process of its own, and write down the verdict."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        cfg = load_config(f'{args.package}::{name}')
+        # By its path: MMEngine takes no name with a '+', as those in gn+ws.
+        cfg = load_config(str(path))
     except Exception as error:
         verdict = Verdict(name, outcome='not tried', reason=' '.join(str(error).split())[:160])
     else:
-        verdict = try_config(name, cfg, args.local, args.sizes)
+        digest = small_digest(cfg) if cfg.get('model') else ''
+        verdict = (replace(tried[digest], name=name) if digest in tried else
+                   replace(try_config(name, cfg, args.local, args.sizes), digest=digest))
     out.write_text(json.dumps(verdict.as_dict()))
 
 
-def in_a_process(args: argparse.Namespace, name: str) -> Verdict:
+def in_a_process(args: argparse.Namespace, name: str, path: Path,
+                 tried: Dict[str, Verdict]) -> Verdict:
     """The verdict on a config, whatever it does to the process."""
     part = args.out / 'verdict.part'
     part.unlink(missing_ok=True)
-    process = multiprocessing.get_context('fork').Process(target=judge, args=(args, name, part))
+    process = multiprocessing.get_context('fork').Process(
+        target=judge, args=(args, name, path, tried, part))
     process.start()
     process.join(args.timeout)
     if process.is_alive():
@@ -92,16 +102,21 @@ def main() -> None:
                if any(fnmatch(name, pattern) for pattern in args.only)}
     if args.per_folder is not None:
         configs = dict(sample(configs, backbone_of, args.per_folder))
+    # Once, for all processes: it takes longer than a step.
+    importlib.import_module(f'{args.package}.models')
     record = args.out / 'verdicts.jsonl'
     lines = record.read_text().splitlines() if record.exists() else []
     known = {line['name']: Verdict(**line) for line in map(json.loads, lines)}
+    tried = {verdict.digest: verdict for verdict in known.values() if verdict.digest}
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())
     with Progress(*columns, console=console) as progress, record.open('a') as file:
         task = progress.add_task('configs', total=len(configs))
-        for name in configs:
+        for name, path in configs.items():
             if name not in known:
-                known[name] = verdict = in_a_process(args, name)
+                known[name] = verdict = in_a_process(args, name, path, tried)
+                if verdict.digest:
+                    tried[verdict.digest] = verdict
                 file.write(json.dumps(verdict.as_dict()) + '\n')
                 file.flush()
                 if verdict.outcome != 'trains':
