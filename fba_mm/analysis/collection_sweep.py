@@ -38,8 +38,7 @@ class Verdict:
         backbone: Type of its backbone; empty if it has none.
         outcome: ``'trains'``: one step went well, modules are isolated, and the exported checkpoint
             is the stock model's. ``'refused'``: a LocalLearningError says why not. ``'fails'``:
-            something else went wrong. ``'not tried'``: the stock config makes no step on a batch
-            of random boxes either.
+            something else went wrong. ``'not tried'``: the stock config makes no such step either.
         reason: One line, for all but ``'trains'``.
         digest: Of what was tried (:func:`small_digest`); empty if it wasn't.
     """
@@ -108,6 +107,9 @@ def _try_size(name: str, cfg: Config, num_modules: int,
     except LocalLearningError as error:
         if 'no synthetic batch' in str(error):
             return _with(verdict, 'not tried', str(error))
+        fault = _stock_fault(cfg, shape)
+        if fault is not None:
+            return _with(verdict, 'not tried', f'{_STOCK_FAILS}{fault}')
         return _with(verdict, 'refused', str(error))
     except Exception as error:  # Any of a thousand models.
         fault = _stock_fault(cfg, shape)
