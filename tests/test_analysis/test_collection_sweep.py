@@ -35,9 +35,14 @@ def test_a_config_that_trains():
 
 
 def test_a_backbone_that_cannot_be_cut():
-    verdict = verdict_on(config(backbone=dict(type='mmdet.MobileNetV2', out_indices=(1, 2, 4, 6))))
+    cfg = config(backbone=dict(type='mmdet.MobileNetV2', out_indices=(1, 2, 4, 6)))
+    cfg.model.neck.in_channels = [24, 32, 96, 320]
+    verdict = verdict_on(cfg)
     assert (verdict.outcome, verdict.backbone) == ('refused', 'MobileNetV2')
     assert verdict.reason.startswith('backbone MobileNetV2 cannot be cut')
+    # What does not fit together without local learning either is no refusal of its own.
+    cfg.model.neck.in_channels = [24, 32, 96, 321]
+    assert verdict_on(cfg).outcome == 'not tried'
 
 
 def test_modules_that_are_not_isolated():
