@@ -4,13 +4,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.utils import get_installed_path
-from torch import nn
+from torch import Tensor, nn
 
 from fba_mm.config import type_name
 from fba_mm.engine.checkpoint import export_checkpoint
@@ -194,9 +194,9 @@ def _checked_step(step: TrainingStep, data: dict) -> None:
         loss, _ = step.model.parse_losses(losses)
         if not loss.isfinite():
             raise FloatingPointError(f'the loss of module {index + 1} is {float(loss.detach())}')
-        others = [p for k, parameters in enumerate(of_module) if k != index for p in parameters]
-        reached = torch.autograd.grad(loss, others, allow_unused=True, retain_graph=True)
-        if any(gradient is not None for gradient in reached):
+        reached = _reached_by(loss)
+        if any(p in reached for k, parameters in enumerate(of_module) if k != index
+               for p in parameters):
             raise AssertionError(f'the loss of module {index + 1} reaches other modules')
         trained.append(index)
         original(index, losses)
@@ -210,6 +210,20 @@ def _checked_step(step: TrainingStep, data: dict) -> None:
         raise AssertionError(f'of {local_backbone.num_modules} modules, {trained} were trained')
     if not all(value.isfinite().all() for value in log.values()):
         raise FloatingPointError("the model's own loss is not finite")
+
+
+def _reached_by(loss: Tensor) -> Set[Tensor]:
+    """The parameters that a loss has gradients for, without computing these."""
+    reached, seen, ahead = set(), set(), [loss.grad_fn]
+    while ahead:
+        function = ahead.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        if hasattr(function, 'variable'):
+            reached.add(function.variable)
+        ahead.extend(source for source, _ in function.next_functions)
+    return reached
 
 
 def _step_of(cfg: Config) -> TrainingStep:
@@ -241,8 +255,8 @@ def _check_export(model: nn.Module, cfg: Config, data: dict) -> None:
             raise AssertionError('the exported backbone computes something else')
 
 
-def _tensors(features: Any) -> Sequence[torch.Tensor]:
-    return [features] if isinstance(features, torch.Tensor) else list(features)
+def _tensors(features: Any) -> Sequence[Tensor]:
+    return [features] if isinstance(features, Tensor) else list(features)
 
 
 def _stock_fault(cfg: Config, shape: Tuple[int, int, int, int]) -> Optional[str]:
