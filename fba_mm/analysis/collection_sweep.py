@@ -100,6 +100,7 @@ def _try_size(name: str, cfg: Config, num_modules: int,
     try:
         local = localize(cfg, num_modules)
         step = _step_of(local)
+        step.model.init_weights()  # Some layers have none before.
         data = synthetic_batch(step.model, shape)
         # First: a step from random weights may leave numbers that aren't finite.
         _check_export(step.model, local, data)

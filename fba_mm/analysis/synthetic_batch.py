@@ -1,6 +1,6 @@
 """A batch that a model trains on without a data set: random images, targets of the right form."""
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -173,9 +173,8 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
             img_id=0, img_path='', img_shape=size, ori_shape=size, batch_input_shape=size,
             pad_shape=size, scale_factor=(1., 1.), flip=False, flip_direction=None,
             border=(0, height, 0, width)))
-    classes = _num_classes(model)
-    sample.gt_instances = InstanceData(
-        bboxes=boxes, labels=torch.randint(0, classes, (count, ), generator=generator))
+    labels = torch.randint(0, _thing_classes(model), (count, ), generator=generator)
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
     names = {part for name, _ in model.named_modules() for part in name.split('.')}
@@ -186,14 +185,15 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
         sample.gt_instances.masks = BitmapMasks(masks, height, width)
     if any('semantic' in name or 'panoptic' in name for name in names) or _pads(model, 'seg'):
         sample.gt_sem_seg = PixelData(
-            sem_seg=torch.randint(0, classes, (1, height, width), generator=generator))
+            sem_seg=torch.randint(
+                0, _map_classes(model), (1, height, width), generator=generator))
     return sample
 
 
 def _classification_sample(model: nn.Module, size: Tuple[int, int],
                            generator: torch.Generator) -> BaseDataElement:
     from mmpretrain.structures import DataSample
-    label = int(torch.randint(0, _num_classes(model), (), generator=generator))
+    label = int(torch.randint(0, _num_classes(model.modules()), (), generator=generator))
     return DataSample(metainfo=dict(img_shape=size, ori_shape=size)).set_gt_label(label)
 
 
@@ -203,7 +203,7 @@ def _segmentation_sample(model: nn.Module, size: Tuple[int, int],
     # It would pad the images to the size of the config's crops.
     model.data_preprocessor.size, model.data_preprocessor.size_divisor = size, None
     sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, img_path=''))
-    labels = torch.randint(0, _num_classes(model), (1, *size), generator=generator)
+    labels = torch.randint(0, _num_classes(model.modules()), (1, *size), generator=generator)
     return sample.set_data(dict(gt_sem_seg=PixelData(data=labels))) or sample
 
 
@@ -256,8 +256,24 @@ def _pads(model: nn.Module, what: str) -> bool:
     return bool(getattr(getattr(model, 'data_preprocessor', None), f'pad_{what}', False))
 
 
-def _num_classes(model: nn.Module) -> int:
+def _thing_classes(model: nn.Module) -> int:
+    """Classes that boxes have: a panoptic detector knows more."""
+    counts = [getattr(part, 'num_things_classes', None) for part in model.modules()]
+    things = max((count for count in counts if isinstance(count, int)), default=0)
+    if things:
+        return things
+    # Of mmdet's heads for semantic maps, some tell how many classes these have.
+    return _num_classes(part for name, part in model.named_modules() if 'semantic' not in name)
+
+
+def _map_classes(model: nn.Module) -> int:
+    """Classes that a detector's semantic map has."""
+    heads = [part for name, part in model.named_modules() if name.endswith('semantic_head')]
+    return _num_classes(heads or model.modules())
+
+
+def _num_classes(parts: Iterable[nn.Module]) -> int:
     # A two-stage detector's RPN has one class of its own beside those of the data set.
-    return max((m.num_classes for m in model.modules()
+    return max((m.num_classes for m in parts
                 if isinstance(getattr(m, 'num_classes', None), int) and m.num_classes > 0),
                default=1)

@@ -121,6 +121,25 @@ def test_a_model_that_learns_masks_gets_masks():
     assert step(data)['loss_mask'] > 0
 
 
+def _part(**values) -> torch.nn.Module:
+    part = torch.nn.Identity()
+    vars(part).update(values)
+    return part
+
+
+def test_boxes_and_maps_have_their_own_classes():
+    """As in HTC, where the head for maps knows more classes, and in Panoptic FPN, fewer."""
+    for things, in_map in ((3, 90), (90, 3)):
+        model = TrainingStep(detector()).model
+        model.bbox_head.num_classes = things
+        model.semantic_head = _part(num_classes=in_map)
+        if things == 90:  # a panoptic detector, which knows all
+            model.num_things_classes, model.num_classes = 90, 93
+        for sample in synthetic_batch(model, (8, 3, 64, 64))['data_samples']:
+            assert sample.gt_instances.labels.max() < things
+            assert sample.gt_sem_seg.sem_seg.max() == in_map - 1
+
+
 def test_the_same_seed_gives_the_same_batch():
     model = TrainingStep(classifier()).model
     a, b, c = (synthetic_batch(model, (2, 3, 8, 8), seed)['inputs'][0] for seed in (0, 0, 1))

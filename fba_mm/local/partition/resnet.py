@@ -124,6 +124,8 @@ def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tenso
     # An auxiliary network starts from scratch: its norm layers train even where the pretrained
     # backbone's are frozen.
     norm_cfg = dict(getattr(backbone, 'norm_cfg', None) or dict(type='BN'), requires_grad=True)
+    if norm_cfg.get('eps') == 0:  # Of a frozen norm alone: one that trains has to have some.
+        del norm_cfg['eps']
     last = backbone.get_submodule(f'{backbone.res_layers[-1]}.0')
     reduced_block = partial(
         ReducedResidualBlock, bottleneck=hasattr(last, 'conv3'), norm_cfg=norm_cfg)

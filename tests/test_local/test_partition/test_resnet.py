@@ -88,6 +88,14 @@ def test_reduced_blocks_are_of_the_backbones_kind(depth, kernels):
         assert all(p.requires_grad for p in block.parameters())
 
 
+def test_blocks_train_where_a_frozen_norm_of_the_backbone_could_not():
+    norm = dict(type='BN', requires_grad=False, eps=0)
+    backbone = MODELS.build(dict(retinanet(18, None)['backbone'], norm_cfg=norm, norm_eval=True))
+    block = unroll(backbone).reduced_block(8, 16, 2).train()
+    assert all(p.requires_grad for p in block.parameters())
+    assert block(torch.rand(2, 8, 8, 8)).isfinite().all()
+
+
 @pytest.mark.parametrize('bottleneck', [True, False])
 @pytest.mark.parametrize('stride, size', [(1, 9), (2, 5), (4, 3)])
 def test_reduced_block(bottleneck, stride, size):
