@@ -6,10 +6,11 @@ features, whatever the neck, the head and the task are. mmagic's models, which c
 ``generator``, go the same way.
 """
 from contextlib import contextmanager
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -96,11 +97,29 @@ def task_loss(model: nn.Module, source: AnsweringBackbone, features: Features,
     Returns:
         The model's dict of losses.
     """
+    data_samples = _own_copy(data_samples)
     with source.answering(features), untracked_norm(model, skip=source):
         if hasattr(model, 'loss'):
             return model.loss(inputs, data_samples)
         # Not called as model(...): the hooks on it belong to the training step around this.
         return model.forward(inputs, data_samples, mode='loss')
+
+
+def _own_copy(data_samples: Any) -> Any:
+    """The same targets in containers of their own.
+
+    Heads may put their targets into another form in place, as RTMDet-Ins does with masks, and the
+    next module's head is given the same samples.
+    """
+    if isinstance(data_samples, (list, tuple)):
+        return [_own_copy(sample) for sample in data_samples]
+    if not isinstance(data_samples, BaseDataElement):
+        return data_samples
+    copied = data_samples.new()
+    for name, value in data_samples.items():
+        if isinstance(value, BaseDataElement):
+            setattr(copied, name, value.new())
+    return copied
 
 
 def map_losses(losses: Losses, function: Callable[[Tensor], Tensor]) -> Losses:

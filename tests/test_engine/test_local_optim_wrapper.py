@@ -139,6 +139,18 @@ def test_a_layer_that_is_complete_twice_is_refused():
         wrapper.update_params(x.sum())
 
 
+def test_optimizers_that_look_at_all_parameters_are_called_at_the_end():
+    """LAMB counts its steps per group, and divides by the norm of all gradients."""
+    from mmpretrain.engine.optimizers import Lamb
+    parameters = [torch.nn.Parameter(torch.ones(2))]
+    assert LocalOptimWrapper(torch.optim.AdamW(parameters)).apply == 'eager'
+    assert LocalOptimWrapper(Lamb(parameters)).apply == 'end'
+    model = build(retinanet())
+    trainer = Trainer(model, optimizer=lambda p: Lamb(list(p), lr=1e-3), apply=None)
+    trainer.step(batch())
+    assert trainer.optim_wrapper.optimizer.param_groups[0]['step'] == 1
+
+
 def test_wrong_apply():
     parameter = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(LocalLearningError, match="apply='often': give 'end' or 'eager'"):

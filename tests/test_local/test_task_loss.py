@@ -106,3 +106,23 @@ def test_a_model_without_a_loss_method_is_asked_past_its_hooks():
     assert torch.equal(losses['loss'], model.pixel_loss(image, data['data_samples'].gt_img))
     losses['loss'].backward()
     assert image.grad.abs().sum() > 0 and not called
+
+
+def test_heads_may_change_the_form_of_their_targets():
+    """As RTMDet-Ins does with masks: the next module's head gets them as they were."""
+    model = detector_with_norms()
+    data = model.data_preprocessor(batch(), training=True)
+    original, seen = model.bbox_head.loss, []
+
+    def loss(features, samples, **kwargs):
+        losses = original(features, samples, **kwargs)
+        seen.append(samples[0].gt_instances.bboxes.shape)
+        for sample in samples:
+            sample.gt_instances.bboxes = sample.gt_instances.bboxes[:, :2]
+            del sample.ignored_instances
+        return losses
+
+    model.bbox_head.loss = loss
+    for _ in range(2):
+        task_loss(model, model.backbone, maps(), **data)
+    assert seen == [(2, 4), (2, 4)] and 'ignored_instances' in data['data_samples'][0]
