@@ -33,8 +33,8 @@ class LocalOptimWrapper(OptimWrapper):
             them are complete, and frees them; what modules share still waits for the last pass.
             The result is the same, but for gradient clipping, which needs all gradients of what
             it clips: eager steps then wait for the end of a module's backward pass and take the
-            module's norm, not the whole network's. It takes an optimizer that treats each
-            parameter by itself, as torch's own do and LAMB doesn't. Unset, ``'eager'`` for torch's
+            module's norm, not the whole network's. It takes an optimizer that treats each parameter
+            by itself, as torch's own do and LAMB doesn't. Unset, ``'eager'`` for torch's
             optimizers without clipping, and ``'end'`` otherwise. In several processes, eager steps apply a module's gradients when the next
             module's loss is there: until then they are on their way between the processes.
         **kwargs: ``accumulative_counts`` and ``clip_grad`` of ``OptimWrapper``.
