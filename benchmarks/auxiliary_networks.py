@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from seeded_trainings import ROOT, file_name, run_all, scalars, spread, train
 
+from fba_mm import command_line
+
 BP = 'configs/demo/retinanet_r34_digits.py'
 FBA = 'configs/demo/retinanet_r34_fba_digits.py'
 
@@ -94,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.run(main)

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from seeded_trainings import ROOT, accuracy_and_time, file_name, run_all, spread, train
 
+from fba_mm import command_line
 from fba_mm.analysis import TrainingStep
 from fba_mm.config import load_config
 from fba_mm.datasets.device_batches import DeviceBatches
@@ -159,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.run(main)

@@ -23,6 +23,7 @@ from rich.table import Table
 from seeded_trainings import (ROOT, Results, accuracy_and_time, file_name, run_all, spread,
                               train)
 
+from fba_mm import command_line
 from fba_mm.analysis import TrainingStep, measure_step
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_profile import seconds_of
@@ -186,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.run(main)

@@ -1,6 +1,7 @@
 """Ways to train a detector side by side on one data set.
 
-    python benchmarks/detection.py                                # digits: nothing to download
+    python tools/dataset_converters/build_digits.py               # nothing to download
+    python benchmarks/detection.py
     python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py \\
         --methods bp fba fba_own fba_light dgl --seeds 0 1 2 --equal-time
     python benchmarks/detection.py --methods bp fba --modules 4 8 16 blocks      # over K
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
 
-from fba_mm import localize
+from fba_mm import command_line, localize
 from fba_mm.analysis import TrainingStep, measure_step
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.config import load_config, type_name
@@ -330,4 +331,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.run(main)

@@ -13,6 +13,8 @@ from typing import Callable, Dict, List, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fba_mm.errors import LocalLearningError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # results[variant][seed] holds what was found of one training.
@@ -30,7 +32,7 @@ def train(folder: Path, config: str, figures_of: Callable[[Path], dict], threads
         threads: CPU threads.
 
     Raises:
-        RuntimeError: The training failed; names its log.
+        LocalLearningError: The training failed; says what it said last, and names its log.
     """
     result = folder / 'result.json'
     if result.exists():
@@ -46,7 +48,8 @@ def train(folder: Path, config: str, figures_of: Callable[[Path], dict], threads
             cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
             env=dict(os.environ, OMP_NUM_THREADS=str(threads))).returncode
     if code:
-        raise RuntimeError(f'{folder}: training failed, see {log}')
+        last = log.read_text().strip().rpartition('\n')[2].removeprefix('error: ')
+        raise LocalLearningError(f'{last} (the training of {log})')
     figures = dict(figures_of(work_dir), minutes=(time.perf_counter() - start) / 60)
     # Appears whole or not at all.
     (folder / 'result.part').write_text(json.dumps(figures))

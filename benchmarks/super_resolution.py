@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
 
+from fba_mm import command_line
 from fba_mm.config import load_config
 
 from mmagic.evaluation import PSNR, SSIM  # isort: skip  # fba_mm makes it importable
@@ -164,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command_line.run(main)
