@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from fba_mm.datasets import DIGIT_CLASSES, build_digits_on_photos, digits_on_photos, photos
@@ -453,7 +454,7 @@ def test_missing_photo_names_the_package(tmp_path, monkeypatch):
 def test_tool_builds_the_same_set_from_the_repository_root(tmp_path):
     result = subprocess.run(
         [sys.executable, str(TOOL.relative_to(ROOT)), str(tmp_path / 'tool'),
-         '--train', '3', '--val', '2', '--size', '64x64'],
+         '--train', '3', '--val', '2', '--size', '64x64', '--digits', '1', '6'],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -461,6 +462,16 @@ def test_tool_builds_the_same_set_from_the_repository_root(tmp_path):
     boxes = len(annotations_of(tmp_path / 'tool', 'train')['annotations'])
     assert lines[1].startswith(f'train 3 images, {boxes} boxes (0: ')
     assert contents(tmp_path / 'tool') == contents(build_digits_on_photos(tmp_path / 'a', **SMALL))
+
+
+def test_without_arguments_the_tool_builds_what_the_demo_trains_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['build_digits.py'])
+    monkeypatch.setattr(sys, 'path', list(sys.path))
+    args = vars(runpy.run_path(str(TOOL))['parse_args']())
+    data = Config.fromfile(str(ROOT / 'configs/_base_/datasets/digits_detection.py'))
+    assert args['out'] == data.data_root.rstrip('/')
+    assert dict(num_train=args['train'], num_val=args['val'], image_size=args['size'],
+                digits_per_image=args['digits']) == data.digits.to_dict()
 
 
 def test_tool_reports_user_errors_in_one_line(tmp_path, monkeypatch, capsys):

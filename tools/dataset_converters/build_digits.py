@@ -1,7 +1,7 @@
 """Build the data set of handwritten digits on photos, in COCO format and without a download.
 
 Example:
-    python tools/dataset_converters/build_digits.py data/digits --train 600 --val 120
+    python tools/dataset_converters/build_digits.py           # what configs/demo trains on
     python tools/dataset_converters/build_digits.py data/digit_masks --train 800 --size 96 \\
         --digits 4 8 --digit-size 28 48 --masks
 """
@@ -28,13 +28,14 @@ def parse_args():
     parser = argparse.ArgumentParser(
         description='Build the data set of handwritten digits on photos.',
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument('out', help='folder to write: new, empty or of a former build')
-    parser.add_argument('--train', type=int, default=600, metavar='N', help='training images')
+    parser.add_argument('out', nargs='?', default='data/digits_on_photos',
+                        help='folder to write: new, empty or of a former build')
+    parser.add_argument('--train', type=int, default=800, metavar='N', help='training images')
     parser.add_argument('--val', type=int, default=120, metavar='N', help='validation images')
-    parser.add_argument('--size', type=image_size, default=192, metavar='S',
+    parser.add_argument('--size', type=image_size, default=160, metavar='S',
                         help='image size in px, one number or HEIGHTxWIDTH')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of the drawing')
-    parser.add_argument('--digits', type=int, nargs=2, default=(1, 6),
+    parser.add_argument('--digits', type=int, nargs=2, default=(3, 8),
                         metavar=('LEAST', 'GREATEST'), help='digits that are tried per image')
     parser.add_argument('--digit-size', type=int, nargs=2, default=(12, 128),
                         metavar=('LEAST', 'GREATEST'), help='longer side of a digit in px')
