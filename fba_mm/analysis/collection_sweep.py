@@ -174,7 +174,7 @@ def _shrink(part: Any) -> None:
         elif key == 'batch_augments':  # Some make images as large as in training.
             part[key] = None
         elif key == 'norm_cfg' and isinstance(value, dict) and type_name(
-                value.get('type')) in ('BN', 'SyncBN'):
+                value.get('type')) in ('BN', 'SyncBN', 'MMSyncBN'):
             part[key] = dict(value, type='BN', requires_grad=True)
         elif key == 'sampler' and isinstance(value, dict) and 'num' in value:
             value['num'] = 16

@@ -177,6 +177,9 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+    if hasattr(model, 'roi_head') and not model.with_rpn:
+        # Fast R-CNN's proposals come with the data.
+        sample.proposals = InstanceData(bboxes=boxes.clone())
     names = {part for name, _ in model.named_modules() for part in name.split('.')}
     if any('mask' in name for name in names) or _pads(model, 'mask'):
         masks = np.zeros((count, height, width), dtype=np.uint8)

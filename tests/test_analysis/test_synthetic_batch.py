@@ -121,6 +121,14 @@ def test_a_model_that_learns_masks_gets_masks():
     assert step(data)['loss_mask'] > 0
 
 
+def test_a_detector_without_a_proposal_network_gets_proposals():
+    model = TrainingStep(detector()).model
+    assert 'proposals' not in synthetic_batch(model, (1, 3, 64, 64))['data_samples'][0]
+    model.roi_head, model.with_rpn = _part(), False
+    sample = synthetic_batch(model, (1, 3, 64, 64))['data_samples'][0]
+    assert torch.equal(sample.proposals.bboxes, sample.gt_instances.bboxes)
+
+
 def _part(**values) -> torch.nn.Module:
     part = torch.nn.Identity()
     vars(part).update(values)
