@@ -27,6 +27,7 @@ from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread,
 from fba_mm import command_line, localize
 from fba_mm.analysis import TrainingStep, measure_step
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
+from fba_mm.analysis.training_profile import seconds_of
 from fba_mm.config import load_config, type_name
 from fba_mm.errors import LocalLearningError
 
@@ -123,7 +124,7 @@ def set_epochs(cfg: Config, epochs: int) -> None:
 
 
 def figures(work_dir: Path) -> dict:
-    """What a training reached, and the median time of its steps."""
+    """What a training reached."""
     logged = scalars(work_dir)
     last = {key.partition('/')[2]: value for line in logged for key, value in line.items()
             if key.startswith(('coco/', 'pascal_voc/'))}
@@ -134,16 +135,30 @@ def figures(work_dir: Path) -> dict:
     return dict(
         mAP=last.get('bbox_mAP', last.get('mAP', nothing)),
         AP50=last.get('bbox_mAP_50', last.get('AP50', nothing)),
-        AP75=last.get('bbox_mAP_75', nothing), classes=classes,
-        step=statistics.median(line['time'] for line in logged if 'lr' in line))
+        AP75=last.get('bbox_mAP_75', nothing), classes=classes)
+
+
+def training_step(cfg: Config, device: str) -> Callable[[], dict]:
+    """One training step on random images and boxes, to be measured."""
+    step = TrainingStep(cfg, device)
+    data = synthetic_batch(step.model, batch_shape(cfg))
+    step(data)  # Makes what lasts, such as the optimizer's state.
+    return lambda: step(data)
 
 
 def peak_bytes(cfg: Config, device: str) -> int:
     """The peak of one training step, above parameters, buffers and optimizer state."""
-    step = TrainingStep(cfg, device)
-    data = synthetic_batch(step.model, batch_shape(cfg))
-    step(data)  # Makes what lasts, such as the optimizer's state.
-    return measure_step(lambda: step(data), device).peak_bytes
+    return measure_step(training_step(cfg, device), device).peak_bytes
+
+
+def step_seconds(configs: Dict[str, Config], device: str, rounds: int) -> Dict[str, float]:
+    """The median time of a step of each variant, timed by turns."""
+    steps = {name: training_step(cfg, device) for name, cfg in configs.items()}
+    times: Dict[str, List[float]] = {name: [] for name in configs}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(seconds_of(step, device))
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]]) -> str:
@@ -152,20 +167,15 @@ def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]
     return '–' if None in values else spread([100 * value for value in values])
 
 
-def median_step(by_seed: Dict[int, dict]) -> float:
-    """Time of a step, in seconds."""
-    return statistics.median(one['step'] for one in by_seed.values())
-
-
-def tables(results: Results, peaks: Dict[str, int]) -> Dict[str, List[List[str]]]:
+def tables(results: Results, peaks: Dict[str, int],
+           seconds: Dict[str, float]) -> Dict[str, List[List[str]]]:
     """The rows of each table, its columns' names first."""
     rows = [['training', 'mAP', 'AP50', 'AP75', 's / step', 'time / BP', 'peak MiB', 'peak / BP']]
-    steps = {name: median_step(by_seed) for name, by_seed in results.items()}
     for name, by_seed in results.items():
         rows.append([
             name, *(percent(by_seed, lambda one, key=key: one[key])
                     for key in ('mAP', 'AP50', 'AP75')),
-            f'{steps[name]:.3f}', ratio(steps, name), f'{peaks[name] / MIB:.1f}',
+            f'{seconds[name]:.3f}', ratio(seconds, name), f'{peaks[name] / MIB:.1f}',
             ratio(peaks, name)])
     found = {'Accuracy, time and memory': rows}
     classes = list(dict.fromkeys(
@@ -217,13 +227,13 @@ def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant]
     plt.close(figure)
 
 
-def draw_modules(results: Results, peaks: Dict[str, int], variants: List[Variant], title: str,
-                 path: Path) -> None:
+def draw_modules(results: Results, peaks: Dict[str, int], seconds: Dict[str, float],
+                 variants: List[Variant], title: str, path: Path) -> None:
     """mAP, peak memory and time over the number of modules; BP as a line."""
     values: Dict[str, Callable[[str], float]] = {
         'mAP, %': lambda name: mean_map(results[name]),
         'peak memory, MiB': lambda name: peaks[name] / MIB,
-        's / step': lambda name: median_step(results[name]),
+        's / step': lambda name: seconds[name],
     }
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), layout='constrained')
     local = [variant for variant in variants if variant.modules is not None]
@@ -259,7 +269,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
                         help="what images are resized to; default: the config's")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='of the step whose memory is measured')
+                        help='of the steps that are measured')
+    parser.add_argument('--rounds', type=int, default=5, help='turns in which steps are timed')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/detection/<config>')
     return parser.parse_args()
@@ -297,36 +308,38 @@ def main() -> None:
         return dict(train(folder, text, figures), epochs=epochs)
 
     def say(found: dict) -> str:
-        return f'mAP {100 * found["mAP"]:.1f}, {found["step"]:.3f} s per step'
+        return f'mAP {100 * found["mAP"]:.1f}, {found["minutes"]:.1f} minutes'
 
     by_name = {variant.name: variant for variant in variants}
     results = run_all(list(by_name), args.seeds,
                       lambda name, seed: training(by_name[name], name, seed, epochs), say,
                       args.jobs, console)
     peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
+    seconds = step_seconds(configs, args.device, args.rounds)
     local = [variant for variant in variants if variant.modules is not None]
     if args.equal_time and BP in results and local:
-        share = median_step(results[local[0].name]) / median_step(results[BP])
+        share = seconds[local[0].name] / seconds[BP]
         longer = max(round(share * epochs), 1)
         results.update(run_all(
             [EQUAL_TIME], args.seeds,
             lambda name, seed: training(by_name[BP], BP, seed, longer), say, args.jobs, console))
-        peaks[EQUAL_TIME] = peaks[BP]
+        peaks[EQUAL_TIME], seconds[EQUAL_TIME] = peaks[BP], seconds[BP]
 
     title = (f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
              f'seeds {args.seeds}, {args.device}')
     text = f'{title}\n'
-    for name, rows in tables(results, peaks).items():
+    for name, rows in tables(results, peaks, seconds).items():
         table = Table(*rows[0], title=f'{name}: {title}')
         for row in rows[1:]:
             table.add_row(*row)
         console.print(table)
         text += f'\n{name}\n\n{markdown(rows)}'
     (out / 'table.md').write_text(text)
-    (out / 'results.json').write_text(json.dumps(dict(results=results, peaks=peaks), indent=1))
+    found = dict(results=results, peaks=peaks, seconds=seconds)
+    (out / 'results.json').write_text(json.dumps(found, indent=1))
     draw_memory(results, peaks, variants, title, out / 'memory.png')
     if len(args.modules) > 1:
-        draw_modules(results, peaks, variants, title, out / 'modules.png')
+        draw_modules(results, peaks, seconds, variants, title, out / 'modules.png')
     console.print(f'{out}/table.md, results.json and pictures')
 
 
