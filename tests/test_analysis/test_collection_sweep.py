@@ -152,6 +152,13 @@ def test_small():
         type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))
 
 
+@pytest.mark.parametrize('init, kept', [
+    (dict(checkpoint='https://host/weights.pth'), None), ('torchvision://resnet18', None),
+    (dict(type='Xavier', layer='Conv2d'), dict(type='Xavier', layer='Conv2d'))])
+def test_nothing_is_fetched(init, kept):
+    assert small(config(backbone=dict(type='ResNet', init_cfg=init))).model.backbone.init_cfg == kept
+
+
 def test_configs_that_differ_in_schedule_alone():
     cfg, longer, deeper = config(), config(), config()
     longer.merge_from_dict({'train_cfg.max_epochs': 24, 'optim_wrapper.optimizer.lr': .1,
