@@ -164,8 +164,8 @@ def _shrink(part: Any) -> None:
     kind = type_name(part.get('type')) if part.get('type') is not None else ''
     for key, value in part.items():
         if key in ('init_cfg', 'pretrained', 'teacher_ckpt'):
-            named = isinstance(value, str) or 'Pretrained' in str(value) or 'checkpoint' in str(value)
-            part[key] = None if named else value
+            fetched = any(word in str(value) for word in ('Pretrained', 'checkpoint'))
+            part[key] = None if fetched or isinstance(value, str) else value
         elif key == 'depth' and value in (101, 152) and kind != 'DetectoRS_ResNet':
             part[key] = 50
         elif key == 'frozen_stages' and kind != 'EfficientNet':  # It counts from 0.

@@ -156,7 +156,8 @@ def test_small():
     (dict(checkpoint='https://host/weights.pth'), None), ('torchvision://resnet18', None),
     (dict(type='Xavier', layer='Conv2d'), dict(type='Xavier', layer='Conv2d'))])
 def test_nothing_is_fetched(init, kept):
-    assert small(config(backbone=dict(type='ResNet', init_cfg=init))).model.backbone.init_cfg == kept
+    cfg = small(config(backbone=dict(type='ResNet', init_cfg=init)))
+    assert cfg.model.backbone.init_cfg == kept
 
 
 def test_configs_that_differ_in_schedule_alone():
