@@ -143,9 +143,10 @@ def small(cfg: Config) -> Config:
 
 
 def small_digest(cfg: Config) -> str:
-    """The same for configs whose small forms have the same model, whatever their schedule and data.
+    """The same for configs whose small forms have the same model, whatever else they say.
 
-    Most of a collection differs in these alone, and one step tells as much of one as of the other.
+    Most of a collection differs in schedule and data alone, and one step tells as much of one as of
+    the other. What an optimizer's settings would bring up is seen with the first such config only.
 
     Args:
         cfg: A config; it is not changed.

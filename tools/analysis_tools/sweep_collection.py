@@ -6,7 +6,7 @@
 
 Makes each config's model small, trains it for one step on random images in local modules, and
 checks that modules are isolated and that the exported checkpoint is one of the stock config. Each
-config has a process of its own; of configs that differ in schedule or data alone, the first stands
+config has a process of its own; of those with the same model, whatever trains it, the first stands
 for all. Goes on where it stopped: what lies in ``--out``/verdicts.jsonl is not tried again. Ends
 with ``--out``/table.md.
 """
