@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
-from typing import Callable, Dict, List, Optional
+from typing import Callable, Dict, Optional
 
 import matplotlib
 import torch
@@ -26,7 +26,7 @@ from seeded_trainings import (ROOT, Results, accuracy_and_time, file_name, run_a
 from fba_mm import command_line
 from fba_mm.analysis import TrainingStep, measure_step
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.analysis.training_profile import seconds_of
+from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config
 
 matplotlib.use('Agg')
@@ -75,16 +75,6 @@ def training_step(args: argparse.Namespace, method: str, batch: Optional[int]) -
 def peak_bytes(args: argparse.Namespace, method: str) -> int:
     """The peak of one training step, above parameters, buffers and optimizer state."""
     return measure_step(training_step(args, method, args.memory_batch), args.device).peak_bytes
-
-
-def step_seconds(args: argparse.Namespace) -> Dict[str, float]:
-    """The median time of a step of each method, timed by turns."""
-    steps = {method: training_step(args, method, None) for method in args.methods}
-    times: Dict[str, List[float]] = {method: [] for method in args.methods}
-    for _ in range(args.rounds):
-        for method, step in steps.items():
-            times[method].append(seconds_of(step, args.device))
-    return {method: statistics.median(found) for method, found in times.items()}
 
 
 def print_table(results: Results, peaks: Dict[str, int], seconds: Dict[str, float],
@@ -177,7 +167,9 @@ def main() -> None:
 
     results = run_all([*args.methods], args.seeds, one, say, args.jobs, console)
     peaks = {method: peak_bytes(args, method) for method in args.methods}
-    seconds = step_seconds(args)
+    seconds = seconds_by_turns(
+        {method: training_step(args, method, None) for method in args.methods}, args.device,
+        args.rounds)
     table = print_table(results, peaks, seconds, args, console)
     (out / 'table.md').write_text(f'{title(args)}\n\n{table}')
     (out / 'results.json').write_text(json.dumps(

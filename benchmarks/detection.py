@@ -27,7 +27,7 @@ from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread,
 from fba_mm import command_line, localize
 from fba_mm.analysis import TrainingStep, measure_step
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
-from fba_mm.analysis.training_profile import seconds_of
+from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config, type_name
 from fba_mm.errors import LocalLearningError
 
@@ -149,16 +149,6 @@ def training_step(cfg: Config, device: str) -> Callable[[], dict]:
 def peak_bytes(cfg: Config, device: str) -> int:
     """The peak of one training step, above parameters, buffers and optimizer state."""
     return measure_step(training_step(cfg, device), device).peak_bytes
-
-
-def step_seconds(configs: Dict[str, Config], device: str, rounds: int) -> Dict[str, float]:
-    """The median time of a step of each variant, timed by turns."""
-    steps = {name: training_step(cfg, device) for name, cfg in configs.items()}
-    times: Dict[str, List[float]] = {name: [] for name in configs}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times[name].append(seconds_of(step, device))
-    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]]) -> str:
@@ -315,7 +305,8 @@ def main() -> None:
                       lambda name, seed: training(by_name[name], name, seed, epochs), say,
                       args.jobs, console)
     peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
-    seconds = step_seconds(configs, args.device, args.rounds)
+    steps = {name: training_step(cfg, args.device) for name, cfg in configs.items()}
+    seconds = seconds_by_turns(steps, args.device, args.rounds)
     local = [variant for variant in variants if variant.modules is not None]
     if args.equal_time and BP in results and local:
         share = seconds[local[0].name] / seconds[BP]

@@ -203,6 +203,24 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
+def seconds_by_turns(steps: Dict[str, Callable[[], object]], device: str,
+                     rounds: int) -> Dict[str, float]:
+    """The median time of each of several steps, all of them once in every round.
+
+    What else a machine does then slows down all of them alike.
+
+    Args:
+        steps: By name.
+        device: Where they compute.
+        rounds: How often each is timed.
+    """
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            times[name].append(seconds_of(step, device))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without a log line for each parameter, and a warning that OpenMMLab's backbones deserve."""
