@@ -19,6 +19,7 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.local import LocalBackbone
 from fba_mm.localize import localize, stock_form
 
+from .small_language_model import small_language_model
 from .synthetic_batch import synthetic_batch
 from .training_step import TrainingStep
 
@@ -96,7 +97,12 @@ def _try_size(name: str, cfg: Config, num_modules: int,
     verdict = Verdict(name, type_name(model.get('type')), type_name((backbone or {}).get('type')))
     if not isinstance(backbone, dict) or not backbone:
         return _with(verdict, 'not tried', 'its model has no backbone of its own')
-    cfg = small(cfg)
+    with small_language_model(small(cfg)) as cfg:
+        return _tried(verdict, cfg, num_modules, shape)
+
+
+def _tried(verdict: Verdict, cfg: Config, num_modules: int,
+           shape: Tuple[int, int, int, int]) -> Verdict:
     try:
         local = localize(cfg, num_modules)
         step = _step_of(local)
@@ -173,6 +179,8 @@ def _shrink(part: Any) -> None:
             part[key] = -1
         elif key == 'norm_eval':
             part[key] = False
+        elif key == 'num_cp':  # It would need fairscale.
+            part[key] = 0
         elif key == 'batch_augments':  # Some make images as large as in training.
             part[key] = None
         elif key == 'norm_cfg' and isinstance(value, dict) and type_name(

@@ -16,6 +16,8 @@ Shape = Tuple[int, int, int, int]
 # Of which a batch consists where a config doesn't say it.
 DEFAULT_IMAGES, DEFAULT_HEIGHT, DEFAULT_WIDTH = 2, 256, 256
 BOXES_PER_IMAGE = 8
+# What detectors that read text are told to find.
+CLASS_NAMES = tuple('abcdefgh')
 
 
 def batch_shape(cfg: Config) -> Shape:
@@ -173,7 +175,11 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
             img_id=0, img_path='', img_shape=size, ori_shape=size, batch_input_shape=size,
             pad_shape=size, scale_factor=(1., 1.), flip=False, flip_direction=None,
             border=(0, height, 0, width)))
-    labels = torch.randint(0, _thing_classes(model), (count, ), generator=generator)
+    reads_text = hasattr(model, 'language_model')
+    classes = len(CLASS_NAMES) if reads_text else _thing_classes(model)
+    labels = torch.randint(0, classes, (count, ), generator=generator)
+    if reads_text:
+        sample.set_metainfo(dict(text=CLASS_NAMES))
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))

@@ -70,12 +70,14 @@ def modulated_deform_conv_forward(input, weight, bias, ones, offset, mask, outpu
     """Deformable convolution with a factor per sampling point (DCNv2, Zhu et al., CVPR 2019).
 
     As :func:`deform_conv_forward`, with ``mask`` (B, deformable_group * kH * kW, H_out, W_out) and,
-    if ``with_bias``, ``bias`` (C_out,).
+    if ``with_bias``, ``bias`` (C_out,). Offsets and mask may come on a larger map; see
+    :func:`_as_read`.
     """
     from torchvision.ops import deform_conv2d
-    features, kernel, offset, shift, factor = _full(input, weight, bias, offset, mask)
+    features, kernel, summand, shift, factor = _full(
+        input, weight, bias, _as_read(offset, output), _as_read(mask, output))
     output.copy_(
-        deform_conv2d(features, shift, kernel, offset if with_bias else None, (stride_h, stride_w),
+        deform_conv2d(features, shift, kernel, summand if with_bias else None, (stride_h, stride_w),
                       (pad_h, pad_w), (dilation_h, dilation_w), factor))
 
 
@@ -85,11 +87,25 @@ def modulated_deform_conv_backward(input, weight, bias, ones, offset, mask, colu
                                    dilation_h, dilation_w, group, deformable_group, with_bias):
     """Add all gradients of :func:`modulated_deform_conv_forward` to the buffers."""
     gradients = _deform_conv_backward(
-        grad_output, input, weight, offset, mask, (stride_h, stride_w), (pad_h, pad_w),
-        (dilation_h, dilation_w), group, deformable_group)
-    buffers = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+        grad_output, input, weight, _as_read(offset, grad_output), _as_read(mask, grad_output),
+        (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group, deformable_group)
+    buffers = (grad_input, grad_weight, _as_read(grad_offset, grad_output),
+               _as_read(grad_mask, grad_output), grad_bias)
     for buffer, gradient in zip(buffers if with_bias else buffers[:-1], gradients):
         buffer.add_(gradient)
+
+
+def _as_read(values, output):
+    """What mmcv's kernel reads of an image's offsets or masks: the first numbers, in a row.
+
+    It is told the output's size alone. DyHead (Dai et al., CVPR 2021) as mmdet has it relies on
+    that: the offsets of one level serve the next, whose map is smaller.
+    """
+    if values.shape[2:] == output.shape[2:]:
+        return values
+    batch, channels = values.shape[:2]
+    size = channels * output.shape[2] * output.shape[3]
+    return values.view(batch, -1)[:, :size].view(batch, channels, *output.shape[2:])
 
 
 def _deform_conv_backward(grad_output, input, weight, offset, mask, stride, padding, dilation,

@@ -117,6 +117,17 @@ def test_segmentors(name):
     assert verdict.outcome == 'trains' and verdict.model == 'EncoderDecoder', verdict
 
 
+def test_detectors_that_read_text():
+    """Their language model, which comes from a hub, is a small one; the config isn't changed."""
+    cfg = load_config('mmdet::glip/glip_atss_swin-t_a_fpn_dyhead_16xb2_ms-2x_funtune_coco.py')
+    cfg.model.backbone.update(embed_dims=12, num_heads=[1, 2, 3, 6])
+    cfg.model.neck.in_channels = [24, 48, 96]
+    before = copy.deepcopy(cfg._cfg_dict)
+    verdict = try_config('glip', cfg, sizes=(64, ))
+    assert verdict.outcome == 'trains' and verdict.model == 'GLIP', verdict
+    assert cfg._cfg_dict == before
+
+
 def _narrow(part: dict) -> None:
     """Make a segmentor's config narrow."""
     if part.get('type') == 'ResNetV1c':

@@ -123,6 +123,32 @@ def test_modulated_deform_conv(device, settings, bias):
     assert_same(layer(x, offset, mask), expected, [x, offset, mask, *layer.parameters()])
 
 
+def test_offsets_of_a_larger_map(device):
+    # The compiled kernel walks through an image's offsets with the strides of the output's size.
+    layer = ModulatedDeformConv2d(4, 6, 3, padding=1).double().to(device)
+    x, offset, mask = make_inputs(layer, device)
+    height, width = x.shape[2:]
+
+    def larger(values):
+        numbers = torch.randn(
+            len(values), values.shape[1], 2 * height, 2 * width, dtype=values.dtype, device=device)
+        flat = numbers.flatten(1)
+        flat[:, :values[0].numel()] = values.detach().flatten(1)
+        return flat.view_as(numbers).requires_grad_()
+
+    large_offset, large_mask = larger(offset), larger(mask)
+    expected = layer(x, offset, mask)
+    grads = torch.autograd.grad(expected.square().sum(), [x, offset, mask])
+    output = layer(x, large_offset, large_mask)
+    torch.testing.assert_close(output, expected)
+    found = torch.autograd.grad(output.square().sum(), [x, large_offset, large_mask])
+    torch.testing.assert_close(found[0], grads[0])
+    for large, gradient in zip(found[1:], grads[1:]):
+        read = large.flatten(1)[:, :gradient[0].numel()]
+        torch.testing.assert_close(read, gradient.flatten(1))
+        assert not large.flatten(1)[:, gradient[0].numel():].any()
+
+
 def test_no_offset_is_a_convolution(device):
     layer = DeformConv2d(4, 6, 3, stride=2, padding=1).double().to(device)
     x, offset, _ = make_inputs(layer, device)
