@@ -3,7 +3,7 @@
     python tools/dataset_converters/build_digits.py               # nothing to download
     python benchmarks/detection.py
     python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py \\
-        --methods bp fba fba_own fba_light dgl --seeds 0 1 2 --equal-time
+        --methods bp fba fba_slm fba_light dgl --seeds 0 1 2 --equal-time
     python benchmarks/detection.py --methods bp fba --modules 4 8 16 blocks      # over K
 
 Trains a config of back-propagation in every way with every seed, with the same budget, and goes on
@@ -46,13 +46,12 @@ def own_head(cfg: Config) -> dict:
 # Name in tables, and what localize() is told.
 METHODS: Dict[str, tuple] = {
     'bp': (BP, None),
-    'fba': ('FBA', lambda cfg: dict(auxiliary='shared')),
+    'fba': ('FBA', lambda cfg: dict(auxiliary='pooled')),
+    'fba_slm': ('FBA with SLM blocks', lambda cfg: dict(auxiliary='shared')),
     'fba_own': ('FBA, own heads', lambda cfg: dict(auxiliary='own')),
     'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
-    'fba_no_slm': ('FBA without SLM', lambda cfg: dict(
-        auxiliary=dict(type='SLM', blocks_per_stage=0))),
-    'fba_bank_off': ('FBA without bank', lambda cfg: dict(auxiliary='shared', scope='off')),
-    'fba_bank_all': ('FBA, bank of all', lambda cfg: dict(auxiliary='shared', scope='all')),
+    'fba_bank_off': ('FBA without bank', lambda cfg: dict(auxiliary='pooled', scope='off')),
+    'fba_bank_all': ('FBA, bank of all', lambda cfg: dict(auxiliary='pooled', scope='all')),
     'dgl': ('DGL + FPN', lambda cfg: dict(
         auxiliary=dict(type='DGLFPN', head=own_head(cfg)), scope='off')),
 }

@@ -17,6 +17,7 @@ _LOCAL_FORM = {
 }
 # What LocalDataParallel has in common with torch's DistributedDataParallel.
 _WRAPPER_SETTINGS = ('bucket_cap_mb', 'broadcast_buffers', 'find_unused_parameters')
+_DETECTION_HEADS = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head', 'panoptic_head')
 _LOCAL_WRAPPERS = ('LocalModuleParallel', 'LocalShardedDataParallel')
 _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
@@ -43,12 +44,14 @@ def localize(config: Union[str, Config],
         scope: What the feature bank offers; see :class:`FBAHook`.
         apply: When gradients are applied; see :class:`LocalOptimWrapper`.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
-            and head, or a generator's own last layers. ``'own'``: FBA's, with a copy of neck and
-            head for each module. ``'light'``: FBA's, with a light detector, segmentor or
-            reconstruction of its own for each module, which takes less memory and time, and is a
-            weaker teacher; for detectors, segmentors and super-resolution. Unset, ``'own'`` for image
-            classifiers, which learn far less from a shared head, ``'light'`` for models with a
-            generator, and ``'shared'`` for others.
+            and head, or a generator's own last layers. ``'pooled'``: that without blocks of the
+            SLM's, the module's map being pooled to the sizes that the head asks for. ``'own'``:
+            FBA's, with a copy of neck and head for each module. ``'light'``: FBA's, with a light
+            detector, segmentor or reconstruction of its own for each module, which takes less
+            memory and time, and is a weaker teacher; for detectors, segmentors and
+            super-resolution. Unset, ``'own'`` for image classifiers, which learn far less from a
+            shared head, ``'light'`` for models with a generator, ``'pooled'`` for detectors, and
+            ``'shared'`` for others.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -83,19 +86,22 @@ def localize(config: Union[str, Config],
     if key == 'generator' and auxiliary in ('shared', 'light'):
         auxiliary = dict(
             type='SLMReconstruction', head='shared' if auxiliary == 'shared' else 'own')
-    elif key == 'generator' and auxiliary == 'own':
+    elif key == 'generator' and auxiliary in ('own', 'pooled'):
         raise LocalLearningError(
-            "auxiliary='own' copies a model's head, and a model with a generator has none: give "
-            "'light', 'shared' or a config with a type")
+            f"auxiliary={auxiliary!r} is for a model with a head, and one with a generator has none: "
+            "give 'light', 'shared' or a config with a type")
     elif auxiliary == 'shared':
         auxiliary = dict(type='SLM')
+    elif auxiliary == 'pooled':
+        auxiliary = dict(type='SLM', blocks_per_stage=0)
     elif auxiliary == 'own':
         auxiliary = _own_auxiliary(cfg.model)
     elif auxiliary == 'light':
         auxiliary = _light_auxiliary(cfg.model)
     elif not isinstance(auxiliary, dict):
         raise LocalLearningError(
-            f"auxiliary={auxiliary!r}: give 'shared', 'own', 'light' or a config with a type")
+            f"auxiliary={auxiliary!r}: give 'shared', 'pooled', 'own', 'light' or a config with a "
+            'type')
     local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
     if memory_budget is not None:
@@ -164,8 +170,11 @@ def _default_auxiliary(model: dict, key: str) -> str:
     if key == 'generator':
         return 'light'
     head = model.get('head')
-    is_classifier = isinstance(head, dict) and 'num_classes' in head
-    return 'own' if is_classifier else 'shared'
+    if isinstance(head, dict) and 'num_classes' in head:
+        return 'own'
+    is_detector = any(name in model for name in _DETECTION_HEADS)
+    passes_tokens = type_name(model['backbone'].get('type')) in ('ViT', 'VisionTransformer')
+    return 'pooled' if is_detector and not passes_tokens else 'shared'
 
 
 def _own_auxiliary(model: dict) -> dict:

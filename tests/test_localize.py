@@ -29,7 +29,7 @@ def test_a_stock_name():
     cfg = localize(RETINANET, num_modules='blocks', scope='all', apply='eager')
     assert cfg.model.backbone == dict(
         type='LocalBackbone', backbone=stock.model.backbone, num_modules='blocks',
-        auxiliary=dict(type='SLM'))
+        auxiliary=dict(type='SLM', blocks_per_stage=0))
     assert cfg.custom_hooks == [dict(type='FBAHook', scope='all')]
     assert cfg.optim_wrapper == dict(stock.optim_wrapper, type='LocalOptimWrapper', apply='eager')
     assert cfg.custom_imports == dict(imports=['fba_mm'], allow_failed_imports=False)
@@ -74,8 +74,33 @@ def test_a_light_head_starts_at_stride_8():
         type='ImageClassifier', backbone=dict(type='ResNet'), head=dict(num_classes=10))))
     with pytest.raises(LocalLearningError, match='ImageClassifier is none .*: give .shared.'):
         localize(classifier, auxiliary='light')
-    with pytest.raises(LocalLearningError, match="auxiliary='cheap': give 'shared', 'own', 'light' or"):
+    with pytest.raises(LocalLearningError, match="auxiliary='cheap': give 'shared', 'pooled', 'own', 'light' or"):
         localize(small_config(), auxiliary='cheap')
+
+
+@pytest.mark.parametrize('name, auxiliary', [
+    (RETINANET, dict(type='SLM', blocks_per_stage=0)),
+    ('mmdet::rpn/rpn_r50_fpn_1x_coco.py', dict(type='SLM', blocks_per_stage=0)),
+    ('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', dict(type='SLM', blocks_per_stage=0)),
+    ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', dict(type='SLM'))])
+def test_default_auxiliary_networks(name, auxiliary):
+    assert localize(name).model.backbone.auxiliary == auxiliary
+    assert localize(name, auxiliary='pooled').model.backbone.auxiliary == dict(
+        type='SLM', blocks_per_stage=0)
+    assert localize(name, auxiliary='shared').model.backbone.auxiliary == dict(type='SLM')
+
+
+def test_tokens_are_not_pooled_by_default():
+    cfg = small_config()
+    cfg.model.backbone = dict(type='mmpretrain.VisionTransformer')
+    assert localize(cfg).model.backbone.auxiliary == dict(type='SLM')
+
+
+def test_a_generator_has_no_head_to_copy_or_to_pool_for():
+    cfg = Config(dict(model=dict(type='BaseEditModel', generator=dict(type='EDSRNet'))))
+    for auxiliary in ('own', 'pooled'):
+        with pytest.raises(LocalLearningError, match=f"auxiliary='{auxiliary}' is for .*'light'"):
+            localize(cfg, auxiliary=auxiliary)
 
 
 def test_heads_of_classifiers():
