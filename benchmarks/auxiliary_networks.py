@@ -21,21 +21,26 @@ BP = 'configs/demo/retinanet_r34_digits.py'
 FBA = 'configs/demo/retinanet_r34_fba_digits.py'
 
 
+def slm(**settings) -> list:
+    """Overrides for an SLM with blocks."""
+    return [('auxiliary', dict(_delete_=True, type='SLM', **settings))]
+
+
 def light(channels: int) -> list:
     """Overrides for an own head per module, one anchor per position."""
     head = dict(
         type='LightRetinaNet', num_classes=10, channels=channels, octave_base_scale=2,
         ratios=[1.4], strides=[8, 16, 32, 64],
         neck=dict(start_level=0, num_outs=4, add_extra_convs='on_output'))
-    return [('auxiliary', dict(type='SLM', channels=channels, head=head))]
+    return slm(channels=channels, head=head)
 
 
 VARIANTS = {
     'BP': (BP, []),
-    'FBA, shared head': (FBA, []),
-    'FBA, shared head, half the images': (FBA, [('auxiliary', dict(type='SLM', image_share=.5))]),
-    'FBA, shared head, a quarter of the images': (
-        FBA, [('auxiliary', dict(type='SLM', image_share=.25))]),
+    'FBA, pooled, shared head': (FBA, []),
+    'FBA, SLM, shared head': (FBA, slm()),
+    'FBA, SLM, shared head, half the images': (FBA, slm(image_share=.5)),
+    'FBA, SLM, shared head, a quarter of the images': (FBA, slm(image_share=.25)),
     'FBA, own light head, 16 channels': (FBA, light(16)),
     'FBA, own light head, 32 channels': (FBA, light(32)),
 }

@@ -56,7 +56,8 @@ def variants(work: str, with_shared: bool) -> dict:
     checkpointed.model.backbone.with_cp = True
     found['FBA K=4, light heads, checkpointing'] = localize(checkpointed, 4, auxiliary='light')
     if with_shared:
-        found['FBA K=4, shared head'] = localize(stock, 4)
+        found['FBA K=4, pooled, shared head'] = localize(stock, 4, auxiliary='pooled')
+        found['FBA K=4, SLM, shared head'] = localize(stock, 4, auxiliary='shared')
     return found
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, nargs='+', default=[320], help='height, width')
     parser.add_argument('--rounds', type=int, default=5, help='0 measures memory alone')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--shared', action='store_true', help='also FBA with the shared head')
+    parser.add_argument('--shared', action='store_true', help='also FBA with the shared head, with and without SLM blocks')
     parser.add_argument('--out', type=Path, help='also write the figures to this JSON file')
     args = parser.parse_args()
     shape = (args.batch, 3, args.size[0], args.size[-1])

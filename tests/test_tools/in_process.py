@@ -104,6 +104,9 @@ def write_config(path: Path, data: Path, text: str = '', base: str = 'fba', **se
             for step in part.dataset.pipeline:
                 if step.type == 'Resize':
                     step.scale = (64, 64)
+        if base == 'fba':
+            # So that there are auxiliary parameters to save, to resume and to leave out.
+            cfg.model.backbone.auxiliary.blocks_per_stage = 1
         cfg.dump(resolved)
     path.write_text(f"""_base_ = ['{resolved}']
 train_dataloader = {loader}
