@@ -176,7 +176,9 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
             pad_shape=size, scale_factor=(1., 1.), flip=False, flip_direction=None,
             border=(0, height, 0, width)))
     reads_text = hasattr(model, 'language_model')
-    classes = len(CLASS_NAMES) if reads_text else _thing_classes(model)
+    classes = _thing_classes(model)
+    if reads_text:
+        classes = min(classes, len(CLASS_NAMES))
     labels = torch.randint(0, classes, (count, ), generator=generator)
     if reads_text:
         sample.set_metainfo(dict(text=CLASS_NAMES))
