@@ -49,9 +49,9 @@ def localize(config: Union[str, Config],
             FBA's, with a copy of neck and head for each module. ``'light'``: FBA's, with a light
             detector, segmentor or reconstruction of its own for each module, which takes less
             memory and time, and is a weaker teacher; for detectors, segmentors and
-            super-resolution. Unset, ``'own'`` for image classifiers, which learn far less from a
-            shared head, ``'light'`` for models with a generator, ``'pooled'`` for detectors, and
-            ``'shared'`` for others.
+            super-resolution. Unset, ``'own'`` for image classifiers and for single-stage detectors
+            without a neck, which learn less from a shared head, ``'light'`` for models with a
+            generator, ``'pooled'`` for other detectors, and ``'shared'`` for the rest.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -171,6 +171,9 @@ def _default_auxiliary(model: dict, key: str) -> str:
         return 'light'
     head = model.get('head')
     if isinstance(head, dict) and 'num_classes' in head:
+        return 'own'
+    # With one map to look at, a shared head would have to read every module's in its place.
+    if 'bbox_head' in model and not any(model.get(name) for name in ('neck', 'roi_head')):
         return 'own'
     is_detector = any(name in model for name in _DETECTION_HEADS)
     passes_tokens = type_name(model['backbone'].get('type')) in ('ViT', 'VisionTransformer')

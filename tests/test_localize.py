@@ -1,5 +1,6 @@
 """Stock configs to local-learning ones and back."""
 import copy
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -88,6 +89,16 @@ def test_default_auxiliary_networks(name, auxiliary):
     assert localize(name, auxiliary='pooled').model.backbone.auxiliary == dict(
         type='SLM', blocks_per_stage=0)
     assert localize(name, auxiliary='shared').model.backbone.auxiliary == dict(type='SLM')
+
+
+def test_single_stage_detectors_without_a_neck_have_heads_of_their_own():
+    demo = Path(__file__).parents[1] / 'configs/demo'
+    stock = load_config(str(demo / 'yolov1_r34_digits.py'))
+    local = localize(stock).model.backbone
+    assert local == load_config(str(demo / 'yolov1_r34_fba_digits.py')).model.backbone
+    assert local.auxiliary.head.bbox_head == stock.model.bbox_head
+    two_stage = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
+    assert localize(two_stage).model.backbone.auxiliary == dict(type='SLM', blocks_per_stage=0)
 
 
 def test_tokens_are_not_pooled_by_default():

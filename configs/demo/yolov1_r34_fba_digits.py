@@ -1,7 +1,9 @@
-# The demo's YOLOv1 by local learning, in 4 modules.
+# The demo's YOLOv1 by local learning, in 4 modules with a head each.
 _base_ = './yolov1_r34_digits.py'
 model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
                            backbone=_base_.model.backbone, num_modules=4,
-                           auxiliary=dict(type='SLM', blocks_per_stage=0)))
+                           auxiliary=dict(type='SLM', head=dict(
+                               type='YOLOV1', bbox_head=_base_.model.bbox_head,
+                               test_cfg=_base_.model.test_cfg))))
 optim_wrapper = dict(type='LocalOptimWrapper')
 custom_hooks = [dict(type='FBAHook')]
