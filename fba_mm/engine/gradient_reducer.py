@@ -108,14 +108,6 @@ class GradientReducer:
         # While gradients accumulate, they are those of each process.
         self.each_iteration = False
 
-    def held(self, parameters: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
-        """What the optimizer has of these parameters: themselves.
-
-        Args:
-            parameters: As the model has them.
-        """
-        return parameters
-
     def begin_iteration(self) -> None:
         """Forget what an iteration before has reduced, and wait for what it left under way."""
         for _ in self.finish():

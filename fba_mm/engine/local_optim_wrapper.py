@@ -1,6 +1,6 @@
 """``LocalOptimWrapper``: when gradients are computed and applied."""
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Union
+from typing import Iterator, List, Optional, Sequence, Union
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -21,26 +21,22 @@ _EAGER_BYTES = 4 * 2**20
 class LocalOptimWrapper(OptimWrapper):
     """An :class:`mmengine.optim.OptimWrapper` that also takes a module's loss during the forward.
 
-    Gradients of a local loss are computed as soon as it exists. Gradient accumulation and
-    per-parameter settings work as MMEngine's: ``paramwise_cfg`` with the key
+    Gradients of a local loss are computed as soon as it exists. Clipping, gradient accumulation
+    and per-parameter settings work as MMEngine's: ``paramwise_cfg`` with the key
     ``'backbone.auxiliary'`` sets the learning rate and weight decay of the auxiliary networks
     apart (η_a beside η_l in the FBA paper's equation 1).
-
-    ``clip_grad`` is taken for each module by itself, the last one with what all share. Each has a
-    loss of the size that the stock model's has, for which the threshold was chosen; one norm over
-    all would be several times as large, and clipping would slow every module down. The log's
-    ``grad_norm`` is the mean of the modules'.
 
     Args:
         optimizer: The optimizer.
         apply: ``'end'`` applies all gradients together after the iteration, as stock training
             does. ``'eager'`` applies gradients during the backward passes, as soon as some MiB of
-            them are complete, and frees them; what modules share still waits for the last pass, and
-            what is clipped for the end of its module's. The result is the same, for an optimizer
-            that treats each parameter by itself, as torch's own do and LAMB doesn't. Unset,
-            ``'eager'`` for torch's optimizers and ``'end'`` for others. In several processes, eager
-            steps apply a module's gradients when the next module's loss is there: until then they
-            are on their way between the processes.
+            them are complete, and frees them; what modules share still waits for the last pass.
+            The result is the same, but for gradient clipping, which needs all gradients of what
+            it clips: eager steps then wait for the end of a module's backward pass and take the
+            module's norm, not the whole network's. It takes an optimizer that treats each parameter
+            by itself, as torch's own do and LAMB doesn't. Unset, ``'eager'`` for torch's
+            optimizers without clipping, and ``'end'`` otherwise. In several processes, eager steps apply a module's gradients when the next
+            module's loss is there: until then they are on their way between the processes.
         **kwargs: ``accumulative_counts`` and ``clip_grad`` of ``OptimWrapper``.
 
     Raises:
@@ -58,9 +54,7 @@ class LocalOptimWrapper(OptimWrapper):
         if apply not in (None, 'end', 'eager'):
             raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
         by_parameter = type(optimizer).__module__.startswith('torch.optim')
-        self.apply = apply or ('eager' if by_parameter else 'end')
-        # By the parameter's id, one of the module that it belongs to.
-        self._module_of: Dict[int, int] = {}
+        self.apply = apply or ('eager' if by_parameter and not self.clip_grad_kwargs else 'end')
         # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
         # over all processes.
         self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
@@ -83,9 +77,6 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The module's summed loss, a scalar.
             parameters: What this loss alone trains.
         """
-        if self.clip_grad_kwargs and parameters:
-            held = parameters if self.reducer is None else self.reducer.held(parameters)
-            self._module_of.update(dict.fromkeys(map(id, held), id(held[0])))
         if self._reduces:
             # Those of the module before were under way during this module's forward pass.
             self._apply_reduced()
@@ -160,15 +151,6 @@ class LocalOptimWrapper(OptimWrapper):
         # Unlike backward(), this is no iteration of its own for gradient accumulation.
         loss.backward()
 
-    def _clip_grad(self) -> None:
-        groups = self.optimizer.param_groups
-        modules: Dict[Optional[int], List[nn.Parameter]] = {}
-        for parameter in (p for group in groups for p in group['params'] if p.grad is not None):
-            modules.setdefault(self._module_of.get(id(parameter)), []).append(parameter)
-        for parameters in modules.values():
-            with self._only(parameters):
-                super()._clip_grad()
-
     def _apply_gradients(self) -> None:
         OptimWrapper.step(self)
 
@@ -209,27 +191,20 @@ class LocalOptimWrapper(OptimWrapper):
 
     def _apply_to(self, parameters: Sequence[nn.Parameter]) -> None:
         """Apply the gradients of some parameters, as far as they have any, and free them."""
-        parameters = [p for p in parameters if p.grad is not None]
-        if not parameters:
+        own = {id(p) for p in parameters if p.grad is not None}
+        if not own:
             return
-        with self._only(parameters):
-            self._apply_gradients()
-        for parameter in parameters:
-            parameter.grad = None
-
-    @contextmanager
-    def _only(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Within this context, the optimizer knows of these parameters alone."""
-        own = set(map(id, parameters))
         groups = self.optimizer.param_groups
         everything = [group['params'] for group in groups]
         for group in groups:
             group['params'] = [p for p in group['params'] if id(p) in own]
         try:
-            yield
+            self._apply_gradients()
         finally:
             for group, all_of_group in zip(groups, everything):
                 group['params'] = all_of_group
+        for parameter in parameters:
+            parameter.grad = None
 
 
 class _ScaledStep:

@@ -345,6 +345,11 @@ def check_module_parallel(runner, scope: str) -> None:
         raise LocalLearningError(
             "the extra pass of FBAHook's scope='all' runs through the modules of all processes: "
             f"set scope='past', or {_MEND}")
+    if wrapper.clip_grad_kwargs and wrapper.apply == 'end':
+        raise LocalLearningError(
+            "optim_wrapper.clip_grad with apply='end' takes the norm over the modules of all "
+            "processes: set optim_wrapper.apply='eager', which clips each module by its own, or "
+            'leave clip_grad out')
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(
             'one loss scale for all modules would have to wait for all processes: set '

@@ -24,14 +24,6 @@ class ShardedReducer:
             p: part for part in parts for p in (*part.pieces, *part.scalars)}
         self._complete: List[List[nn.Parameter]] = []
 
-    def held(self, parameters: Sequence[nn.Parameter]) -> List[nn.Parameter]:
-        """What the optimizer has of these parameters.
-
-        Args:
-            parameters: As the model has them.
-        """
-        return [self._part_of[p].scalars.get(p, p) for p in parameters]
-
     def begin_iteration(self) -> None:
         """Forget what an iteration before has reduced."""
         self._complete.clear()

@@ -129,7 +129,6 @@ CASES = {
     'accumulating': (OWN_HEAD, dict(apply='eager', accumulative_counts=2)),
     'accumulating to the end': (OWN_HEAD, dict(apply='end', accumulative_counts=2)),
     'clipped': (OWN_HEAD, dict(apply='eager', clip_grad=dict(max_norm=.1))),
-    'clipped at the end': (OWN_HEAD, dict(apply='end', clip_grad=dict(max_norm=.1))),
     # Images that a head sees are drawn by chance.
     'by chance': (dict(OWN_HEAD, image_share=.5), dict(apply='eager')),
     'bfloat16': (OWN_HEAD, dict(apply='eager', wrapper=AmpLocalOptimWrapper, dtype='bfloat16')),
@@ -314,6 +313,7 @@ def refusals(rank):
         'means': message_of(network(norm=JointMean)),
         'norm': message_of(network(norm=nn.SyncBatchNorm)),
         'scope': message_of(scope='all'),
+        'clipping': message_of(apply='end', clip_grad=dict(max_norm=1.)),
         'scaler': message_of(wrapper=AmpLocalOptimWrapper, dtype='float16'),
         'scaled lr': message_of(runner=dict(auto_scale_lr=dict(enable=True))),
         'checkpoints': message_of(runner=dict(hooks=[CheckpointHook()])),
@@ -347,6 +347,7 @@ def test_refusals():
                 'means': 'JointMean (norm) takes means over processes',
                 'norm': "set norm_cfg to dict(type='BN')",
                 'scope': "set scope='past'",
+                'clipping': "set optim_wrapper.apply='eager'",
                 'scaler': "set optim_wrapper.dtype='bfloat16'",
                 'scaled lr': 'leave --auto-scale-lr out',
                 'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",
