@@ -2,6 +2,7 @@
 import copy
 from typing import Any, Iterator, Optional, Tuple, Union
 
+import torch
 from mmengine.config import Config, ConfigDict
 
 from .config import backbone_key, load_config, type_name
@@ -42,7 +43,9 @@ def localize(config: Union[str, Config],
             become the fewest modules with which a training step fits ``memory_budget``:
             ``tools/train.py`` and :func:`fba_mm.analysis.resolve_num_modules` fill it in.
         scope: What the feature bank offers; see :class:`FBAHook`.
-        apply: When gradients are applied; see :class:`LocalOptimWrapper`.
+        apply: When gradients are applied; see :class:`LocalOptimWrapper`. Unset, ``'eager'`` where
+            gradients are clipped and modules have heads of their own: each module is clipped by its
+            own norm then.
         auxiliary: Config of the auxiliary networks. ``'shared'``: FBA's, with the model's own neck
             and head, or a generator's own last layers. ``'pooled'``: that without blocks of the
             SLM's, the module's map being pooled to the sizes that the head asks for. ``'own'``:
@@ -126,6 +129,8 @@ def localize(config: Union[str, Config],
                 f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
         _localize_constructor(optim_wrapper)
         optim_wrapper.type = _LOCAL_FORM[kind]
+        if apply is None and _clips_apart(optim_wrapper, auxiliary):
+            apply = 'eager'
         if apply is not None:
             optim_wrapper.apply = apply
         multipliers = dict(lr_mult=auxiliary_lr_mult, decay_mult=auxiliary_decay_mult)
@@ -164,6 +169,17 @@ def _localize_constructor(optim_wrapper: dict) -> None:
         paramwise = optim_wrapper.get('paramwise_cfg') or ConfigDict()
         optim_wrapper.paramwise_cfg = ConfigDict(paramwise, stock_constructor=constructor)
         optim_wrapper.constructor = 'LocalOptimWrapperConstructor'
+
+
+def _clips_apart(optim_wrapper: dict, auxiliary: dict) -> bool:
+    """Whether gradients are to be clipped by each module's norm, as eager steps do it.
+
+    A threshold is chosen for the gradient of one loss. Modules with heads of their own have a loss
+    each, and a norm over all would be several times as large. What shares a head learns together.
+    """
+    kind = type_name((optim_wrapper.get('optimizer') or {}).get('type', ''))
+    return (bool(optim_wrapper.get('clip_grad')) and isinstance(auxiliary.get('head'), dict)
+            and hasattr(torch.optim, kind))
 
 
 def _default_auxiliary(model: dict, key: str) -> str:

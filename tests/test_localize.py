@@ -97,6 +97,8 @@ def test_single_stage_detectors_without_a_neck_have_heads_of_their_own():
     local = localize(stock).model.backbone
     assert local == load_config(str(demo / 'yolov1_r34_fba_digits.py')).model.backbone
     assert local.auxiliary.head.bbox_head == stock.model.bbox_head
+    assert localize(stock).optim_wrapper == load_config(
+        str(demo / 'yolov1_r34_fba_digits.py')).optim_wrapper
     two_stage = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
     assert localize(two_stage).model.backbone.auxiliary == dict(type='SLM', blocks_per_stage=0)
 
@@ -185,6 +187,19 @@ def test_optimizer_wrappers(stock, local):
     settings = dict(optimizer=dict(type='SGD', lr=.1), clip_grad=dict(max_norm=1.), **stock)
     cfg = localize(small_config(optim_wrapper=settings))
     assert cfg.optim_wrapper == dict(settings, type=local)
+
+
+@pytest.mark.parametrize('auxiliary, optimizer, clips, apply', [
+    ('own', 'AdamW', True, 'eager'), ('light', 'SGD', True, 'eager'), ('own', 'AdamW', False, None),
+    ('own', 'Lamb', True, None), ('pooled', 'SGD', True, None), ('shared', 'SGD', True, None)])
+def test_modules_with_heads_of_their_own_are_clipped_apart(auxiliary, optimizer, clips, apply):
+    settings = dict(type='OptimWrapper', optimizer=dict(type=optimizer, lr=.1))
+    if clips:
+        settings['clip_grad'] = dict(max_norm=1.)
+    stock = load_config(RETINANET)
+    stock.optim_wrapper = settings
+    assert localize(stock, auxiliary=auxiliary).optim_wrapper.get('apply') == apply
+    assert localize(stock, auxiliary=auxiliary, apply='end').optim_wrapper.apply == 'end'
 
 
 def test_a_model_alone():

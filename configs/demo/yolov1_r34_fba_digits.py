@@ -5,5 +5,6 @@ model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
                            auxiliary=dict(type='SLM', head=dict(
                                type='YOLOV1', bbox_head=_base_.model.bbox_head,
                                test_cfg=_base_.model.test_cfg))))
-optim_wrapper = dict(type='LocalOptimWrapper')
+# Each module's gradients are clipped by themselves: each has a loss of its own.
+optim_wrapper = dict(type='LocalOptimWrapper', apply='eager')
 custom_hooks = [dict(type='FBAHook')]
