@@ -129,7 +129,9 @@ def localize(config: Union[str, Config],
                 f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
         _localize_constructor(optim_wrapper)
         optim_wrapper.type = _LOCAL_FORM[kind]
-        if apply is None and _clips_apart(optim_wrapper, auxiliary):
+        # What a user has set already, by --cfg-options for instance, is kept.
+        if apply is None and 'apply' not in optim_wrapper and _clips_apart(
+                optim_wrapper, auxiliary):
             apply = 'eager'
         if apply is not None:
             optim_wrapper.apply = apply

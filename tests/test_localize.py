@@ -200,6 +200,8 @@ def test_modules_with_heads_of_their_own_are_clipped_apart(auxiliary, optimizer,
     stock.optim_wrapper = settings
     assert localize(stock, auxiliary=auxiliary).optim_wrapper.get('apply') == apply
     assert localize(stock, auxiliary=auxiliary, apply='end').optim_wrapper.apply == 'end'
+    stock.optim_wrapper['apply'] = 'end'
+    assert localize(stock, auxiliary=auxiliary).optim_wrapper.apply == 'end'
 
 
 def test_a_model_alone():
