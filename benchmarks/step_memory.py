@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument('--size', type=int, nargs='+', default=[320], help='height, width')
     parser.add_argument('--rounds', type=int, default=5, help='0 measures memory alone')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--shared', action='store_true', help='also FBA with the shared head, with and without SLM blocks')
+    parser.add_argument('--shared', action='store_true',
+                        help='also FBA with the shared head, with and without SLM blocks')
     parser.add_argument('--out', type=Path, help='also write the figures to this JSON file')
     args = parser.parse_args()
     shape = (args.batch, 3, args.size[0], args.size[-1])

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from .synthetic_batch import CLASS_NAMES
 
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?')
-# Configs write it down in several places, with this width in mind.
+# That of BERT, which layers of mmdet's have as their default.
 _WIDTH = 768
 
 
@@ -37,9 +37,10 @@ def small_language_model(cfg: Config) -> Iterator[Config]:
         vocabulary = Path(folder) / 'vocab.txt'
         vocabulary.write_text('\n'.join(words) + '\n')
         BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
-        BertModel(BertConfig(
+        bert = BertConfig(
             vocab_size=len(words), hidden_size=_WIDTH, num_hidden_layers=1,
-            num_attention_heads=12, intermediate_size=64), add_pooling_layer=False).save_pretrained(folder)
+            num_attention_heads=12, intermediate_size=64)
+        BertModel(bert, add_pooling_layer=False).save_pretrained(folder)
         cfg = copy.deepcopy(cfg)
         cfg.model.language_model.name = folder
         _name(cfg.model, folder)

@@ -175,13 +175,11 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
             img_id=0, img_path='', img_shape=size, ori_shape=size, batch_input_shape=size,
             pad_shape=size, scale_factor=(1., 1.), flip=False, flip_direction=None,
             border=(0, height, 0, width)))
-    reads_text = hasattr(model, 'language_model')
     classes = _thing_classes(model)
-    if reads_text:
+    if hasattr(model, 'language_model'):
         classes = min(classes, len(CLASS_NAMES))
-    labels = torch.randint(0, classes, (count, ), generator=generator)
-    if reads_text:
         sample.set_metainfo(dict(text=CLASS_NAMES))
+    labels = torch.randint(0, classes, (count, ), generator=generator)
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     sample.ignored_instances = InstanceData(
         bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
