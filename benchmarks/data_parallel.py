@@ -25,8 +25,9 @@ from mmengine.model import MMDistributedDataParallel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from wrapped_step import WrappedStep
 
-from fba_mm import LocalDataParallel, localize
+from fba_mm import LocalBackbone, LocalDataParallel, localize
 from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
@@ -50,22 +51,15 @@ def ways() -> Dict[str, Config]:
     }
 
 
-def is_local(cfg: Config) -> bool:
-    return cfg.model.backbone.type == 'LocalBackbone'
-
-
-class DistributedStep(TrainingStep):
-    """A training step in one of several processes."""
-
-    def _build_model(self, cfg: Config, device: str) -> nn.Module:
-        model = super()._build_model(cfg, device)
-        model.init_weights()
-        if is_local(cfg):
-            return LocalDataParallel(model, bucket_cap_mb=BUCKET_MB)
-        model = MMDistributedDataParallel(model, bucket_cap_mb=BUCKET_MB, broadcast_buffers=False)
-        # The same as without a hook, but seen from here.
-        model.register_comm_hook(None, _mean)
-        return model
+def wrapped(model: nn.Module) -> nn.Module:
+    """A model with its own initial weights, in the wrapper that its way to train asks for."""
+    model.init_weights()
+    if any(isinstance(module, LocalBackbone) for module in model.modules()):
+        return LocalDataParallel(model, bucket_cap_mb=BUCKET_MB)
+    model = MMDistributedDataParallel(model, bucket_cap_mb=BUCKET_MB, broadcast_buffers=False)
+    # The same as without a hook, but seen from here.
+    model.register_comm_hook(None, _mean)
+    return model
 
 
 def _mean(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -136,7 +130,7 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
                             world_size=args.processes)
     found: Dict[str, list] = {}
     for name, cfg in ways().items():
-        step = DistributedStep(cfg)
+        step = WrappedStep(cfg, wrapped)
         batch = synthetic_batch(step.model.module, (args.batch, 3, args.size, args.size))
         found[name] = []
         for i in range(args.rounds + 1):

@@ -23,7 +23,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel
 from rich.console import Console
 from rich.table import Table
-from sharded import WrappedStep
+from wrapped_step import WrappedStep
 
 from fba_mm import LocalDataParallel, LocalModuleParallel, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch

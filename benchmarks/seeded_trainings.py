@@ -1,4 +1,4 @@
-"""Trainings of several variants with several seeds, each a process of its own; goes on where it stopped."""
+"""Trainings of variants with several seeds, each a process of its own; goes on where it stopped."""
 import json
 import os
 import re

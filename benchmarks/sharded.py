@@ -20,12 +20,12 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
+from wrapped_step import WrappedStep
 
 from fba_mm import LocalDataParallel, LocalShardedDataParallel, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.analysis.training_step import TrainingStep
 from fba_mm.config import load_config
 from fba_mm.engine.local_optim_wrapper import LocalOptimWrapper
 from fba_mm.engine.sharded_part import ShardedPart
@@ -49,22 +49,6 @@ def config_of(model: str, num_modules: str) -> Config:
         cfg.model.bbox_head.loss_cls.type = 'SlicedFocalLoss'
     cfg.model.get('train_cfg', {}).pop('augments', None)
     return cfg
-
-
-class WrappedStep(TrainingStep):
-    """A training step in one of several processes.
-
-    Args:
-        cfg: The config.
-        wrapper: Class of the model's wrapper.
-    """
-
-    def __init__(self, cfg: Config, wrapper: type):
-        self._wrapper = wrapper
-        super().__init__(cfg)
-
-    def _build_model(self, cfg: Config, device: str) -> nn.Module:
-        return self._wrapper(super()._build_model(cfg, device))
 
 
 def tensors_of(step: WrappedStep) -> Iterator[Tensor]:

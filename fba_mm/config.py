@@ -1,11 +1,12 @@
 """Configs as users give them: by path or by name, with types as names or as classes."""
 import re
+from pathlib import Path
 from typing import Any, Dict, Mapping
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
-from mmengine.utils import is_installed
+from mmengine.utils import get_installed_path, is_installed
 
 from .errors import LocalLearningError
 
@@ -35,7 +36,14 @@ def load_config(config: str) -> Config:
                                   'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         raise LocalLearningError(f'config {config}: the package {package} is not installed: {how}')
     try:
-        return get_config(config) if package else Config.fromfile(config)
+        # MMEngine finds names of letters, digits and underscores alone, and not mmdet::gn+ws/...
+        if package and re.match(r'\w+::\w+/', config):
+            return get_config(config)
+        if package:
+            folder = get_installed_path(MODULE2PACKAGE.get(package, package))
+            config_file = Path(folder, '.mim/configs', config.partition('::')[2])
+            return Config.fromfile(str(config_file))
+        return Config.fromfile(config)
     except FileNotFoundError as error:
         raise LocalLearningError(f'config {config} not found ({error}): check its '
                                  f'{"name" if package else "path"}') from error

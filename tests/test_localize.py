@@ -75,7 +75,8 @@ def test_a_light_head_starts_at_stride_8():
         type='ImageClassifier', backbone=dict(type='ResNet'), head=dict(num_classes=10))))
     with pytest.raises(LocalLearningError, match='ImageClassifier is none .*: give .shared.'):
         localize(classifier, auxiliary='light')
-    with pytest.raises(LocalLearningError, match="auxiliary='cheap': give 'shared', 'pooled', 'own', 'light' or"):
+    values = "give 'shared', 'pooled', 'own', 'light' or"
+    with pytest.raises(LocalLearningError, match=f"auxiliary='cheap': {values}"):
         localize(small_config(), auxiliary='cheap')
 
 
@@ -349,6 +350,7 @@ def test_configs_that_cannot_be_read(tmp_path, content, message):
 @pytest.mark.parametrize('name, message', [
     ('configs/nowhere.py', 'config configs/nowhere.py not found .*: check its path'),
     ('mmdet::retinanet/nowhere.py', 'config mmdet::retinanet/nowhere.py not found'),
+    ('mmdet::gn+ws/nowhere.py', 'config mmdet::gn.ws/nowhere.py not found .*: check its name'),
     ('no_such_package::retinanet.py', 'the package no_such_package is not installed'),
     ('configs', 'config configs '),
 ])
@@ -356,6 +358,11 @@ def test_configs_that_are_not_there(name, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         localize(name)
     assert '\n' not in str(caught.value)
+
+
+def test_names_with_other_characters_than_letters():
+    assert load_config('mmdet::gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco.py').model.type == 'FasterRCNN'
+    assert load_config('mmdet::legacy_1.x/retinanet_r50_fpn_1x_coco_v1.py').model.type == 'RetinaNet'
 
 
 def test_light_segmentors_learn_the_models_labels():

@@ -199,7 +199,7 @@ def _checked_step(step: TrainingStep, data: dict) -> None:
     """One training step; every module's loss is finite, and reaches no other module."""
     hook, local_backbone = step.hooks[0], step.model.backbone
     of_module = _parameters_of_modules(local_backbone)
-    original, trained = hook._train_module, []
+    original, trained = hook.train_module, []
 
     def train_module(index: int, losses: dict) -> None:
         loss, _ = step.model.parse_losses(losses)
@@ -212,11 +212,11 @@ def _checked_step(step: TrainingStep, data: dict) -> None:
         trained.append(index)
         original(index, losses)
 
-    hook._train_module = train_module
+    hook.train_module = train_module
     try:
         log = step(data)
     finally:
-        hook._train_module = original
+        hook.train_module = original
     if trained != list(range(local_backbone.num_modules - 1)):
         raise AssertionError(f'of {local_backbone.num_modules} modules, {trained} were trained')
     if not all(value.isfinite().all() for value in log.values()):

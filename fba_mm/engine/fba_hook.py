@@ -191,6 +191,19 @@ class FBAHook(Hook):
             runner.message_hub.update_scalar(f'train/{name}', value)
         self.clear_log()
 
+    def train_module(self, index: int, losses: Losses) -> None:
+        """Train one module by its losses. :class:`LocalBackbone` calls it in the forward pass.
+
+        Args:
+            index: 0 to K - 2.
+            losses: What the module's auxiliary network made of the batch, by name.
+        """
+        loss, terms = self._model.parse_losses(losses)
+        self._optim_wrapper.update_local(loss, self._parameters[index])
+        for name, value in terms.items():
+            if name == 'loss' or self.log_terms:
+                self._log[f'local_{index + 1}.{name}'] = value.detach()
+
     def clear_log(self) -> None:
         """Forget the local losses of the last iteration."""
         self._log.clear()
@@ -213,7 +226,7 @@ class FBAHook(Hook):
         inputs, data_samples = kwargs['inputs'], kwargs['data_samples']
         local_backbone = self._local_backbone
         step = LocalStep(model, local_backbone, inputs, data_samples, self.bank,
-                         self._train_module, self._accumulate, self._generator,
+                         self.train_module, self._accumulate, self._generator,
                          local_backbone.head_batch_size)
         local_backbone.step = step
         self._answering.enter_context(step.targets.answering(self._heads))
@@ -232,10 +245,3 @@ class FBAHook(Hook):
 
     def _accumulate(self, losses: Losses) -> None:
         self._optim_wrapper.accumulate_local(self._model.parse_losses(losses)[0])
-
-    def _train_module(self, index: int, losses: Losses) -> None:
-        loss, terms = self._model.parse_losses(losses)
-        self._optim_wrapper.update_local(loss, self._parameters[index])
-        for name, value in terms.items():
-            if name == 'loss' or self.log_terms:
-                self._log[f'local_{index + 1}.{name}'] = value.detach()

@@ -35,8 +35,9 @@ class LocalOptimWrapper(OptimWrapper):
             it clips: eager steps then wait for the end of a module's backward pass and take the
             module's norm, not the whole network's. It takes an optimizer that treats each parameter
             by itself, as torch's own do and LAMB doesn't. Unset, ``'eager'`` for torch's
-            optimizers without clipping, and ``'end'`` otherwise. In several processes, eager steps apply a module's gradients when the next
-            module's loss is there: until then they are on their way between the processes.
+            optimizers without clipping, and ``'end'`` otherwise. In several processes, eager steps
+            apply a module's gradients when the next module's loss is there: until then they are on
+            their way between the processes.
         **kwargs: ``accumulative_counts`` and ``clip_grad`` of ``OptimWrapper``.
 
     Raises:
@@ -53,8 +54,10 @@ class LocalOptimWrapper(OptimWrapper):
         super().__init__(optimizer, **kwargs)
         if apply not in (None, 'end', 'eager'):
             raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
-        by_parameter = type(optimizer).__module__.startswith('torch.optim')
-        self.apply = apply or ('eager' if by_parameter and not self.clip_grad_kwargs else 'end')
+        # Of others it is not known, unless the user says 'eager'.
+        self.by_parameter = apply == 'eager' or type(optimizer).__module__.startswith('torch.optim')
+        self.apply = apply or (
+            'eager' if self.by_parameter and not self.clip_grad_kwargs else 'end')
         # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
         # over all processes.
         self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None

@@ -284,6 +284,12 @@ def check_sharded(runner, scope: str) -> None:
             raise LocalLearningError(
                 f'{type(module).__name__} follows the weights of the next module, which are in '
                 f'pieces then: take another auxiliary network, or {_MEND}')
+    if not wrapper.by_parameter:
+        raise LocalLearningError(
+            f'{type(wrapper.optimizer).__name__} may look at all gradients at once, as LAMB does, '
+            "and they are in pieces: take one of torch's optimizers, set "
+            "optim_wrapper.apply='eager' where it treats each parameter by itself and knows torch's "
+            f'DTensor, or {_MEND}')
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(
             'an overflow in a piece of the gradients is seen by one process alone: set '

@@ -350,6 +350,12 @@ def check_module_parallel(runner, scope: str) -> None:
             "optim_wrapper.clip_grad with apply='end' takes the norm over the modules of all "
             "processes: set optim_wrapper.apply='eager', which clips each module by its own, or "
             'leave clip_grad out')
+    if not wrapper.by_parameter:
+        kind = type(wrapper.optimizer).__name__
+        raise LocalLearningError(
+            f'{kind} may look at all gradients at once, as LAMB does, and each process has those of '
+            "its modules: take one of torch's optimizers, or, where it treats each parameter by "
+            "itself, set optim_wrapper.apply='eager'")
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(
             'one loss scale for all modules would have to wait for all processes: set '

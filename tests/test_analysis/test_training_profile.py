@@ -30,7 +30,8 @@ def lines():
 def profiles(lines):
     """Of a detector in three modules and its twins, each timed once."""
     torch.manual_seed(0)
-    return profile_training(local_detector(light=True, apply='end'), SHAPE, rounds=1, report=lines.append)
+    cfg = local_detector(light=True, apply='end')
+    return profile_training(cfg, SHAPE, rounds=1, report=lines.append)
 
 
 def test_the_split_is_the_whole(profiles):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import MODEL_WRAPPERS
+from mmpretrain.engine.optimizers import Lamb
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -178,6 +179,7 @@ def refusals():
         'backbone': message_of(nn.Linear(1, 1)),
         'scope': message_of(scope='all'),
         'next module': message_of(small(auxiliary=dict(type='MAN', host=OWN_HEAD))),
+        'optimizer': message_of(optimizer=lambda p: Lamb(list(p)), apply=None),
         'scaler': message_of(wrapper=AmpLocalOptimWrapper, dtype='float16'),
         'average': message_of(hooks=[EMAHook()]),
         'checkpoints': message_of(hooks=[CheckpointHook()]),
@@ -258,6 +260,7 @@ def test_refusals(found):
                 'backbone': 'found no LocalBackbone in the model: wrap the backbone',
                 'scope': "set scope='past'",
                 'next module': 'MAN follows the weights of the next module',
+                'optimizer': 'Lamb may look at all gradients at once',
                 'scaler': "set optim_wrapper.dtype='bfloat16'",
                 'average': 'EMAHook averages a network that is whole',
                 'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",

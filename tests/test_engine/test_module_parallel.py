@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel, BaseModule
 from mmengine.registry import MODEL_WRAPPERS, MODELS
 from mmengine.structures import BaseDataElement
+from mmpretrain.engine.optimizers import Lamb
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -314,6 +315,8 @@ def refusals(rank):
         'norm': message_of(network(norm=nn.SyncBatchNorm)),
         'scope': message_of(scope='all'),
         'clipping': message_of(apply='end', clip_grad=dict(max_norm=1.)),
+        'optimizer': message_of(optimizer=lambda p: Lamb(list(p)), apply=None),
+        'optimizer, eager': message_of(optimizer=lambda p: Lamb(list(p)), apply='eager'),
         'scaler': message_of(wrapper=AmpLocalOptimWrapper, dtype='float16'),
         'scaled lr': message_of(runner=dict(auto_scale_lr=dict(enable=True))),
         'checkpoints': message_of(runner=dict(hooks=[CheckpointHook()])),
@@ -336,6 +339,8 @@ def test_refusals():
     for found in run_in_processes(2, refusals):
         assert isinstance(found, dict), found
         assert found.pop('fits') is None
+        # Who sets this says that the optimizer treats each parameter by itself.
+        assert found.pop('optimizer, eager') is None
         for name, mend in {
                 'shared head': "give modules a head each, auxiliary=dict(type='SLM', head=",
                 'fewer modules': '2 processes for num_modules=1: set that to 2 or more',
@@ -348,6 +353,7 @@ def test_refusals():
                 'norm': "set norm_cfg to dict(type='BN')",
                 'scope': "set scope='past'",
                 'clipping': "set optim_wrapper.apply='eager'",
+                'optimizer': 'Lamb may look at all gradients at once',
                 'scaler': "set optim_wrapper.dtype='bfloat16'",
                 'scaled lr': 'leave --auto-scale-lr out',
                 'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",

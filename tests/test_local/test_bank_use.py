@@ -100,7 +100,7 @@ def test_trains_in_isolation(name):
     head = set(model.head.parameters())
     for index in range(2):
         grads = {}
-        train = trainer.hook._train_module
+        train = trainer.hook.train_module
 
         def train_one(i, losses):
             if i != index:
@@ -110,10 +110,10 @@ def test_trains_in_isolation(name):
             found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
             grads.update({p: g for p, g in zip(parameters, found) if g is not None})
 
-        trainer.hook._train_module = train_one
+        trainer.hook.train_module = train_one
         with torch.enable_grad():
             model(**model.data_preprocessor(data, True), mode='loss')
-        trainer.hook._train_module = train
+        trainer.hook.train_module = train
         reached = {p for p, grad in grads.items() if grad.abs().sum() > 0}
         assert reached <= own[index] | head
         assert reached & own[index]

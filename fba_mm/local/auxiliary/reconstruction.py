@@ -38,7 +38,8 @@ class SLMReconstruction(Auxiliary):
 
     Raises:
         LocalLearningError: The network makes no images, an option is unknown, ``channels``,
-            ``residual`` or ``skip`` come with the shared head, or the network's last layers can't be shared.
+            ``residual`` or ``skip`` come with the shared head, or the network's last layers can't
+            be shared.
 
     Example:
         >>> auxiliary = dict(type='SLMReconstruction', channels=16)

@@ -58,9 +58,10 @@ class SLM(Auxiliary):
             Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
             is one.
         blocks_per_stage: Blocks for each deeper stage; the paper has one. With 0, as
-            :func:`localize` has it for detectors, nothing is learned between the module and the head: deeper maps are the module's own,
-            pooled, with zeros for the channels that they have more (the parameter-free shortcut of
-            He et al., "Deep Residual Learning for Image Recognition", CVPR 2016).
+            :func:`localize` has it for detectors, nothing is learned between the module and the
+            head: deeper maps are the module's own, pooled, with zeros for the channels that they
+            have more (the parameter-free shortcut of He et al., "Deep Residual Learning for Image
+            Recognition", CVPR 2016).
         finish_stage: Where the module's own stage goes on after it, give it one block too. Without,
             a module in the last stage learns from the head alone.
         bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',

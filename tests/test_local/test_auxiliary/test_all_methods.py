@@ -63,7 +63,7 @@ def test_a_module_trains_itself_and_its_auxiliary_network(auxiliary):
         trained.append(with_gradients())
 
     names = {id(p): name for name, p in model.named_parameters()}
-    with mock.patch.object(trainer.hook, '_train_module', train), \
+    with mock.patch.object(trainer.hook, 'train_module', train), \
             mock.patch.object(type(trainer.optim_wrapper), 'step'), \
             mock.patch.object(type(trainer.optim_wrapper), 'zero_grad'):
         trainer.step(batch_for(model))
