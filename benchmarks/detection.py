@@ -9,10 +9,12 @@
 Trains a config of back-propagation in every way with every seed, with the same budget, and goes on
 where it stopped. Ends with tables (mAP and AP of each class, as the FBA paper's Table 2; time and
 peak memory of a step), ``results.json``, ``table.md`` and ``memory.png``: mAP over memory, as the
-paper's Figure 1b; and ``modules.png`` for several numbers of modules.
+paper's Figure 1b. There is also ``modules.png`` for several numbers of modules, and ``time.png``,
+mAP over training time, once something has been trained for several numbers of epochs.
 """
 import argparse
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
@@ -193,6 +195,12 @@ def mean_map(by_seed: Dict[int, dict]) -> float:
     return statistics.mean(100 * one['mAP'] for one in by_seed.values())
 
 
+def deviation(by_seed: Dict[int, dict]) -> float:
+    """Standard deviation of mAP over seeds, in percent; 0 for one seed."""
+    values = [100 * one['mAP'] for one in by_seed.values()]
+    return statistics.stdev(values) if len(values) > 1 else 0.
+
+
 def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant], title: str,
                 path: Path) -> None:
     """mAP over peak memory, one point per variant, those of one method on a line."""
@@ -200,8 +208,7 @@ def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant]
     for method in dict.fromkeys(variant.title for variant in variants):
         own = [variant for variant in variants if variant.title == method]
         points = [(peaks[v.name] / MIB, mean_map(results[v.name])) for v in own]
-        errors = [statistics.stdev(100 * one['mAP'] for one in results[v.name].values())
-                  if len(results[v.name]) > 1 else 0 for v in own]
+        errors = [deviation(results[v.name]) for v in own]
         axes.errorbar(*zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3,
                       label=method)
         for variant, point in zip(own, points):
@@ -211,6 +218,45 @@ def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant]
     axes.margins(x=.15, y=.15)
     axes.legend()
     axes.set(xlabel='peak memory of a training step, MiB', ylabel='mAP, %', title=title)
+    axes.grid(alpha=.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def trained_so_far(folder: Path) -> Dict[int, Dict[int, dict]]:
+    """What is there of a variant with the same settings: by epochs, then by seed.
+
+    Args:
+        folder: Of the variant and the settings.
+    """
+    found: Dict[int, Dict[int, dict]] = {}
+    for path in folder.glob('*_epochs/seed_*/result.json'):
+        epochs, seed = (int(re.sub(r'\D', '', part)) for part in path.parts[-3:-1])
+        found.setdefault(epochs, {})[seed] = json.loads(path.read_text())
+    return dict(sorted(found.items()))
+
+
+def draw_time(budgets: Dict[str, Dict[int, Dict[int, dict]]], seconds: Dict[str, float],
+              title: str, path: Path) -> None:
+    """mAP over training time, a line per variant, a point per number of epochs.
+
+    Args:
+        budgets: Of each variant, what :func:`trained_so_far` gives.
+        seconds: Of a training step of each.
+        title: Of the picture.
+        path: Where it goes.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for name, by_epochs in budgets.items():
+        times = [epochs * seconds[name] / seconds[BP] for epochs in by_epochs]
+        values = [mean_map(by_seed) for by_seed in by_epochs.values()]
+        axes.errorbar(times, values, [deviation(by_seed) for by_seed in by_epochs.values()],
+                      fmt='D-' if name == BP else 'o-', capsize=3, label=name)
+        for epochs, *point in zip(by_epochs, times, values):
+            axes.annotate(f'{epochs} epochs', point, xytext=(6, -12), textcoords='offset points')
+    axes.margins(x=.15, y=.15)
+    axes.legend()
+    axes.set(xlabel='training time, in epochs of BP', ylabel='mAP, %', title=title)
     axes.grid(alpha=.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -287,10 +333,12 @@ def main() -> None:
             raise SystemExit(f'error: {variant.name}: {error}') from error
     epochs = configs[variants[0].name].train_cfg.max_epochs
 
+    def folder_of(name: str) -> Path:
+        settings = f'{args.images or "all"}_images_batch_{args.batch}_size_{args.size}'
+        return out / file_name(name) / file_name(settings)
+
     def training(variant: Variant, name: str, seed: int, epochs: int) -> dict:
-        budget = file_name(f'{args.images or "all"}_images_{epochs}_epochs_batch_{args.batch}_'
-                           f'size_{args.size}')
-        folder = out / file_name(name) / budget / f'seed_{seed}'
+        folder = folder_of(name) / f'{epochs}_epochs' / f'seed_{seed}'
         result = folder / 'result.json'
         # Writing out a config takes seconds.
         text = '' if result.exists() else config(args, variant, seed, epochs).pretty_text
@@ -330,6 +378,10 @@ def main() -> None:
     draw_memory(results, peaks, variants, title, out / 'memory.png')
     if len(args.modules) > 1:
         draw_modules(results, peaks, seconds, variants, title, out / 'modules.png')
+    budgets = {name: trained_so_far(folder_of(name)) for name in by_name}
+    if BP in seconds and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
+        draw_time(budgets, seconds, title.replace(f', {epochs} epochs, seeds {args.seeds}', ''),
+                  out / 'time.png')
     console.print(f'{out}/table.md, results.json and pictures')
 
 
