@@ -35,13 +35,16 @@ def test_a_config_that_trains():
 
 
 def test_a_backbone_that_cannot_be_cut():
-    cfg = config(backbone=dict(type='mmdet.MobileNetV2', out_indices=(1, 2, 4, 6)))
-    cfg.model.neck.in_channels = [24, 32, 96, 320]
+    stage = dict(num_modules=1, num_branches=1, block='BASIC', num_blocks=(1, ), num_channels=(8, ))
+    branches = {f'stage{n}': dict(stage, num_branches=n, num_blocks=(1, ) * n,
+                                  num_channels=(8, 16, 32, 64)[:n]) for n in range(1, 5)}
+    cfg = config(backbone=dict(type='mmdet.HRNet', extra=branches))
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
     verdict = verdict_on(cfg)
-    assert (verdict.outcome, verdict.backbone) == ('refused', 'MobileNetV2')
-    assert verdict.reason.startswith('backbone MobileNetV2 cannot be cut')
+    assert (verdict.outcome, verdict.backbone) == ('refused', 'HRNet')
+    assert verdict.reason.startswith('backbone HRNet cannot be cut')
     # What does not fit together without local learning either is no refusal of its own.
-    cfg.model.neck.in_channels = [24, 32, 96, 321]
+    cfg.model.neck.in_channels = [8, 16, 32, 65]
     assert verdict_on(cfg).outcome == 'not tried'
 
 

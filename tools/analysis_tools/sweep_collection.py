@@ -30,6 +30,7 @@ from fba_mm import command_line
 from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
                                               small_digest, try_config)
 from fba_mm.config import load_config, type_name
+from fba_mm.errors import LocalLearningError
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,6 +101,10 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('ERROR')
     configs = {name: path for name, path in collection(args.package).items()
                if any(fnmatch(name, pattern) for pattern in args.only)}
+    if not configs:
+        raise LocalLearningError(
+            f"none of {args.package}'s configs matches --only {' '.join(args.only)}: names are whole, "
+            "as in --only 'retinanet/*' '*swin*'")
     if args.per_folder is not None:
         configs = dict(sample(configs, backbone_of, args.per_folder))
     # Once, for all processes: it takes longer than a step.
