@@ -1,9 +1,9 @@
-"""How mmdet's Pyramid Vision Transformers unroll: one segment per layer.
+"""How mmdet's Pyramid Vision Transformers and mmseg's MixVisionTransformer unroll, by layer.
 
 What flows between segments are maps (N, C, H, W), views of the tokens that layers work on.
 """
 from functools import partial
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 from mmcv.cnn.bricks.transformer import PatchEmbed
 from mmengine.model import BaseModule
@@ -15,7 +15,7 @@ from .swin_transformer import _to_map, _to_tokens
 
 
 def _run_layers(backbone: nn.Module, x: Tensor, embed: Optional[str], layers: Tuple[str, ...],
-                norm: Optional[str]) -> Tensor:
+                norm: Optional[str], in_one_piece: bool) -> Tensor:
     if embed is None:
         tokens, size = _to_tokens(x)
     else:
@@ -25,8 +25,7 @@ def _run_layers(backbone: nn.Module, x: Tensor, embed: Optional[str], layers: Tu
     if norm is not None:
         tokens = backbone.get_submodule(norm)(tokens)
     x = _to_map(tokens, size)
-    # The backbone hands maps on in one piece.
-    return x if norm is None else x.contiguous()
+    return x.contiguous() if norm is not None and in_one_piece else x
 
 
 class ReducedPyramidLayer(BaseModule):
@@ -39,7 +38,7 @@ class ReducedPyramidLayer(BaseModule):
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Of the patch embedding.
-        ffn: Class of the backbone's feed-forward networks.
+        ffn: Makes a feed-forward network of the backbone's kind.
         ffn_ratio: Channels inside the backbone's over those outside.
 
     Example:
@@ -50,8 +49,8 @@ class ReducedPyramidLayer(BaseModule):
         torch.Size([2, 64, 14, 14])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, ffn: type,
-                 ffn_ratio: float):
+    def __init__(self, in_channels: int, out_channels: int, stride: int,
+                 ffn: Callable[..., nn.Module], ffn_ratio: float):
         super().__init__()
         self.embed = None
         if stride != 1 or in_channels != out_channels:
@@ -61,8 +60,7 @@ class ReducedPyramidLayer(BaseModule):
         self.norm = nn.LayerNorm(out_channels, eps=1e-6)
         self.ffn = ffn(
             embed_dims=out_channels,
-            feedforward_channels=max(round(out_channels * ffn_ratio / 4), 1),
-            use_conv=True)
+            feedforward_channels=max(round(out_channels * ffn_ratio / 4), 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -82,6 +80,28 @@ def unroll_pyramid_vision_transformer(backbone: nn.Module) -> Unrolled:
         ...     type='mmdet.PyramidVisionTransformer', num_layers=[2, 1, 1, 1]))).segments][:2]
         ['layers.0.1.1', 'layers.0.1.2']
     """
+    # Unless told, v2's feed-forward networks have a convolution and v1's don't.
+    return _unrolled(backbone, in_one_piece=True, use_conv=True)
+
+
+@backbone_family('MixVisionTransformer')
+def unroll_mix_vision_transformer(backbone: nn.Module) -> Unrolled:
+    """One segment per layer, the first of a stage with its patch embedding.
+
+    Args:
+        backbone: A ``MixVisionTransformer`` of mmseg, SegFormer's backbone.
+    """
+    return _unrolled(backbone, in_one_piece=False)
+
+
+def _unrolled(backbone: nn.Module, in_one_piece: bool, **settings) -> Unrolled:
+    """A segment per layer.
+
+    Args:
+        backbone: The backbone.
+        in_one_piece: Whether stages pass on contiguous maps, not views of tokens.
+        **settings: Of the reduced layers' feed-forward networks.
+    """
     levels = sorted(backbone.out_indices)
     segments = []
     for stage, (_, layers, _) in enumerate(backbone.layers):
@@ -96,12 +116,12 @@ def unroll_pyramid_vision_transformer(backbone: nn.Module) -> Unrolled:
             level = levels.index(stage) if norm and stage in levels else None
             segments.append(
                 Segment(group[-1],
-                        partial(_run_layers, embed=embed, layers=group, norm=norm), used, stage,
-                        level))
-    layer = backbone.layers[-1][1][-1]
+                        partial(_run_layers, embed=embed, layers=group, norm=norm,
+                                in_one_piece=in_one_piece), used, stage, level))
+    own = backbone.layers[-1][1][-1].ffn
     return Unrolled(
         segments,
         partial(
             ReducedPyramidLayer,
-            ffn=type(layer.ffn),
-            ffn_ratio=layer.ffn.feedforward_channels / layer.ffn.embed_dims))
+            ffn=partial(type(own), **settings),
+            ffn_ratio=own.feedforward_channels / own.embed_dims))
