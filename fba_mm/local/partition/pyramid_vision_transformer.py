@@ -80,7 +80,7 @@ def unroll_pyramid_vision_transformer(backbone: nn.Module) -> Unrolled:
         ...     type='mmdet.PyramidVisionTransformer', num_layers=[2, 1, 1, 1]))).segments][:2]
         ['layers.0.1.1', 'layers.0.1.2']
     """
-    # Unless told, v2's feed-forward networks have a convolution and v1's don't.
+    # mmdet's feed-forward networks have a convolution where they are told to.
     return _unrolled(backbone, in_one_piece=True, use_conv=True)
 
 
