@@ -103,7 +103,7 @@ def gradients(cfg: Config, checkpoint: Path, batches: int = 8) -> Dict[str, List
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         norms.append(float(sum(g.square().sum() for g in found if g is not None).sqrt()))
 
-    hook._train_module = measure
+    hook.train_module = measure
     result = {}
     for name in ('with', 'without'):
         if name == 'without':
@@ -115,6 +115,7 @@ def gradients(cfg: Config, checkpoint: Path, batches: int = 8) -> Dict[str, List
         for _, data in zip(range(batches), loader):
             step.model(**step.model.data_preprocessor(data, True), mode='loss')
         modules = local_backbone.num_modules - 1
+        assert len(norms) == batches * modules, 'modules were trained instead of measured'
         result[name] = torch.tensor(norms).view(-1, modules).mean(0).tolist()
     return result
 

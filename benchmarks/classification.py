@@ -18,6 +18,7 @@ from typing import Callable, Dict, Optional
 
 import matplotlib
 import torch
+from mmpretrain.structures import DataSample
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (ROOT, Results, accuracy_and_time, file_name, run_all, spread,
@@ -25,7 +26,7 @@ from seeded_trainings import (ROOT, Results, accuracy_and_time, file_name, run_a
 
 from fba_mm import command_line
 from fba_mm.analysis import TrainingStep, measure_step
-from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config
 
@@ -66,8 +67,12 @@ def training_step(args: argparse.Namespace, method: str, batch: Optional[int]) -
     cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
     step = TrainingStep(cfg, args.device)
     step.model.to(memory_format=torch.channels_last)
+    height, width = (args.size, args.size) if args.size else batch_shape(cfg)[2:]
     data = synthetic_batch(step.model, (batch or args.batch or cfg.train_dataloader.batch_size, 3,
-                                        args.size, args.size))
+                                        height, width))
+    # One sample with all labels, as in training.
+    labels = torch.cat([sample.gt_label for sample in data['data_samples']])
+    data['data_samples'] = [DataSample().set_gt_label(labels)]
     step(data)
     return lambda: step(data)
 
@@ -140,7 +145,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--lr', type=float, help="default: the configs'")
     parser.add_argument('--memory-batch', type=int, help='images of the step whose peak is shown')
     parser.add_argument('--rounds', type=int, default=5, help='timed steps of each method')
-    parser.add_argument('--size', type=int, default=32, help='height and width of the images')
+    parser.add_argument('--size', type=int, help="of the timed images; default: the data's")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/classification/<data>')

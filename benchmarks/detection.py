@@ -36,7 +36,7 @@ from fba_mm.errors import LocalLearningError
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-BP, EQUAL_TIME = 'BP', 'BP, equal time'
+BP = 'BP'
 MIB = 2**20
 
 
@@ -103,10 +103,26 @@ def config(args: argparse.Namespace, variant: Variant, seed: int,
                     transform.scale = tuple(args.size)
     for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
         if type_name(evaluator.type) == 'CocoMetric':
-            evaluator.classwise = True
+            # With masks, too, the classes' AP would be theirs.
+            evaluator.update(classwise=True, metric='bbox')
     cfg.default_hooks = dict(cfg.default_hooks, logger=dict(type='LoggerHook', interval=1),
                              checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False))
     return variant.localized(cfg)
+
+
+def epochs_of_equal_time(out: Path, of: str, epochs: float) -> int:
+    """How long BP trains in the time of another training: measured once, then kept.
+
+    Args:
+        out: Where it is written down.
+        of: The other training.
+        epochs: BP's epochs in the same time, as they are measured now.
+    """
+    path = out / 'equal_time.json'
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.setdefault(of, max(round(epochs), 1))
+    path.write_text(json.dumps(known, indent=1))
+    return known[of]
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
@@ -117,9 +133,9 @@ def set_epochs(cfg: Config, epochs: int) -> None:
     for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
         if not scheduler.get('by_epoch', True):
             continue
-        for key in ('T_max', 'end'):
+        for key, least in (('begin', 0), ('T_max', 1), ('end', 1)):
             if key in scheduler:
-                scheduler[key] = max(round(scheduler[key] * epochs / former), 1)
+                scheduler[key] = max(round(scheduler[key] * epochs / former), least)
         if 'milestones' in scheduler:
             scheduler.milestones = [round(m * epochs / former) for m in scheduler.milestones]
 
@@ -311,6 +327,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def own_name(config: str) -> str:
+    """A folder for a config: some have one name for several data sets."""
+    path = Path(config).resolve()
+    inside = '::' not in config and ROOT in path.parents
+    return str(path.relative_to(ROOT).with_suffix('')) if inside else Path(config).stem
+
+
 def variants_of(args: argparse.Namespace) -> List[Variant]:
     """The ways to train that the command line asks for."""
     numbers = [int(number) if number.isdigit() else number for number in args.modules]
@@ -321,7 +344,7 @@ def variants_of(args: argparse.Namespace) -> List[Variant]:
 def main() -> None:
     args = parse_args()
     console = Console()
-    out = args.out or ROOT / 'work_dirs/detection' / Path(args.config).stem
+    out = args.out or ROOT / 'work_dirs/detection' / own_name(args.config)
     variants = variants_of(args)
     # What can't be trained is found before hours have gone into the others.
     configs = {}
@@ -339,10 +362,7 @@ def main() -> None:
 
     def training(variant: Variant, name: str, seed: int, epochs: int) -> dict:
         folder = folder_of(name) / f'{epochs}_epochs' / f'seed_{seed}'
-        result = folder / 'result.json'
-        # Writing out a config takes seconds.
-        text = '' if result.exists() else config(args, variant, seed, epochs).pretty_text
-        return dict(train(folder, text, figures), epochs=epochs)
+        return dict(train(folder, config(args, variant, seed, epochs), figures), epochs=epochs)
 
     def say(found: dict) -> str:
         return f'mAP {100 * found["mAP"]:.1f}, {found["minutes"]:.1f} minutes'
@@ -357,11 +377,12 @@ def main() -> None:
     local = [variant for variant in variants if variant.modules is not None]
     if args.equal_time and BP in results and local:
         share = seconds[local[0].name] / seconds[BP]
-        longer = max(round(share * epochs), 1)
+        longer = epochs_of_equal_time(out, f'{epochs} epochs of {local[0].name}', share * epochs)
+        name = f'BP, {longer} epochs (equal time)'
         results.update(run_all(
-            [EQUAL_TIME], args.seeds,
-            lambda name, seed: training(by_name[BP], BP, seed, longer), say, args.jobs, console))
-        peaks[EQUAL_TIME], seconds[EQUAL_TIME] = peaks[BP], seconds[BP]
+            [name], args.seeds,
+            lambda _, seed: training(by_name[BP], BP, seed, longer), say, args.jobs, console))
+        peaks[name], seconds[name] = peaks[BP], seconds[BP]
 
     title = (f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
              f'seeds {args.seeds}, {args.device}')

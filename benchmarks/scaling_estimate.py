@@ -22,7 +22,7 @@ from typing import Dict, List, NamedTuple, Tuple
 from unittest import mock
 
 import torch
-from data_parallel import BUCKET_MB, is_local, ways
+from data_parallel import BUCKET_MB, ways
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
@@ -32,6 +32,7 @@ from fba_mm import localize
 from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
+from fba_mm.analysis.training_twins import trains_locally
 from fba_mm.engine.gradient_reducer import GradientReducer
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -55,7 +56,7 @@ def record(cfg: Config, shape: Tuple[int, ...], rounds: int) -> Recorded:
     step = TrainingStep(cfg)
     step.model.init_weights()
     batch = synthetic_batch(step.model, shape)
-    records = [_record_once(step, batch, is_local(cfg)) for _ in range(rounds + 1)][1:]
+    records = [_record_once(step, batch, trains_locally(cfg)) for _ in range(rounds + 1)][1:]
     return sorted(records, key=lambda r: r.end)[len(records) // 2]
 
 

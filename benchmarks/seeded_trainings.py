@@ -1,4 +1,5 @@
 """Trainings of variants with several seeds, each a process of its own; goes on where it stopped."""
+import hashlib
 import json
 import os
 import re
@@ -8,11 +9,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable, Dict, List, Sequence
+from typing import Callable, Dict, List, Sequence, Union
 
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fba_mm.config import settings_of
 from fba_mm.errors import LocalLearningError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,24 +24,39 @@ ROOT = Path(__file__).resolve().parent.parent
 Results = Dict[str, Dict[int, dict]]
 
 
-def train(folder: Path, config: str, figures_of: Callable[[Path], dict], threads: int = 1) -> dict:
+def digest_of(config: Config) -> str:
+    """The same for configs with the same settings, wherever these come from."""
+    settings = json.dumps(settings_of(config), sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def train(folder: Path, config: Union[str, Config], figures_of: Callable[[Path], dict],
+          threads: int = 1) -> dict:
     """Train a config with ``tools/train.py``, or return the result of the run that did.
 
     Args:
         folder: Of this training. The result lies there as ``result.json``; of a training that was
             cut off, nothing is used.
-        config: Text of the config.
+        config: The config, or its text.
         figures_of: Reads what is asked for from the work directory.
         threads: CPU threads.
 
     Raises:
-        LocalLearningError: The training failed; says what it said last, and names its log.
+        LocalLearningError: The training failed; says what it said last, and names its log. Or there
+            is the result of a config with other settings.
     """
+    is_text = isinstance(config, str)
+    digest = digest_of(Config.fromstring(config, '.py') if is_text else config)
     result = folder / 'result.json'
     if result.exists():
-        return json.loads(result.read_text())
+        found = json.loads(result.read_text())
+        if found.pop('config', None) != digest:
+            raise LocalLearningError(
+                f'{folder} holds the result of a config with other settings: move it away, or give '
+                'another --out')
+        return found
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'config.py').write_text(config)
+    (folder / 'config.py').write_text(config if is_text else config.pretty_text)
     work_dir, log = folder / f'work_dir_{os.getpid()}_{time.time():.0f}', folder / 'train.log'
     start = time.perf_counter()
     with log.open('w') as file:
@@ -52,7 +70,7 @@ def train(folder: Path, config: str, figures_of: Callable[[Path], dict], threads
         raise LocalLearningError(f'{last} (the training of {log})')
     figures = dict(figures_of(work_dir), minutes=(time.perf_counter() - start) / 60)
     # Appears whole or not at all.
-    (folder / 'result.part').write_text(json.dumps(figures))
+    (folder / 'result.part').write_text(json.dumps(dict(figures, config=digest)))
     (folder / 'result.part').rename(result)
     return figures
 
@@ -104,8 +122,13 @@ def run_all(variants: Sequence[str], seeds: Sequence[int], one: Callable[[str, i
             progress.advance(task)
 
         runs = [pool.submit(run, name, seed) for seed in seeds for name in variants]
-        for each in runs:
-            each.result()
+        try:
+            for each in runs:
+                each.result()
+        except BaseException:
+            # The others would go on for hours before anyone heard of it.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return results
 
 

@@ -148,7 +148,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/super_resolution')
     args = parser.parse_args()
     console = Console()
-    budget = file_name(f'{args.train.name}_{args.iterations}_{args.batch}_{args.patch}_{args.lr}')
+    tests = '_'.join(path.name for path in args.test)
+    budget = file_name(f'{args.train.name}_{tests}_{args.iterations}_{args.batch}_{args.patch}_{args.lr}')
 
     def one(variant: str, seed: int) -> dict:
         folder = args.out / budget / file_name(variant) / f'seed_{seed}'

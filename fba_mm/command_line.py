@@ -14,6 +14,9 @@ from mmengine.runner import Runner
 from .config import load_config
 from .errors import LocalLearningError
 
+# Of this repository, where the package is used from its checkout.
+_CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
+
 # A tool has no business asking the network for newer versions of a package.
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
 
@@ -183,10 +186,21 @@ def config_from(args: argparse.Namespace) -> Config:
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
-        cfg.work_dir = osp.join('./work_dirs', name)
+        cfg.work_dir = osp.join('./work_dirs', _work_name(args))
     check_writable(cfg.work_dir)
     return cfg
+
+
+def _work_name(args: argparse.Namespace) -> str:
+    """Name of a config's own folder: two trainings of different kinds never share one."""
+    name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
+    # One name stands in several folders of this repository: once for each data set.
+    path = Path(args.config).resolve()
+    if '::' not in args.config and _CONFIGS in path.parents:
+        name = path.relative_to(_CONFIGS).with_suffix('').as_posix()
+    kinds = [getattr(args, 'local', None), getattr(args, 'auxiliary', None)]
+    return '_'.join([name, *(f'{word}{kind}' for word, kind in zip(('local', ''), kinds)
+                             if kind is not None)])
 
 
 def check_writable(work_dir: Union[str, Path], argument: str = '--work-dir') -> None:

@@ -1,5 +1,6 @@
 """A stock config → its local-learning form."""
 import copy
+import os
 from typing import Any, Iterator, Optional, Tuple, Union
 
 import torch
@@ -26,7 +27,7 @@ _STOCK_FORM = {
 }
 
 
-def localize(config: Union[str, Config],
+def localize(config: Union[str, os.PathLike, Config],
              num_modules: Union[int, str] = 4,
              scope: str = 'past',
              apply: Optional[str] = None,
@@ -75,7 +76,8 @@ def localize(config: Union[str, Config],
         'LocalBackbone'
     """
     check_budget(num_modules, memory_budget)
-    cfg = load_config(config) if isinstance(config, str) else copy.deepcopy(config)
+    is_name = isinstance(config, (str, os.PathLike))
+    cfg = load_config(os.fspath(config)) if is_name else copy.deepcopy(config)
     key, backbone = _backbone_of(cfg)
     if backbone is None:
         raise LocalLearningError(

@@ -1,6 +1,7 @@
 """What the tools share: arguments, the config they make, and how they end."""
 import argparse
 import os
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,26 @@ def test_work_dir_by_name(config):
     assert command_line.config_from(_parse(config)).work_dir == './work_dirs/my.model'
     assert command_line.config_from(_parse(config, '--work-dir', 'a/b')).work_dir == 'a/b'
     assert not os.path.exists('work_dirs') and not os.path.exists('a')
+
+
+@pytest.mark.parametrize('name, options, work_dir', [
+    # One name stands for several data sets, and one config for several trainings.
+    ('configs/classification/svhn/resnet32_fba.py', [], 'classification/svhn/resnet32_fba'),
+    ('configs/retinanet_r50_fba.py', [], 'retinanet_r50_fba'),
+    ('configs/demo/retinanet_r34_digits.py', ['--local', '4'], 'demo/retinanet_r34_digits_local4'),
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--local', 'blocks', '--auxiliary', 'light'],
+     'retinanet_r50_fpn_1x_coco_localblocks_light'),
+])
+def test_trainings_of_different_kinds_have_folders_of_their_own(name, options, work_dir,
+                                                                monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('config')
+    command_line.add_local(parser, 'it')
+    command_line.add_common_arguments(parser)
+    config = name if '::' in name else str(Path(__file__).parents[1] / name)
+    cfg = command_line.config_from(parser.parse_args([config, *options]))
+    assert cfg.work_dir == f'./work_dirs/{work_dir}'
 
 
 @pytest.mark.parametrize('work_dir', ['file', 'file/below/it', 'dangling'])

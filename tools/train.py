@@ -8,9 +8,12 @@
 """
 import argparse
 import os
+from pathlib import Path
+from typing import Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 
 from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
@@ -47,18 +50,13 @@ def main() -> None:
     command_line.check_local(args)
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
-    if args.resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0:
-        args.resume = 'auto'  # torchrun has started the processes again, after one was lost.
     init_processes(cfg.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
     with joint_errors():
         cfg = settle(cfg, args)
         model = build_model(cfg)
         optim_wrapper = check_training(cfg, model)
-        if cfg.get('resume') and not cfg.get('load_from') and is_main_process():
-            cfg.load_from = find_resumable(cfg.work_dir, args.trust_checkpoint)
-    if cfg.get('resume'):
-        cfg.load_from = from_first_process(cfg.get('load_from'))
-        cfg.resume = bool(cfg.load_from)
+        start = starting_point(cfg, args) if is_main_process() else None
+    cfg.load_from, cfg.resume = from_first_process(start)
     check_agreement('config', settings_of(cfg))
     if cfg.get('load_from'):
         with joint_errors():
@@ -98,12 +96,35 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
             raise LocalLearningError(
                 '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, set it')
         cfg.auto_scale_lr.enable = True
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, args.resume
     choose_model_wrapper(cfg)
     use_atomic_checkpoints(cfg)
     return cfg
+
+
+def starting_point(cfg: Config, args: argparse.Namespace) -> Tuple[Optional[str], bool]:
+    """The checkpoint that training starts from, and whether it goes on with that training.
+
+    A restart by torchrun, after a process was lost, goes on with what this job has saved.
+    """
+    load_from, resume = cfg.get('load_from'), bool(cfg.get('resume'))
+    stamp = Path(cfg.work_dir, '.job_started')
+    restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) > 0
+    looks = args.resume == 'auto' or resume and not load_from
+    if not restarted and int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', '0')) > 0:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    if not (looks or restarted):
+        return load_from, resume
+    # What others have left in the folder is not this job's, unless it was told to go on with it.
+    since = stamp.stat().st_mtime if restarted and not looks and stamp.exists() else 0.
+    found = find_resumable(cfg.work_dir, args.trust_checkpoint, since)
+    if found is not None:
+        return found, True
+    if load_from:
+        print_log(f'Starting from {load_from} instead', 'current')
+    return load_from, resume and bool(load_from)
 
 
 if __name__ == '__main__':

@@ -64,7 +64,11 @@ def collection(package: str = 'mmdet') -> Dict[str, Path]:
     Raises:
         LocalLearningError: It brings no configs along.
     """
-    root = Path(get_installed_path(package)) / '.mim/configs'
+    try:
+        root = Path(get_installed_path(package)) / '.mim/configs'
+    except ImportError as error:
+        raise LocalLearningError(
+            f'the package {package} is not installed: install it, or check its spelling') from error
     found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob('*.py'))
              if '_base_' not in path.relative_to(root).parts}
     if not found:

@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -82,6 +83,12 @@ class SimulatedStep(TrainingStep):
         if self.hooks:
             check_local_training(
                 self.model, type(self.optim_wrapper), self.hooks[0].bank.scope)
+        if get_device() == 'cuda':
+            # There, torch's optimizers take all parameters at once unless they are told otherwise,
+            # with copies of them; these tensors say that they are on the CPU.
+            for group in self.optim_wrapper.optimizer.param_groups:
+                if 'foreach' in group and group['foreach'] is None and not group.get('fused'):
+                    group['foreach'] = True
         scaler = getattr(self.optim_wrapper, 'loss_scaler', None)
         if scaler is not None:
             # Otherwise a guess would decide whether the optimizer steps.

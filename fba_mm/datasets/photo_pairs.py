@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterable, Iterator, Optional, Sequence, Tuple, Union
 
 from PIL import Image
 
@@ -184,6 +184,19 @@ def _starts(length: int, size: int) -> Sequence[int]:
     return starts if starts[-1] == length - size else [*starts, length - size]
 
 
+def _check_own(out: Path, splits: Iterable[str]) -> None:
+    """Refuse to replace a folder that holds more than a build's files."""
+    folders = {out / split / kind for split in splits
+               for kind in ('GTmod12', *(f'LRbicx{scale}' for scale in SCALES))}
+    for path in out.rglob('*'):
+        built = any(path == f or path in f.parents for f in folders) or (
+            path.suffix == '.png' and path.parent in folders)
+        if not built and path != out / 'dataset.json':
+            raise LocalLearningError(
+                f'{out} holds files that no build wrote ({path.relative_to(out)}): give another '
+                'out_dir, or move them away')
+
+
 def _is_there(out: Path, settings: dict, overwrite: bool) -> bool:
     """Whether ``out`` holds this very data set; raises where it holds anything else."""
     if not out.exists():
@@ -207,6 +220,7 @@ def _is_there(out: Path, settings: dict, overwrite: bool) -> bool:
     if whole and info['settings'] == settings:
         return True
     if overwrite:
+        _check_own(out, info['files'])
         return False
     state = 'holds a data set of other settings or pictures' if whole else 'is damaged, files lack'
     raise LocalLearningError(f'{out} {state}: give another out_dir or overwrite=True')

@@ -5,7 +5,7 @@ doesn't know without a word, and takes boxes as they are.
 """
 import logging
 import os
-from typing import Collection, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Collection, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from xml.etree import ElementTree
 
 from mmengine.logging import print_log
@@ -15,6 +15,8 @@ from fba_mm.errors import LocalLearningError
 
 # Where mmdet's XMLDataset looks unless it is told otherwise.
 IMAGES, ANNOTATIONS = 'JPEGImages', 'Annotations'
+# What comes of a file that is no XML, or in an encoding that the parser doesn't know.
+_UNREADABLE = (ElementTree.ParseError, ValueError, LookupError, OSError)
 
 
 class VOCFolder(NamedTuple):
@@ -67,6 +69,21 @@ class VOCFolder(NamedTuple):
         found = {name: list(_faults(*self.paths(name), known)) for name in names}
         return {name: faults for name, faults in found.items() if faults}
 
+    def unknown_classes(self, names: Iterable[str]) -> List[str]:
+        """Classes that files have and that are neither known nor left out.
+
+        Args:
+            names: Of images; files that can't be read have none.
+        """
+        found = set()
+        for name in names:
+            try:
+                root = ElementTree.parse(self.paths(name)[1]).getroot()
+            except _UNREADABLE:
+                continue
+            found.update(item.findtext('name') or '' for item in root.findall('object'))
+        return sorted(found - {''} - set(self.classes) - set(self.leave_out))
+
 
 def refuse_or_skip(folder: VOCFolder, on_fault: str, where: str) -> Collection[str]:
     """Report every faulty file of a folder; refuse to train on it, or tell what to skip.
@@ -94,9 +111,14 @@ def refuse_or_skip(folder: VOCFolder, on_fault: str, where: str) -> Collection[s
     what = f'{where}: {len(faults)} of {total} images have faulty annotations'
     if on_fault == 'refuse':
         name, reasons = next(iter(faults.items()))
+        unknown = folder.unknown_classes(faults)
+        mend = 'mend them, or '
+        if unknown:
+            mend += (f"train without the objects of other classes, type='CheckedVOCDataset', "
+                     f'leave_out={unknown}, or ')
         raise LocalLearningError(
-            f'{what}, such as {folder.paths(name)[1]}: {reasons[0]}; all are listed above: mend '
-            "them, or leave these images out with type='CheckedVOCDataset', on_fault='skip'")
+            f'{what}, such as {folder.paths(name)[1]}: {reasons[0]}; all are listed above: {mend}'
+            "leave these images out with type='CheckedVOCDataset', on_fault='skip'")
     if len(faults) == total:
         raise LocalLearningError(f'{what}, and none is left: mend them')
     print_log(f"{what} and are left out, as on_fault='skip' asks", 'current', logging.WARNING)
@@ -115,7 +137,7 @@ def _faults(image: str, annotations: str, known: Collection[str]) -> Iterator[st
         return
     try:
         root = ElementTree.parse(annotations).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError, LookupError) as error:
+    except _UNREADABLE as error:
         yield f'it is no XML ({error})'
         return
     size = _size(root.find('size'), image)

@@ -328,6 +328,8 @@ def check_fit(model: nn.Module,
         faults = fit.backbone
     if faults:
         mend = 'give the config that it was trained with'
+        if any('.backbone.' in k for k in fit.unexpected):
+            mend += ', which lies beside it as a .py file'
         if any('.backbone.' in k for k in fit.unexpected) and purpose != 'resume':
             mend += ', or export it first with tools/export.py'
         shown = (fit.mismatched + fit.missing + fit.unexpected)[0]
@@ -358,12 +360,13 @@ def _check_optimizer(optimizer: Optimizer, state: Mapping, path: str) -> None:
             f'it was trained with, or start from its weights, --cfg-options load_from={path}')
 
 
-def find_resumable(work_dir: str, trust: bool = False) -> Optional[str]:
+def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Optional[str]:
     """The checkpoint to go on from: the last one that was saved, or the last usable one before it.
 
     Args:
         work_dir: Where ``last_checkpoint`` lies, which names the last one.
         trust: As for :func:`read_checkpoint`.
+        since: Files older than that are passed over; a time in seconds since the epoch.
 
     Returns:
         Its path; None if there was none saved yet.
@@ -378,7 +381,9 @@ def find_resumable(work_dir: str, trust: bool = False) -> Optional[str]:
             last = file.read().strip()
     folders = {os.path.abspath(work_dir), os.path.dirname(os.path.abspath(last or pointer))}
     others = [path for folder in folders for path in glob.glob(os.path.join(folder, '*.pth'))
-              if path != last]
+              if path != last and os.path.getmtime(path) >= since]
+    if last and os.path.exists(last) and os.path.getmtime(last) < since:
+        last = None
     others.sort(key=os.path.getmtime, reverse=True)
     faults = []
     for path in [last, *others] if last else others:

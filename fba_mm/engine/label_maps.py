@@ -17,6 +17,8 @@ _LABELS = ('1', 'L', 'P', 'I', 'I;16')
 # What is read; of files in other formats, as aerial and medical images have them, it is known only
 # whether they are there.
 _READ = ('.bmp', '.jpeg', '.jpg', '.png')
+# EXIF's tag, and its values for a picture that lies on its side.
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 # Below that, reading all files takes no time worth a bar.
 _MANY = 500
 
@@ -40,11 +42,13 @@ class Labelled(NamedTuple):
         count: How many labels the files may have, from 0.
         ignored: Labels beyond those that are passed over.
         starts_at_one: Whether 0 stands for pixels without a class (``reduce_zero_label``).
+        turns_images: Whether images are read as cameras say that they are to be looked at.
     """
     maps: List[LabelMap]
     count: int
     ignored: Tuple[int, ...]
     starts_at_one: bool
+    turns_images: bool = True
 
 
 def is_segmentation(kind: Optional[type]) -> bool:
@@ -77,8 +81,10 @@ def labelled(dataset: dict, kind: type) -> Optional[Labelled]:
     found = [LabelMap(one['img_path'], one['seg_map_path']) for one in built.load_data_list()
              if one.get('seg_map_path')]
     count = len(built.label_map or built.metainfo.get('classes') or ())
+    turns = not any(str(step.get('color_type', '')).endswith('_ignore_orientation')
+                    for step in dataset.get('pipeline') or [])
     return Labelled(found, count + bool(built.reduce_zero_label), (255, built.ignore_index),
-                    bool(built.reduce_zero_label))
+                    bool(built.reduce_zero_label), turns)
 
 
 def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
@@ -94,6 +100,10 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
             two differ in size; a mask is a picture in colours, or has labels beyond the classes.
             Names the first such file, how many there are, and the mend.
     """
+    prefix = dataset.get('data_prefix')
+    if not data.maps and prefix is not None and not prefix.get('seg_map_path'):
+        raise LocalLearningError(
+            f'{where} has no masks to learn from: set data_prefix.seg_map_path to their folder')
     if not data.maps:
         raise LocalLearningError(
             f'{where} holds no image: check data_root, data_prefix and img_suffix '
@@ -124,6 +134,8 @@ def _fault(files: LabelMap, data: Labelled) -> Optional[str]:
         if files.img.lower().endswith(_READ):
             with Image.open(files.img) as image:
                 size = image.size
+                if data.turns_images and image.getexif().get(_ORIENTATION, 1) in _TURNED:
+                    size = size[::-1]
         with Image.open(files.seg_map) as mask:
             if mask.mode not in _LABELS:
                 return (f'{files.seg_map} is a picture in colours ({mask.mode}), not one label for '

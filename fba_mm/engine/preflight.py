@@ -1,5 +1,6 @@
 """What can be found wrong with a config before anything is trained or written."""
 import copy
+import inspect
 import os
 import re
 from contextlib import contextmanager
@@ -280,24 +281,41 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
     for prefix in (prefixes or {}).values() if isinstance(prefixes, dict) else [prefixes]:
         if isinstance(prefix, str):
             paths.append(('data_prefix', _join(root, prefix)))
+    kind = _dataset_class(dataset, cfg)
+    fetches = dataset.get('download', _fetches_unasked(kind))
     for key, path in paths:
         if not path or '://' in path:
             continue
         if not os.path.exists(path):
+            if fetches:
+                continue
             raise LocalLearningError(
                 f'{where}.{key}: {path} does not exist: put the data there, or set '
                 f'--cfg-options {where}.data_root=PATH')
         if key == 'ann_file' and path.endswith('.json') and not _is_closed_json(path):
             raise LocalLearningError(
                 f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
-    kind = _dataset_class(dataset, cfg)
     if _is_voc_folder(kind) and '://' not in root:
-        refuse_or_skip(_voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where)
+        with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
+            refuse_or_skip(
+                _voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where)
+
+
+def _fetches_unasked(kind: Optional[type]) -> bool:
+    """Whether a data set downloads what isn't there unless it is told not to, as MNIST does."""
+    # Of those that come as one archive it is known what is to be there.
+    if kind is None or hasattr(kind, 'tgz_md5'):
+        return False
+    download = inspect.signature(kind.__init__).parameters.get('download')
+    return download is not None and download.default is True
 
 
 def _is_voc_folder(kind: Optional[type]) -> bool:
-    # By name: mmdet is not imported for the sake of other tasks.
-    return any(base.__name__ == 'XMLDataset' for base in getattr(kind, '__mro__', ()))
+    # By name: mmdet is not imported for the sake of other tasks. A class that lists its files in a
+    # way of its own, as WIDERFaceDataset does, has another layout.
+    owner = next((base for base in getattr(kind, '__mro__', ()) if 'load_data_list' in vars(base)),
+                 None)
+    return getattr(owner, '__name__', '') in ('XMLDataset', 'CheckedVOCDataset')
 
 
 def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
@@ -308,9 +326,19 @@ def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
         raise LocalLearningError(
             f'{where}: {kind.__name__} has no classes of its own: name those of the data as '
             'metainfo=dict(classes=(...))')
+    ann_file = _join(root, dataset.get('ann_file') or '')
+    if not os.path.isfile(ann_file):
+        raise LocalLearningError(
+            f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the text file that names '
+            'the images, as VOC2007/ImageSets/Main/trainval.txt')
+    if isinstance(classes, str):
+        if not os.path.isfile(classes):
+            raise LocalLearningError(
+                f'{where}.metainfo.classes={classes!r} is no file with names: a single class is '
+                f'written with a comma, ({classes!r}, )')
+        classes = list_from_file(classes)
     return VOCFolder(
-        _join(root, dataset.get('ann_file') or ''), _join(root, prefix) or root,
-        list_from_file(classes) if isinstance(classes, str) else classes,
+        ann_file, _join(root, prefix) or root, classes,
         dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES),
         dataset.get('ann_subdir', ANNOTATIONS))
 

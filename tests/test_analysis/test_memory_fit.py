@@ -1,6 +1,7 @@
 """How many modules fit a budget, found on tensors without memory."""
 import copy
 import gc
+from unittest import mock
 
 import pytest
 import torch
@@ -74,6 +75,20 @@ def test_what_is_predicted_is_what_is_measured(make):
     assert found.optimizer_state == pytest.approx(resident['optimizer_state'], rel=1e-3)
     # How many anchors are objects is a guess.
     assert found.peak == pytest.approx(measured, rel=.02)
+
+
+def test_on_a_gpu_the_optimizer_takes_all_parameters_at_once():
+    """Copies of all gradients are made then: where the update is the peak, it is higher."""
+    cfg = with_adam(detector())
+    shape = (2, 3, 32, 32)
+    on_cpu = predict_memory(cfg, shape)
+    with mock.patch('fba_mm.analysis.simulated_step.get_device', lambda: 'cuda'):
+        on_gpu = predict_memory(cfg, shape)
+        foreach = dict(cfg.optim_wrapper.optimizer, foreach=False)
+        assert predict_memory(changed(copy.deepcopy(cfg), optimizer=foreach), shape) == on_cpu
+    foreach = dict(cfg.optim_wrapper.optimizer, foreach=True)
+    assert on_gpu == predict_memory(changed(cfg, optimizer=foreach), shape)
+    assert on_gpu.peak > on_cpu.peak
 
 
 def test_gradients_that_wait_are_counted():

@@ -112,6 +112,16 @@ def test_other_settings_and_damage(pictures, tmp_path):
     build_photo_pairs(root, images=pictures, tile_size=12, overwrite=True)
 
 
+@pytest.mark.parametrize('own', ['ann_file.txt', 'LRbicx2/notes.txt', 'results/1.png'])
+def test_a_build_is_not_replaced_with_a_users_files_in_it(own, pictures, tmp_path):
+    root = build_photo_pairs(tmp_path / 'set', images=pictures)
+    (root / own).parent.mkdir(exist_ok=True)
+    (root / own).write_text('mine')
+    with pytest.raises(LocalLearningError, match=f'no build wrote .{own.split("/")[0]}.*move them'):
+        build_photo_pairs(root, images=pictures, tile_size=12, overwrite=True)
+    assert (root / own).read_text() == 'mine' and sizes(root / 'GTmod12')
+
+
 @pytest.mark.parametrize('tile_size', [0, 10, 12.5, True, '192'])
 def test_tile_sizes_that_no_scale_divides(tile_size, tmp_path):
     with pytest.raises(LocalLearningError, match='tile_size=.*multiple of 12'):

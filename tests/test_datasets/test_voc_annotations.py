@@ -102,6 +102,8 @@ FAULTS = {
     'not finite': (_write(annotation([('dog', (5, 5, 'inf', 9))])), 'no number as xmax'),
     'no box': (_write('<annotation><object><name>cat</name></object></annotation>'),
                'no number as xmin, ymin, xmax, ymax'),
+    'an encoding that the parser does not know':
+    (_write('<?xml version="1.0" encoding="gb2312"?><annotation></annotation>'), 'it is no XML'),
     'difficult in words': (_write(annotation([('cat', BOX)], difficult='yes')),
                            "difficult='yes', which is neither 0 nor 1"),
 }
@@ -131,6 +133,22 @@ def test_faulty_files_are_skipped_if_asked(fault, root, reported):
         dataset_of(root)
 
 
+@pytest.mark.parametrize('settings, mend', [
+    (dict(metainfo=dict(classes='cat')), r"with a comma, \('cat', \)"),
+    (dict(ann_file=''), "ann_file='' is no file: give the text file"),
+    (dict(ann_file='ImageSets'), "ann_file='ImageSets' is no file"),
+])
+def test_settings_that_name_no_file(settings, mend, root):
+    with pytest.raises(LocalLearningError, match=mend):
+        check_data(config(root, **settings), 'train')
+
+
+def test_a_data_set_that_lists_its_files_in_another_way(root):
+    """WIDER FACE has folders of its own, and annotation files like VOC's."""
+    (root / 'JPEGImages').rename(root / 'elsewhere')
+    check_data(config(root, type='mmdet.WIDERFaceDataset'), 'train')
+
+
 def test_every_file_is_reported(root, reported):
     (root / 'Annotations/a.xml').unlink()
     (root / 'Annotations/d.xml').write_text(
@@ -146,6 +164,8 @@ def test_classes_that_are_left_out_on_purpose(root):
     some = dict(metainfo=dict(classes=('cat', )))
     with pytest.raises(LocalLearningError, match=r'2 of 4 images.*\(dog\) is of none of the 1'):
         check_data(config(root, **some), 'train')
+    with pytest.raises(LocalLearningError, match=r"CheckedVOCDataset', leave_out=\['dog'\], or leave"):
+        check_data(config(root, type='mmdet.VOCDataset', **some), 'train')
     check_data(config(root, leave_out=('dog', ), **some), 'train')
     dataset = dataset_of(root, leave_out=('dog', ), **some)
     assert [len(dataset.get_data_info(i)['instances']) for i in range(4)] == [1, 1, 0, 1]

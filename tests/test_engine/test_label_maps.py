@@ -61,6 +61,26 @@ def test_good_masks(root):
     check_data(cfg, 'train')
 
 
+@pytest.mark.parametrize('orientation, turned', [(1, False), (3, False), (6, True), (8, True)])
+def test_pictures_of_a_camera_held_upright(orientation, turned, root):
+    """They are read as they are to be looked at, not as they are stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new('RGB', (10, 8)).save(root / 'img/x.jpg', exif=exif)
+    stored = [dict(LOAD[0], color_type='color_ignore_orientation'), *LOAD[1:]]
+    pipelines = (LOAD, stored) if turned else (LOAD, )
+    for pipeline in pipelines:
+        as_seen = turned and pipeline is LOAD
+        save_mask(root / 'mask/x.png', size=(10, 8) if as_seen else (8, 10))
+        check_data(training(root, pipeline=pipeline), 'train')
+        save_mask(root / 'mask/x.png', size=(8, 10) if as_seen else (10, 8))
+        refused(training(root, pipeline=pipeline), 'mask/x.png has', 'of one size')
+
+
+def test_no_folder_of_masks(root):
+    refused(training(root, data_prefix=dict(img_path='img')), 'set data_prefix.seg_map_path')
+
+
 def test_labels_beyond_the_classes(root):
     save_mask(root / 'mask/y.png', (0, 1, 9), mode='P')
     refused(training(root), 'mask/y.png has label 9', 'classes are 0 to 3', 'metainfo')

@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config
 
-from .in_process import ROOT, run_tool
+from .in_process import ROOT, load_tool, run_tool
 
 SGD = "dict(_delete_=True, type='SGD', lr=.02, momentum=.9)"
 # MMEngine's checkpoints do not hold gradients that are still being accumulated: the number of
@@ -129,3 +131,49 @@ def test_resume_with_nothing_there_starts(config, tmp_path):
     work_dir = tmp_path / 'work'
     assert run_tool('train', config(epochs=1), '--work-dir', work_dir, '--resume').status == 0
     assert sorted(losses(work_dir)) == [1, 2, 3, 4, 5]
+
+
+def checkpoint(path, age=0.):
+    """A file that training can go on from, so many seconds old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict={}, optimizer={}, message_hub={}, meta=dict(epoch=1, iter=1)), path)
+    os.utime(path, times=(time.time() - age, ) * 2)
+    return str(path)
+
+
+def starts_from(work_dir, argument=None, **cfg):
+    """Where ``tools/train.py`` starts."""
+    return load_tool('train').starting_point(
+        Config(dict(cfg, work_dir=str(work_dir))), SimpleNamespace(resume=argument,
+                                                                   trust_checkpoint=False))
+
+
+def test_weights_to_start_from_are_kept_where_there_is_nothing_to_resume(tmp_path):
+    assert starts_from(tmp_path, 'auto') == (None, False)
+    assert starts_from(tmp_path, 'auto', load_from='a.pth') == ('a.pth', False)
+    assert starts_from(tmp_path, load_from='a.pth') == ('a.pth', False)
+    assert starts_from(tmp_path, resume=True) == (None, False)
+    # What the user names, train.py puts into the config.
+    assert starts_from(tmp_path, 'a.pth', load_from='a.pth', resume=True) == ('a.pth', True)
+    saved = checkpoint(tmp_path / 'epoch_1.pth')
+    assert starts_from(tmp_path, 'auto', load_from='a.pth') == (saved, True)
+    assert starts_from(tmp_path, load_from='a.pth') == ('a.pth', False)
+
+
+def test_a_restart_goes_on_with_what_the_job_has_saved(tmp_path, monkeypatch):
+    old = checkpoint(tmp_path / 'epoch_9.pth', age=100)
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '2')
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    named = dict(resume=True, load_from='a.pth')
+    assert starts_from(tmp_path) == (None, False)
+    assert starts_from(tmp_path, 'auto') == (old, True)
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    # Another training's checkpoint, that nobody asked for.
+    assert starts_from(tmp_path) == (None, False)
+    assert starts_from(tmp_path, load_from='a.pth') == ('a.pth', False)
+    assert starts_from(tmp_path, 'auto') == (old, True)
+    assert starts_from(tmp_path, 'a.pth', **named) == ('a.pth', True)
+    saved = checkpoint(tmp_path / 'epoch_1.pth', age=-1)
+    (tmp_path / 'last_checkpoint').write_text(saved)
+    assert starts_from(tmp_path) == starts_from(tmp_path, 'a.pth', **named) == (saved, True)
+    assert starts_from(tmp_path, 'auto', load_from='a.pth') == (saved, True)

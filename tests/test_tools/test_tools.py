@@ -147,7 +147,8 @@ def test_name_in_a_package(options, wrapper, monkeypatch, tmp_path):
         (tmp_path / f'data/coco/annotations/instances_{split}.json').write_text('{}')
     cfg = _config_at_start('train', monkeypatch, 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
                            *options)
-    assert cfg.work_dir == './work_dirs/retinanet_r50_fpn_1x_coco'
+    kind = '_local4' if options else ''
+    assert cfg.work_dir == f'./work_dirs/retinanet_r50_fpn_1x_coco{kind}'
     assert cfg.optim_wrapper.type == wrapper
     assert (cfg.model.backbone.type == 'LocalBackbone') == bool(options)
     assert cfg.launcher == 'none' and not (tmp_path / 'work_dirs').exists()

@@ -13,7 +13,6 @@ from fba_mm import command_line
 from fba_mm.analysis.auxiliary_plot import draw_auxiliary, trace_auxiliary
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
-from fba_mm.analysis.training_twins import trains_locally
 from fba_mm.config import load_config
 from fba_mm.localize import localize
 
@@ -38,7 +37,7 @@ def main() -> None:
     command_line.check_writable(out.parent, '--out')
     cfg = load_config(args.config)
     command_line.apply_cfg_options(cfg, args.cfg_options)
-    if args.local is not None and not trains_locally(cfg):
+    if args.local is not None:
         cfg = localize(cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget)
     step = TrainingStep(cfg)
     _, channels, height, width = batch_shape(cfg)

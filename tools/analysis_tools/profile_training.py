@@ -9,6 +9,7 @@ stand back-propagation, activation checkpointing, gradient accumulation over sin
 forward pass with its loss alone. Peak: live tensors above parameters, buffers and optimizer state.
 """
 import argparse
+import sys
 from pathlib import Path
 from typing import List
 
@@ -68,7 +69,10 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
         cfg = load_config(config)
         command_line.apply_cfg_options(cfg, args.cfg_options)
         cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
-        if args.local is not None and not trains_locally(cfg):
+        if args.local is not None and trains_locally(cfg):
+            print(f'{config} trains locally already: --local {args.local} is for the others',
+                  file=sys.stderr)
+        elif args.local is not None:
             cfg = localize(
                 cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget)
         cfgs.append(resolve_num_modules(cfg, shape_from(args, cfg)))

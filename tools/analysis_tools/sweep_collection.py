@@ -44,7 +44,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--sizes', type=int, nargs='+', default=[128, 320],
                         help='height and width of the images; the next if models need larger ones')
     parser.add_argument('--timeout', type=int, default=300, help='seconds for one config')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/sweep_collection'))
+    parser.add_argument('--out', type=Path, help='verdicts that are there already are kept '
+                        '(default: work_dirs/sweep_collection/<package>_local<K>)')
     return parser.parse_args()
 
 
@@ -65,7 +66,6 @@ def judge(args: argparse.Namespace, name: str, path: Path, tried: Dict[str, Verd
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        # By its path: MMEngine takes no name with a '+', as those in gn+ws.
         cfg = load_config(str(path))
     except Exception as error:
         verdict = Verdict(name, outcome='not tried', reason=' '.join(str(error).split())[:160])
@@ -88,14 +88,31 @@ def in_a_process(args: argparse.Namespace, name: str, path: Path,
     if process.is_alive():
         process.kill()
         process.join()
-        return Verdict(name, outcome='not tried', reason=f'it took more than {args.timeout} s')
+        return Verdict(name, backbone=backbone_of(path), outcome='not tried',
+                       reason=f'it took more than {args.timeout} s')
     if not part.exists():
-        return Verdict(name, outcome='fails', reason=f'the process ended with {process.exitcode}')
+        return Verdict(name, backbone=backbone_of(path), outcome='fails',
+                       reason=f'the process ended with {process.exitcode}')
     return Verdict(**json.loads(part.read_text()))
+
+
+def recorded(record: Path) -> Dict[str, Verdict]:
+    """The verdicts of earlier runs, by name; a line that was cut off is dropped from the file."""
+    known: Dict[str, Verdict] = {}
+    for line in record.read_text().splitlines() if record.exists() else []:
+        try:
+            verdict = Verdict(**json.loads(line))
+        except ValueError:
+            continue
+        known[verdict.name] = verdict
+    record.write_text(''.join(f'{json.dumps(verdict.as_dict())}\n' for verdict in known.values()))
+    return known
 
 
 def main() -> None:
     args = parse_args()
+    if args.out is None:
+        args.out = Path(f'work_dirs/sweep_collection/{args.package}_local{args.local}')
     args.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     MMLogger.get_current_instance().setLevel('ERROR')
@@ -110,8 +127,7 @@ def main() -> None:
     # Once, for all processes: it takes longer than a step.
     importlib.import_module(f'{args.package}.models')
     record = args.out / 'verdicts.jsonl'
-    lines = record.read_text().splitlines() if record.exists() else []
-    known = {line['name']: Verdict(**line) for line in map(json.loads, lines)}
+    known = recorded(record)
     tried = {verdict.digest: verdict for verdict in known.values() if verdict.digest}
     columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())

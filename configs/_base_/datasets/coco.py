@@ -18,3 +18,5 @@ test_pipeline = [
 train_dataloader = dict(batch_size=64, num_workers=8, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(batch_size=16, num_workers=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+# --auto-scale-lr takes the learning rate to other batches.
+auto_scale_lr = dict(enable=False, base_batch_size=64)

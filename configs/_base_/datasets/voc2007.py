@@ -38,3 +38,5 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='ClasswiseVOCMetric')
 test_evaluator = val_evaluator
+# --auto-scale-lr takes the learning rate to other batches.
+auto_scale_lr = dict(enable=False, base_batch_size=64)
