@@ -224,15 +224,8 @@ def _light_auxiliary(model: dict) -> dict:
         raise LocalLearningError(
             f"auxiliary='light' is a detector or segmentor, and {type_name(model.get('type'))} is "
             "none that tells its num_classes: give 'shared', or a config with a head of its task")
-    stages = list(model['backbone'].get('out_indices', (0, 1, 2, 3)))
-    if 1 not in stages:
-        raise LocalLearningError(
-            f"auxiliary='light' needs the backbone's map of stride 8, out_indices={stages} lacks "
-            "index 1: give 'shared', or a config with a head that fits")
-    head = dict(type='LightRetinaNet', num_classes=max(numbers))
-    if stages.index(1) != 1:
-        head['neck'] = dict(start_level=stages.index(1))
-    return dict(type='SLM', channels=64, head=head)
+    return dict(type='SLM', channels=64,
+                head=dict(type='LightRetinaNet', num_classes=max(numbers)))
 
 
 def _light_segmentor(model: dict) -> dict:

@@ -31,6 +31,7 @@ class Trainer:
             optim_wrapper=self.optim_wrapper,
             seed=0,
             iter=0,
+            cfg={},
             logger=MMLogger.get_current_instance(),
             message_hub=MessageHub.get_instance('tests'))
         self.log = {}

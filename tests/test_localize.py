@@ -64,13 +64,42 @@ def test_light_auxiliary_networks(name, classes):
         auxiliary.check(model, model.backbone)
 
 
-def test_a_light_head_starts_at_stride_8():
+def light_heads(backbone, channels):
+    """The own heads of a detector whose modules learn from light ones."""
     cfg = small_config()
-    cfg.model.backbone.out_indices = (1, 2, 3)
-    assert localize(cfg, auxiliary='light').model.backbone.auxiliary.head.neck.start_level == 0
-    cfg.model.backbone.out_indices = (2, 3)
-    with pytest.raises(LocalLearningError, match='stride 8, .* lacks index 1: give .shared.'):
-        localize(cfg, auxiliary='light')
+    cfg.model.backbone = backbone
+    cfg.model.neck.in_channels = channels
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build(localize(cfg, auxiliary='light').model)
+    return [auxiliary.head for auxiliary in model.backbone.auxiliary]
+
+
+@pytest.mark.parametrize('indices, start_level', [
+    ((1, 2, 4, 6), 1),  # strides 4, 8, 16 and 32
+    ((0, 1, 2, 4), 2),  # 2, 4, 8 and 16
+    ((2, 4, 6), 0),
+])
+def test_a_light_head_starts_at_stride_8(indices, start_level):
+    """Wherever that is among the backbone's maps: anchors lie on the positions of the maps."""
+    widths = dict(zip(range(8), (8, 8, 8, 8, 16, 24, 40, 1280)))
+    backbone = dict(type='mmdet.MobileNetV2', widen_factor=.125, out_indices=indices)
+    for head in light_heads(backbone, [widths[i] for i in indices]):
+        assert head.neck.start_level == start_level
+        assert head.backbone.strides[start_level] == 8
+
+
+def test_maps_that_no_light_head_fits():
+    dilated = dict(
+        type='ResNet', depth=18, base_channels=8, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
+        norm_cfg=dict(type='BN'))
+    with pytest.raises(LocalLearningError, match=r'has those of \(4, 8, 8, 8\): give the head strides'):
+        light_heads(dilated, [8, 16, 32, 64])
+    with pytest.raises(LocalLearningError, match=r'has those of \(16, 32\)'):
+        light_heads(dict(type='ResNet', depth=18, base_channels=8, out_indices=(2, 3),
+                         norm_cfg=dict(type='BN')), [32, 64])
+
+
+def test_what_no_light_head_is_for():
     classifier = Config(dict(model=dict(
         type='ImageClassifier', backbone=dict(type='ResNet'), head=dict(num_classes=10))))
     with pytest.raises(LocalLearningError, match='ImageClassifier is none .*: give .shared.'):

@@ -258,7 +258,7 @@ class DeviceBatches:
         metainfo = dict(img_shape=size, ori_shape=size)
         return [
             DataSample(metainfo=dict(metainfo, sample_idx=index)).set_gt_label(label)
-            for label, index in zip(labels.split(1), indices)
+            for label, index in zip(labels.split(1), indices.tolist())
         ]
 
 

@@ -1,6 +1,6 @@
 """``FBAHook``: what a module may see while it trains."""
 from contextlib import ExitStack
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.dist import get_rank
@@ -69,6 +69,18 @@ def check_local_training(model: nn.Module, optim_wrapper: type,
     return local_backbone
 
 
+def _check_checkpointing(paths: Union[None, str, Sequence[str]], model: nn.Module) -> None:
+    """Refuse MMEngine's wrapping of layers: the first of a module would get no gradients."""
+    paths = [paths] if isinstance(paths, str) else paths or ()
+    names = [name for name, module in _unwrapped(model).named_modules()
+             if isinstance(module, LocalBackbone)]
+    for path in paths:
+        if any(f'{path}.'.startswith(f'{name}.') for name in names):
+            raise LocalLearningError(
+                f'activation_checkpointing={path!r} leaves layers of a local module without gradients: '
+                'set with_cp=True of the wrapped backbone instead')
+
+
 def _unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, _WRAPPERS) else model
 
@@ -127,6 +139,7 @@ class FBAHook(Hook):
                 'config, or inherit configs/_base_/fba.py')
         local_backbone = check_local_training(
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
+        _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
         if isinstance(runner.model, LocalModuleParallel):

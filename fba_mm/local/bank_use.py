@@ -154,6 +154,14 @@ class GatedContext(BankUse):
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, torch.tensor(opening).logit().item())
 
+    def check_bank(self, scope: str) -> None:
+        """See :class:`BankUse`. What a scope has no source for is not trained."""
+        super().check_bank(scope)
+        if scope != 'all':
+            self.deep_projection.requires_grad_(False)
+            if not self.projections:
+                self.gate.requires_grad_(False)
+
     def enrich(self, features: Tuple[Tensor, ...], step: LocalStep) -> Tuple[Tensor, ...]:
         """See :class:`BankUse`."""
         own = features[-1]
@@ -226,7 +234,9 @@ class LogitTarget(BankUse):
              step: LocalStep) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         level = self.cut_point.levels[-1].level
-        target = step.network_logits((step.bank.get(level), ))
+        # The bank may hold it in fewer bits.
+        deep = step.bank.get(level).to(features[-1].dtype)
+        target = step.network_logits((deep, ))
         own = step.logits(head, source, features)
         return self.weight * _divergence(target, own, self.temperature)
 
@@ -346,6 +356,10 @@ class SampleMemory(BankUse):
         """See :class:`BankUse`."""
         super().check(model)
         _compare_classes(self.num_classes, model)
+        if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
+            raise LocalLearningError(
+                'SampleMemory knows images as they are, and batch_augments mixes them: leave '
+                "model.train_cfg.augments out, or take bank_use=dict(type='LogitTarget')")
 
     def _indices(self, step: LocalStep) -> Tensor:
         # A number per sample, or all numbers of the batch in one.

@@ -138,7 +138,11 @@ class LocalStep:
             features: Of the whole network in this iteration.
         """
         if self._network_logits is None:
-            with torch.no_grad():
+            # Casts that autocast makes here have no graph, and would be used again with the loss.
+            device_type = self.images.device.type
+            with torch.no_grad(), torch.autocast(
+                    device_type, enabled=torch.is_autocast_enabled(device_type),
+                    cache_enabled=False):
                 self._network_logits = self.logits(self.model, self.source, features)
         return self._network_logits
 

@@ -46,11 +46,14 @@ class FeatureSource(AnsweringBackbone):
 
     Args:
         channels: Channels of the maps that it will answer with, for who builds a neck on it.
+        strides: Their strides, in pixels, for who places anchors on them.
     """
 
-    def __init__(self, channels: Optional[Sequence[int]] = None):
+    def __init__(self, channels: Optional[Sequence[int]] = None,
+                 strides: Optional[Sequence[int]] = None):
         super().__init__()
         self.channels = channels
+        self.strides = strides
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Return the features that were given to :meth:`answering`."""

@@ -37,8 +37,8 @@ def light_retinanet(backbone: dict,
         octave_base_scale: Size of the smallest anchor of a level, in strides.
         scales_per_octave: Anchor sizes per position.
         ratios: Height / width of the anchors.
-        strides: Strides of the neck's maps. The first belongs to the backbone's second map, unless
-            ``neck`` has another ``start_level``.
+        strides: Strides of the neck's maps. The neck starts with the backbone's map of the first
+            one; where the backbone's strides aren't told, with the second map.
         loss_cls: Classification loss; unset, :class:`SlicedFocalLoss`. Heads make a logit for the
             background unless it says ``use_sigmoid=True``.
         loss_bbox: Regression loss; unset, L1.
@@ -50,7 +50,8 @@ def light_retinanet(backbone: dict,
         A ``mmdet.RetinaNet``.
 
     Raises:
-        LocalLearningError: mmdet isn't installed, or ``backbone`` tells no channels.
+        LocalLearningError: mmdet isn't installed, ``backbone`` tells no channels, or its maps have
+            other strides.
 
     Example:
         >>> auxiliary = dict(
@@ -70,7 +71,6 @@ def light_retinanet(backbone: dict,
         type='mmdet.FPN',
         in_channels=list(in_channels),
         out_channels=channels,
-        start_level=1,
         add_extra_convs='on_input',
         num_outs=len(strides))
     head = dict(
@@ -88,6 +88,8 @@ def light_retinanet(backbone: dict,
         bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
         loss_cls=loss_cls or dict(type='SlicedFocalLoss', use_sigmoid=True),
         loss_bbox=loss_bbox or dict(type='mmdet.L1Loss'))
+    if 'start_level' not in (neck or {}):
+        fpn['start_level'] = _start_level(backbone.get('strides'), strides)
     training = dict(
         assigner=dict(
             type='mmdet.MaxIoUAssigner',
@@ -108,3 +110,20 @@ def light_retinanet(backbone: dict,
             neck=dict(fpn, **(neck or {})),
             bbox_head=dict(head, **(bbox_head or {})),
             train_cfg=dict(training, **(train_cfg or {}))))
+
+
+def _start_level(own: Optional[Sequence[int]], strides: Sequence[int]) -> int:
+    """The backbone's map with which the neck starts, so that anchors lie where the maps do.
+
+    Args:
+        own: Strides of the backbone's maps, if they are known.
+        strides: Those of the neck's maps.
+    """
+    if own is None:
+        return 1
+    start = list(own).index(strides[0]) if strides[0] in own else len(own)
+    if start == len(own) or list(own)[start:] != list(strides)[:len(own) - start]:
+        raise LocalLearningError(
+            f'LightRetinaNet looks at maps of strides {tuple(strides)}, and the backbone has those of '
+            f'{tuple(own)}: give the head strides that begin with some of these, or take another')
+    return start

@@ -22,7 +22,7 @@ def runner_of(model, optim_wrapper=LocalOptimWrapper, **settings):
     """As much of a runner as the hook looks at before training."""
     optim_wrapper = optim_wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=.1))
     return SimpleNamespace(**dict(
-        dict(model=model, optim_wrapper=optim_wrapper, logger=mock.Mock()), **settings))
+        dict(model=model, optim_wrapper=optim_wrapper, logger=mock.Mock(), cfg={}), **settings))
 
 
 class AmpOptimWrapper(OptimWrapper):
@@ -48,6 +48,14 @@ def test_two_local_backbones():
     with pytest.raises(LocalLearningError,
                        match=r'2 LocalBackbones \(backbone, backbone.backbone\): wrap one'):
         FBAHook().before_run(runner_of(build(cfg)))
+
+
+@pytest.mark.parametrize('paths', ['backbone', ['neck', 'backbone.backbone.layer1.0']])
+def test_wrapped_layers_that_would_get_no_gradient(model, paths):
+    cfg = dict(activation_checkpointing=paths)
+    with pytest.raises(LocalLearningError, match="activation_checkpointing='backbone.*with_cp=True"):
+        FBAHook().before_run(runner_of(model, cfg=cfg))
+    FBAHook().before_run(runner_of(model, cfg=dict(activation_checkpointing=['bbox_head'])))
 
 
 @pytest.mark.parametrize('wrapper, advice', [(OptimWrapper, 'LocalOptimWrapper'),

@@ -106,7 +106,7 @@ def test_trains_in_isolation(name):
             if i != index:
                 return
             loss, _ = model.parse_losses(losses)
-            parameters = list(model.parameters())
+            parameters = [p for p in model.parameters() if p.requires_grad]
             found = torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True)
             grads.update({p: g for p, g in zip(parameters, found) if g is not None})
 
@@ -332,3 +332,57 @@ def test_a_head_of_its_own(use):
     assert gradients['backbone.auxiliary.0.head.head.fc.weight'].abs().sum() > 0
     trainer.step(batch_for(model))
     assert not torch.equal(own, before) and not torch.equal(model.head.fc.weight, main)
+
+
+@pytest.mark.parametrize('scope, frozen', [
+    ('past', {'0.gate', '0.deep_projection', '1.deep_projection'}), ('all', set())])
+def test_what_a_scope_has_no_source_for_is_not_trained(scope, frozen):
+    """Processes would wait for its gradients."""
+    model = model_with(USES['GatedContext'])
+    trainer = Trainer(model, scope=scope)
+    gradients = trainer.gradients(batch_for(model))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == set(gradients)
+    parts = {name.replace('.bank_use.', '.').split('auxiliary.')[1].rpartition('.')[0]
+             for name, p in model.named_parameters() if not p.requires_grad}
+    assert parts == frozen
+
+
+@pytest.mark.parametrize('name', ['FeatureTarget', 'LogitTarget', 'GatedContext'])
+def test_a_bank_in_fewer_bits(name):
+    model = model_with(USES[name])
+    trainer = Trainer(model, scope='all')
+    trainer.hook.bank.dtype = torch.bfloat16
+    assert all(torch.isfinite(torch.tensor(v)) for v in trainer.step(batch_for(model)).values())
+
+
+def test_memories_of_mixed_images_are_refused():
+    model = model_with(USES['SampleMemory'])
+    model.data_preprocessor.batch_augments = object()
+    with pytest.raises(LocalLearningError, match='batch_augments mixes them: leave'):
+        check_local_training(model, LocalOptimWrapper)
+
+
+@pytest.mark.parametrize('name', ['ClassMemory', 'SampleMemory', 'GatedContext'])
+def test_the_bank_behind_another_methods_block(name):
+    """MAN's host sees what it would see alone."""
+    host = dict(type='SLM', bank_use=USES[name])
+    cfg = localize(classifier('BN'), 3, auxiliary=dict(type='MAN', host=host))
+    model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
+    trainer = Trainer(model)
+    data = batch_for(model, labels=[0, 1, 2, 3])
+    spies = [Spy(auxiliary.host.bank_use) for auxiliary in model.backbone.auxiliary]
+    for _ in range(2):
+        trainer.step(data)
+    if name == 'GatedContext':
+        assert any(not torch.equal(before[-1], after[-1]) for before, after in spies[1].enriched)
+    else:
+        assert all(spy.losses[0] is None and spy.losses[1] > 0 for spy in spies)
+
+
+def test_a_bank_that_has_nothing_for_the_host():
+    cfg = localize(classifier('BN'), 3, auxiliary=dict(
+        type='MAN', host=dict(type='SLM', bank_use=USES['FeatureTarget'])))
+    model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    with pytest.raises(LocalLearningError, match="'FeatureTarget' finds nothing"):
+        check_local_training(model, LocalOptimWrapper, 'past')

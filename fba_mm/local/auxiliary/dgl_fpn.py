@@ -67,7 +67,8 @@ class DGLFPN(Auxiliary):
             ]
         self.convs = nn.Sequential(*convs)
         self.level_channels = [channels] * len(cut_point.levels)
-        self.head = build_own_head(head, self.level_channels)
+        self.head = build_own_head(
+            head, self.level_channels, [stage.stride for stage in cut_point.levels])
 
     def features(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
         """The module's map at the size of each map that the backbone returns, (N, c, H, W) each.

@@ -1,6 +1,6 @@
 """MAN and MAN++: a module learns through an averaged copy of a block that follows it."""
 from dataclasses import replace
-from typing import Dict, Optional
+from typing import Dict, Optional, Tuple
 
 import torch
 from mmengine.registry import MODELS
@@ -60,6 +60,7 @@ class _ThroughLaterBlock(Auxiliary):
                 stage=block.stage,
                 later=later[1:],
                 as_map=same))
+        self.reads_pooled = self.host.reads_pooled
 
     def _copy(self) -> nn.Module:
         block = self.cut_point.copy_block(self.path)
@@ -127,6 +128,14 @@ class _ThroughLaterBlock(Auxiliary):
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """What the host can't serve, this can't either."""
         self.host.check(model, source)
+
+    def check_bank(self, scope: str) -> None:
+        """What the host can't serve, this can't either."""
+        self.host.check_bank(scope)
+
+    def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
+        """See :class:`Auxiliary`."""
+        self.host.observe(features, step)
 
 
 @MODELS.register_module()

@@ -11,12 +11,13 @@ from ..task_loss import AnsweringBackbone
 from .base import num_classes_of
 
 
-def build_own_head(head: dict, channels: Sequence[int]) -> nn.Module:
+def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
     """Build a model without a backbone on the maps that an auxiliary network makes.
 
     Args:
         head: Config of the model, without ``backbone``; its ``neck.in_channels`` is filled in.
         channels: Channels of the maps.
+        strides: Their strides, in pixels.
 
     Raises:
         LocalLearningError: It has no type or has a backbone, or can't be built.
@@ -28,7 +29,8 @@ def build_own_head(head: dict, channels: Sequence[int]) -> nn.Module:
     if head.get('backbone') is not None:
         raise LocalLearningError(
             'auxiliary.head has a backbone: leave it out, the module is its backbone')
-    head = dict(head, backbone=dict(type='FeatureSource', channels=list(channels)))
+    head = dict(head, backbone=dict(
+        type='FeatureSource', channels=list(channels), strides=list(strides)))
     # The module's loss is computed on batches that the model has already preprocessed.
     head.pop('data_preprocessor', None)
     neck = head.get('neck')
@@ -60,7 +62,11 @@ def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
         raise LocalLearningError(
             f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
             'num_classes')
-    like = next(head.parameters())
+    like = next(head.parameters(), None)
+    if like is None:
+        raise LocalLearningError(
+            f'auxiliary.head, a {type(head).__name__}, has nothing to learn: give one with layers, or '
+            "leave head out, and modules share the model's own")
     maps = tuple(
         like.new_zeros(1, width, 64 // 2**i, 64 // 2**i) for i, width in enumerate(channels))
     training = head.training

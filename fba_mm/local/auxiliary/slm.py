@@ -19,23 +19,26 @@ from .own_head import build_own_head, check_own_head
 
 
 class PooledShortcut(nn.Module):
-    """A block that learns nothing: pools a map and adds or leaves out channels.
+    """A block that learns nothing: pools a map, and adds channels or averages some.
 
     Args:
         in_channels: Channels of the map.
-        out_channels: Channels of the result; those that the map lacks are zeros.
+        out_channels: Channels of the result. Those that the map lacks are zeros; those beyond are
+            averaged with the first ones, so that a module learns with all of its channels.
         stride: Positions of the map, in height and in width, that become one.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
-        self.missing = out_channels - in_channels
+        self.out_channels = out_channels
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
         x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
-        return F.pad(x, (0, 0, 0, 0, 0, self.missing))
+        groups = [F.pad(group, (0, 0, 0, 0, 0, self.out_channels - group.size(1)))
+                  for group in x.split(self.out_channels, 1)]
+        return groups[0] if len(groups) == 1 else torch.stack(groups).mean(0)
 
 
 @MODELS.register_module()
@@ -145,7 +148,8 @@ class SLM(Auxiliary):
                 if cut_point.reduced_output is not None and self._makes(stage):
                     self.outputs[str(stage.level)] = cut_point.reduced_output(
                         stage.level, out_channels)
-        self.head = None if head is None else build_own_head(head, self.level_channels)
+        self.head = None if head is None else build_own_head(
+            head, self.level_channels, [stage.stride for stage in cut_point.levels])
         self.bank_use: Optional[BankUse] = None
         if bank_use is not None:
             self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
@@ -232,6 +236,10 @@ class SLM(Auxiliary):
 
     def _draw_images(self, step: LocalStep) -> slice:
         total = len(step.data_samples)
+        if total != len(step.images):
+            raise LocalLearningError(
+                f'auxiliary.image_share={self.image_share} needs a data sample for each image: leave '
+                'joint_sample of the train loop out, or image_share')
         count = max(round(self.image_share * total), 1)
         # Batches are shuffled: neighbours are as good as any.
         start = int(torch.randint(total - count + 1, (), generator=step.generator))

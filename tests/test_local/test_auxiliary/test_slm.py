@@ -4,6 +4,8 @@ import torch
 
 from fba_mm import LocalBackbone, LocalLearningError
 from fba_mm.local import FeatureBank, LocalStep
+from fba_mm.local.auxiliary.own_head import build_own_head, check_own_head
+from fba_mm.local.auxiliary.slm import PooledShortcut
 
 from ...conftest import batch, build, own_head, retinanet
 from ...local_training import Trainer
@@ -279,6 +281,13 @@ def test_a_head_is_checked_where_it_is(place):
     assert {(x.device, x.dtype) for x in seen} == {(weight.device, weight.dtype)}
 
 
+def test_an_own_head_with_nothing_to_learn():
+    settings = dict(type='mmpretrain.ImageClassifier', head=dict(type='mmpretrain.ClsHead'))
+    head = build_own_head(settings, [8], [4])
+    with pytest.raises(LocalLearningError, match='ImageClassifier, has nothing to learn: .*leave head'):
+        check_own_head(head, [8], head, head.backbone)
+
+
 # Without blocks
 
 
@@ -295,6 +304,20 @@ def test_pooled_maps(stage):
         pooled = torch.nn.functional.avg_pool2d(x, x.shape[-1] // SIZES[level])
         torch.testing.assert_close(features[level][:, :channels], pooled)
         assert not features[level][:, channels:].any()
+
+
+@pytest.mark.parametrize('channels, out_channels', [(5, 3), (8, 4), (7, 2)])
+def test_pooled_maps_of_fewer_channels(channels, out_channels):
+    """All of a module's channels are to learn: those beyond are averaged with the first ones."""
+    x = torch.rand(2, channels, 4, 4, requires_grad=True)
+    out = PooledShortcut(channels, out_channels, 2)(x)
+    pooled = torch.nn.functional.avg_pool2d(x, 2)
+    count = -(-channels // out_channels)
+    for channel in range(out_channels):
+        members = [pooled[:, c] for c in range(channel, channels, out_channels)]
+        torch.testing.assert_close(out[:, channel], sum(members) / count)
+    out.sum().backward()
+    assert (x.grad > 0).all()
 
 
 def test_pooled_maps_of_odd_sizes():
@@ -320,3 +343,11 @@ def test_blocks_that_are_refused():
         embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=16))
     with pytest.raises(LocalLearningError, match="blocks_per_stage=0 pools maps.*give 1 or more"):
         LocalBackbone(tokens, 2, auxiliary=dict(type='SLM', blocks_per_stage=0))
+
+
+def test_one_data_sample_for_all_images_has_no_share():
+    auxiliary = slm(1, image_share=.5)
+    step = step_with(FeatureBank('off'))
+    step.data_samples = [object()]
+    with pytest.raises(LocalLearningError, match='leave joint_sample of the train loop out'):
+        auxiliary.loss(map_of(1), {}, step)
