@@ -1,6 +1,7 @@
 """FBA's auxiliary network: which maps it puts together, and which configs it refuses."""
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 from fba_mm import LocalBackbone, LocalLearningError
 from fba_mm.local import FeatureBank, LocalStep
@@ -283,7 +284,8 @@ def test_a_head_is_checked_where_it_is(place):
 
 def test_an_own_head_with_nothing_to_learn():
     settings = dict(type='mmpretrain.ImageClassifier', head=dict(type='mmpretrain.ClsHead'))
-    head = build_own_head(settings, [8], [4])
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        head = build_own_head(settings, [8], [4])
     with pytest.raises(LocalLearningError, match='ImageClassifier, has nothing to learn: .*leave head'):
         check_own_head(head, [8], head, head.backbone)
 
