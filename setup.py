@@ -22,7 +22,8 @@ setup(
     packages=find_packages(include=['fba_mm', 'fba_mm.*']),
     python_requires='>=3.8',
     install_requires=[
-        'torch>=2.4', 'torchvision', 'numpy', 'matplotlib', 'rich', 'scikit-image', 'scikit-learn'
+        'torch>=2.4', 'torchvision', 'numpy', 'scipy', 'Pillow', 'matplotlib', 'rich', 'scikit-image',
+        'scikit-learn'
     ],
     # Onto packages that are kept: pip install -e .[segmentation]. Where mmsegmentation is
     # installed, it isn't needed.
