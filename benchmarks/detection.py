@@ -217,6 +217,16 @@ def deviation(by_seed: Dict[int, dict]) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.
 
 
+def finish(figure: plt.Figure, axes: plt.Axes, xlabel: str, title: str, path: Path) -> None:
+    """Label a picture with mAP over something, and write it."""
+    axes.margins(x=.15, y=.15)
+    axes.legend()
+    axes.set(xlabel=xlabel, ylabel='mAP, %', title=title)
+    axes.grid(alpha=.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant], title: str,
                 path: Path) -> None:
     """mAP over peak memory, one point per variant, those of one method on a line."""
@@ -231,12 +241,7 @@ def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant]
             if variant.modules is not None:
                 axes.annotate(f'K={variant.modules}', point, xytext=(7, 5),
                               textcoords='offset points')
-    axes.margins(x=.15, y=.15)
-    axes.legend()
-    axes.set(xlabel='peak memory of a training step, MiB', ylabel='mAP, %', title=title)
-    axes.grid(alpha=.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    finish(figure, axes, 'peak memory of a training step, MiB', title, path)
 
 
 def trained_so_far(folder: Path) -> Dict[int, Dict[int, dict]]:
@@ -270,12 +275,7 @@ def draw_time(budgets: Dict[str, Dict[int, Dict[int, dict]]], seconds: Dict[str,
                       fmt='D-' if name == BP else 'o-', capsize=3, label=name)
         for epochs, *point in zip(by_epochs, times, values):
             axes.annotate(f'{epochs} epochs', point, xytext=(6, -12), textcoords='offset points')
-    axes.margins(x=.15, y=.15)
-    axes.legend()
-    axes.set(xlabel='training time, in epochs of BP', ylabel='mAP, %', title=title)
-    axes.grid(alpha=.3)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    finish(figure, axes, 'training time, in epochs of BP', title, path)
 
 
 def draw_modules(results: Results, peaks: Dict[str, int], seconds: Dict[str, float],

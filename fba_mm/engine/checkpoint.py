@@ -330,8 +330,8 @@ def check_fit(model: nn.Module,
         mend = 'give the config that it was trained with'
         if any('.backbone.' in k for k in fit.unexpected):
             mend += ', which lies beside it as a .py file'
-        if any('.backbone.' in k for k in fit.unexpected) and purpose != 'resume':
-            mend += ', or export it first with tools/export.py'
+            if purpose != 'resume':
+                mend += ', or export it first with tools/export.py'
         shown = (fit.mismatched + fit.missing + fit.unexpected)[0]
         raise LocalLearningError(
             f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '

@@ -22,13 +22,12 @@ class PooledShortcut(nn.Module):
     """A block that learns nothing: pools a map, and adds channels or averages some.
 
     Args:
-        in_channels: Channels of the map.
         out_channels: Channels of the result. Those that the map lacks are zeros; those beyond are
             averaged with the first ones, so that a module learns with all of its channels.
         stride: Positions of the map, in height and in width, that become one.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(self, out_channels: int, stride: int):
         super().__init__()
         self.out_channels = out_channels
         self.stride = stride
@@ -161,7 +160,7 @@ class SLM(Auxiliary):
     def _stage(self, in_channels: int, out_channels: int, stride: int, blocks: int,
                dilation: int) -> nn.Module:
         if not blocks:
-            return PooledShortcut(in_channels, out_channels, stride)
+            return PooledShortcut(out_channels, stride)
         block = self.cut_point.reduced_block
         if dilation != 1:
             block = partial(block, dilation=dilation)

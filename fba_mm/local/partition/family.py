@@ -31,6 +31,15 @@ def backbone_family(class_name: str) -> Callable:
     return register
 
 
+def owner_of_forward(backbone: nn.Module) -> type:
+    """The class that defines how a backbone runs: its own, or one that it inherits from.
+
+    Args:
+        backbone: A built backbone.
+    """
+    return next(c for c in type(backbone).__mro__ if 'forward' in vars(c))
+
+
 def unroll(backbone: nn.Module) -> Unrolled:
     """Unroll a backbone into the segments between which it can be cut.
 
@@ -40,7 +49,7 @@ def unroll(backbone: nn.Module) -> Unrolled:
     Raises:
         LocalLearningError: The family is unknown.
     """
-    owner = next(c for c in type(backbone).__mro__ if 'forward' in vars(c))
+    owner = owner_of_forward(backbone)
     if owner.__name__ not in _FAMILIES:
         own = '' if owner is type(backbone) else f' (it runs as {owner.__name__} does)'
         raise LocalLearningError(

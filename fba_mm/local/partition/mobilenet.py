@@ -6,7 +6,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .family import backbone_family
+from .family import backbone_family, owner_of_forward
 from .segment import Segment, Unrolled, run_submodule
 
 
@@ -112,9 +112,9 @@ def unroll_mobilenet_v2(backbone: nn.Module) -> Unrolled:
         >>> unroll_mobilenet_v2(MODELS.build(dict(type='mmdet.MobileNetV2'))).segments[1].name
         'layer1.0'
     """
-    owner = next(c for c in type(backbone).__mro__ if 'forward' in vars(c))
     # mmseg's returns a single map as it is.
-    returns_tuple = len(backbone.out_indices) > 1 or not owner.__module__.startswith('mmseg.')
+    is_mmseg = owner_of_forward(backbone).__module__.startswith('mmseg.')
+    returns_tuple = len(backbone.out_indices) > 1 or not is_mmseg
     return _unrolled(backbone, backbone.layers, backbone.act_cfg, 'conv1', returns_tuple)
 
 

@@ -312,7 +312,7 @@ def test_pooled_maps(stage):
 def test_pooled_maps_of_fewer_channels(channels, out_channels):
     """All of a module's channels are to learn: those beyond are averaged with the first ones."""
     x = torch.rand(2, channels, 4, 4, requires_grad=True)
-    out = PooledShortcut(channels, out_channels, 2)(x)
+    out = PooledShortcut(out_channels, 2)(x)
     pooled = torch.nn.functional.avg_pool2d(x, 2)
     count = -(-channels // out_channels)
     for channel in range(out_channels):
