@@ -6,8 +6,8 @@ import torch
 from mmengine.config import Config
 
 from fba_mm import LocalBackbone, LocalLearningError, localize
+from fba_mm.checkpoint import export_checkpoint
 from fba_mm.config import load_config
-from fba_mm.engine.checkpoint import export_checkpoint
 from fba_mm.engine.preflight import build_model
 from fba_mm.localize import stock_form
 

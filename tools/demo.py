@@ -29,8 +29,8 @@ from rich.table import Table
 
 from fba_mm import command_line
 from fba_mm.analysis import StepMemory, TrainingStep, draw_memory, measure_step
+from fba_mm.checkpoint import guard_checkpoints
 from fba_mm.datasets import build_digits_on_photos
-from fba_mm.engine.checkpoint import guard_checkpoints
 from fba_mm.errors import LocalLearningError
 
 ROOT = Path(__file__).resolve().parent.parent

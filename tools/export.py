@@ -6,9 +6,9 @@ import argparse
 import os
 
 from fba_mm import command_line
+from fba_mm.checkpoint import (check_fit, export_checkpoint, guard_checkpoints, read_checkpoint,
+                               write_checkpoint)
 from fba_mm.config import load_config
-from fba_mm.engine.checkpoint import (check_fit, export_checkpoint, guard_checkpoints,
-                                      read_checkpoint, write_checkpoint)
 from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import stock_form

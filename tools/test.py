@@ -9,8 +9,8 @@ from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
 
 from fba_mm import command_line
+from fba_mm.checkpoint import check_fit, guard_checkpoints
 from fba_mm.config import settings_of, type_name
-from fba_mm.engine.checkpoint import check_fit, guard_checkpoints
 from fba_mm.engine.preflight import (build_model, check_data, choose_model_wrapper,
                                      readable_errors)
 from fba_mm.engine.processes import (check_agreement, init_processes, joint_errors,

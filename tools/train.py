@@ -17,8 +17,8 @@ from mmengine.logging import print_log
 
 from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
+from fba_mm.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.config import settings_of
-from fba_mm.engine.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.engine.preflight import (build_model, check_training, choose_model_wrapper,
                                      readable_errors, use_atomic_checkpoints)
 from fba_mm.engine.processes import (check_agreement, from_first_process, init_processes,

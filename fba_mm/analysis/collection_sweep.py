@@ -12,8 +12,8 @@ from mmengine.logging import MessageHub
 from mmengine.utils import get_installed_path
 from torch import Tensor, nn
 
+from fba_mm.checkpoint import export_checkpoint
 from fba_mm.config import type_name
-from fba_mm.engine.checkpoint import export_checkpoint
 from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
 from fba_mm.local import LocalBackbone

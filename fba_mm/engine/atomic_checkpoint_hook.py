@@ -7,8 +7,8 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
+from ..checkpoint import replacing
 from ..errors import LocalLearningError
-from .atomic_backend import replacing
 from .processes import from_first_process
 from .whole_model import whole_model, whole_weights
 

@@ -17,9 +17,8 @@ from mmengine.logging import MessageHub
 from mmengine.runner import save_checkpoint
 
 from fba_mm import LocalLearningError
+from fba_mm.checkpoint import AtomicBackend, find_resumable, read_checkpoint, replacing
 from fba_mm.engine import AtomicCheckpointHook
-from fba_mm.engine.atomic_backend import AtomicBackend, replacing
-from fba_mm.engine.checkpoint import find_resumable, read_checkpoint
 
 
 class SavingRunner:
@@ -240,7 +239,7 @@ def test_without_a_pointer_the_newest_one(pointer, work_dir):
 def test_the_last_usable_one_is_taken_and_named(work_dir, caplog):
     spoil(work_dir / 'epoch_3.pth')
     (work_dir / 'epoch_2.pth').write_bytes(b'')
-    with mock.patch('fba_mm.engine.checkpoint.print_log') as log:
+    with mock.patch('fba_mm.checkpoint.resuming.print_log') as log:
         assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_1.pth')
     said = [call.args[0] for call in log.call_args_list]
     assert 'epoch_3.pth is corrupt' in said[0] and said[0].endswith('it is passed over')

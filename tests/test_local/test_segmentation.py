@@ -11,7 +11,7 @@ from torch import nn
 
 from fba_mm import localize
 from fba_mm.analysis.training_profile import profile_training
-from fba_mm.engine.checkpoint import export_checkpoint
+from fba_mm.checkpoint import export_checkpoint
 from fba_mm.engine.preflight import build_model
 from fba_mm.local.partition import unroll
 from fba_mm.localize import stock_form

@@ -12,7 +12,7 @@ from mmengine.runner import load_checkpoint
 from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper,
                     localize)
 from fba_mm.analysis.memory import measure_step
-from fba_mm.engine.checkpoint import check_fit, compare, export_checkpoint
+from fba_mm.checkpoint import check_fit, compare, export_checkpoint
 from fba_mm.engine.preflight import check_training
 from fba_mm.local.auxiliary.reconstruction import SLMReconstruction
 from fba_mm.local.partition.edsr import FIRST_MAP

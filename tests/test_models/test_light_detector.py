@@ -7,8 +7,8 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 from fba_mm import LocalLearningError, SlicedFocalLoss
+from fba_mm.checkpoint import export_checkpoint
 from fba_mm.config import load_config
-from fba_mm.engine.checkpoint import export_checkpoint
 from fba_mm.local.task_loss import task_loss
 from fba_mm.models import light_detector
 

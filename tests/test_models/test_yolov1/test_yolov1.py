@@ -5,7 +5,7 @@ import pytest
 import torch
 from mmdet.structures.bbox import bbox_overlaps
 
-from fba_mm.engine.checkpoint import export_checkpoint
+from fba_mm.checkpoint import export_checkpoint
 from tests.conftest import NUM_CLASSES, batch, build
 from tests.local_training import Trainer
 

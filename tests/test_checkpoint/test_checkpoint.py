@@ -12,8 +12,8 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import load_checkpoint
 
 from fba_mm import LocalLearningError
-from fba_mm.engine.checkpoint import (check_fit, compare, export_checkpoint, guard_checkpoints,
-                                      read_checkpoint, state_dict_of, write_checkpoint)
+from fba_mm.checkpoint import (check_fit, compare, export_checkpoint, guard_checkpoints,
+                               read_checkpoint, state_dict_of, write_checkpoint)
 from tests.conftest import batch, build, own_head, retinanet
 from tests.test_tools.in_process import untouched_process
 

@@ -1,0 +1,163 @@
+"""Comparing checkpoints with a model, before they are loaded into it."""
+import re
+from typing import Dict, List, Mapping, NamedTuple, Optional
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import LocalLearningError
+from ..local import LocalBackbone
+from .safe_reading import read_checkpoint
+
+
+class CheckpointDiff(NamedTuple):
+    """How a checkpoint compares with a model, in names of the model's entries.
+
+    Attributes:
+        missing: Entries that the checkpoint lacks; those of auxiliary networks are left out if
+            it is a checkpoint of the unwrapped model.
+        mismatched: Entries of another shape, as ``'name (shape in checkpoint, in model)'``.
+        unexpected: Entries that the model lacks.
+        backbone: The missing and mismatched ones that belong to a wrapped backbone, without the layers
+            of a generator that enlarge.
+        total: Number of the model's entries.
+    """
+    missing: List[str]
+    mismatched: List[str]
+    unexpected: List[str]
+    backbone: List[str]
+    total: int
+
+
+def state_dict_of(checkpoint: Mapping) -> Dict[str, Tensor]:
+    """The weights in a checkpoint, without the ``module.`` of distributed training.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returned.
+    """
+    state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
+    return {
+        re.sub(r'^module\.', '', key): value
+        for key, value in state_dict.items() if isinstance(value, Tensor)
+    }
+
+
+def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> CheckpointDiff:
+    """Compare a checkpoint's weights with a model's.
+
+    Args:
+        model: The model, with or without a :class:`LocalBackbone`.
+        state_dict: Weights of a checkpoint, of the model as it is or of its unwrapped form.
+    """
+    expected = {k: v.shape for k, v in model.state_dict().items()}
+    given = {k: v.shape for k, v in state_dict.items()}
+    wrapped = {
+        f'{name}.' if name else '': m for name, m in model.named_modules()
+        if isinstance(m, LocalBackbone)
+    }
+    for prefix in wrapped:
+        given = LocalBackbone.wrapped_keys(given, prefix, expected)
+        if not any(k.startswith(f'{prefix}auxiliary.') for k in given):
+            auxiliary = f'{prefix}auxiliary.'
+            expected = {k: v for k, v in expected.items() if not k.startswith(auxiliary)}
+    missing = [k for k in expected if k not in given and not k.endswith('num_batches_tracked')]
+    mismatched = {
+        k: f'{k} ({tuple(given[k])} in the checkpoint, {tuple(expected[k])} in the model)'
+        for k in expected if k in given and given[k] != expected[k]
+    }
+    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', )
+    heads = tuple(f'{prefix}backbone.{layer}.' for prefix, local_backbone in wrapped.items()
+                  for layer in local_backbone.head_layers())
+    backbone = [
+        k for k in (*missing, *mismatched) if k.startswith(inner) and not k.startswith(heads)
+    ]
+    return CheckpointDiff(missing, list(mismatched.values()), [k for k in given if k not in expected],
+               backbone, len(expected))
+
+
+def check_fit(model: nn.Module,
+              path: str,
+              purpose: str,
+              trust: bool = False,
+              optimizer: Optional[Optimizer] = None) -> None:
+    """Refuse a checkpoint that isn't one of this model.
+
+    Args:
+        model: The model that it will be loaded into.
+        path: A local file. Anything with a ``://`` is left to MMEngine.
+        purpose: ``'test'``: every weight has to be there. ``'resume'``: those of auxiliary
+            networks as well. ``'load'`` (training starts from it): those of the backbone; a head
+            for other classes may differ, or a generator's layers for another scale, and MMEngine's
+            log says so.
+        trust: As for :func:`read_checkpoint`.
+        optimizer: The one that training is to go on with, on resuming.
+
+    Raises:
+        LocalLearningError: It does not fit; or it can't be read.
+    """
+    if '://' in path:
+        if purpose == 'resume':
+            raise LocalLearningError(f'cannot resume from {path}: download it, give its path')
+        return
+    checkpoint = read_checkpoint(path, trust=trust)
+    state_dict = state_dict_of(checkpoint)
+    fit = compare(model, state_dict)
+    if purpose == 'resume':
+        absent = absent_entries(checkpoint)
+        if absent:
+            raise LocalLearningError(
+                f'cannot resume from {path}: it has no {", ".join(absent)}; start from its weights '
+                f'instead, --cfg-options load_from={path}')
+        stock = any('.auxiliary.' in k for k in model.state_dict()) and not any(
+            '.auxiliary.' in k for k in state_dict)
+        if stock:
+            raise LocalLearningError(
+                f'cannot resume from {path}: it has no auxiliary networks, so it was not trained '
+                f'locally; start from its weights instead, --cfg-options load_from={path}')
+    faults = fit.missing + fit.mismatched
+    if purpose == 'resume':
+        faults += fit.unexpected
+    elif purpose == 'load':
+        faults = fit.backbone
+    if faults:
+        mend = 'give the config that it was trained with'
+        if any('.backbone.' in k for k in fit.unexpected):
+            mend += ', which lies beside it as a .py file'
+            if purpose != 'resume':
+                mend += ', or export it first with tools/export.py'
+        shown = (fit.mismatched + fit.missing + fit.unexpected)[0]
+        raise LocalLearningError(
+            f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '
+            f'differ, such as {shown}: {mend}')
+    if purpose == 'resume' and optimizer is not None:
+        _check_optimizer(optimizer, checkpoint['optimizer'], path)
+    if fit.unexpected and purpose != 'load':
+        print_log(
+            f'{path} has {len(fit.unexpected)} entries that the model lacks, such as '
+            f'{fit.unexpected[0]}; they are ignored', 'current')
+
+
+def _check_optimizer(optimizer: Optimizer, state: Mapping, path: str) -> None:
+    groups = state.get('param_groups', [])
+    # None and flags stand for what some versions of torch have and others lack.
+    settings = {
+        key for key, value in optimizer.defaults.items()
+        if value is not None and not isinstance(value, bool)
+    }
+    own = [len(group['params']) for group in optimizer.param_groups]
+    if own != [len(group['params']) for group in groups] or any(
+            settings - set(group) for group in groups):
+        raise LocalLearningError(
+            f'cannot resume from {path}: its optimizer state is not one of '
+            f'{type(optimizer).__name__} with these parameter groups; keep the optim_wrapper that '
+            f'it was trained with, or start from its weights, --cfg-options load_from={path}')
+
+
+def absent_entries(checkpoint: Mapping) -> List[str]:
+    """What a checkpoint lacks that training goes on from."""
+    absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
+    return absent + [
+        f'meta.{key}' for key in ('epoch', 'iter')
+        if key not in checkpoint.get('meta', ('epoch', 'iter'))
+    ]

@@ -1,0 +1,210 @@
+"""Reading checkpoints without running code from them.
+
+A checkpoint is a pickle, and a pickle from a stranger is a program. Two ways lead from one to
+running code in MMEngine: unpickling (it falls back to ``weights_only=False`` when the safe way
+fails), and resuming (it executes the config text that the checkpoint carries). Both are closed
+here unless the user says that the file is trusted.
+"""
+import functools
+import os
+import pickle
+import re
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..errors import LocalLearningError
+
+_STATISTICS = ('current', 'max', 'mean', 'min')
+
+
+def _history_method(owner: type, name: str) -> Any:
+    """Stands in for ``getattr`` in checkpoints, where MMEngine's history buffers need it."""
+    if owner is HistoryBuffer and name in _STATISTICS:
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f'attribute {name} of {owner}')
+
+
+@functools.lru_cache(maxsize=None)
+def _safe_globals() -> list:
+    multiarray = (getattr(np, '_core', None) or np.core).multiarray
+    numbers = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'
+    dtypes = {type(np.dtype(name)) for name in numbers}
+    return [
+        np.ndarray, np.dtype, *dtypes, HistoryBuffer, slice,
+        _named('builtins.getattr', _history_method), *[
+            _named(f'numpy.{core}.multiarray.{function.__name__}', function)
+            for core in ('core', '_core') for function in (multiarray._reconstruct,
+                                                           multiarray.scalar)
+        ]
+    ]
+
+
+def _named(name: str, function: Callable) -> Callable:
+    """The function under the name by which a pickle asks for it."""
+
+    def call(*args):
+        return function(*args)
+
+    call.__module__, call.__name__ = name.rsplit('.', 1)
+    call.__qualname__ = call.__name__
+    return call
+
+
+@contextmanager
+def _allowed_globals() -> Iterator[None]:
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(_safe_globals())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+class UnusableCheckpoint(LocalLearningError):
+    """A checkpoint file is missing or corrupt; another one may do."""
+
+
+def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -> dict:
+    """Read a checkpoint file without running code from it.
+
+    Args:
+        path: A local file.
+        trust: Unpickle whatever the file asks for. Only for files whose author you know.
+        map_location: As :func:`torch.load` takes it.
+
+    Returns:
+        The checkpoint. Unless trusted, it comes without ``meta['config']``, a program text that
+        MMEngine would execute on resuming, and without names of files in other directories that
+        MMEngine would delete.
+
+    Raises:
+        LocalLearningError: The file is missing or corrupt, or needs to run code to load.
+    """
+    path = os.path.expanduser(path)
+    if not os.path.isfile(path):
+        raise UnusableCheckpoint(f'checkpoint {path} not found: check its path')
+    try:
+        if trust:
+            checkpoint = torch.load(path, map_location=map_location, weights_only=False)
+        else:
+            with _allowed_globals():
+                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # A faulty file may make the unpickler raise anything.
+        raise _unreadable(path, error) from error
+    if not isinstance(checkpoint, dict):
+        raise LocalLearningError(
+            f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: give '
+            'a file that MMEngine or torch.save(model.state_dict()) wrote')
+    return checkpoint if trust else _disarmed(path, checkpoint)
+
+
+def _disarmed(path: str, checkpoint: dict) -> dict:
+    """The checkpoint without what MMEngine would execute, or delete as files of its own."""
+    # dict.items(), for the file may hold an OrderedDict with a ``get`` or ``pop`` of its own.
+    checkpoint = dict(dict.items(checkpoint))
+    for key in ('meta', 'message_hub'):
+        if key in checkpoint:
+            checkpoint[key] = _plain(path, key, checkpoint[key])
+    checkpoint.get('meta', {}).pop('config', None)
+    hub = checkpoint.get('message_hub', {})
+    if 'runtime_info' in hub:
+        folder = os.path.dirname(os.path.abspath(path))
+        hub['runtime_info'] = {
+            key: value
+            for key, value in _plain(path, 'runtime_info', hub['runtime_info']).items()
+            if not _names_other_files(key, value, folder)
+        }
+    return checkpoint
+
+
+def _plain(path: str, key: str, value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise corrupt_checkpoint(path, f'its {key} is a {type(value).__name__}')
+    return dict(dict.items(value))
+
+
+def _names_other_files(key: Any, value: Any, folder: str) -> bool:
+    # CheckpointHook removes the former best checkpoint, directories with all that is in them.
+    if str(key).startswith('best_ckpt'):
+        return not (isinstance(value, str) and value.endswith('.pth')
+                    and os.path.dirname(os.path.abspath(value)) == folder)
+    # It removes checkpoints by number too, and any text would make a file name.
+    if key == 'keep_ckpt_ids':
+        return not (isinstance(value, list) and all(type(number) is int for number in value))
+    return False
+
+
+def _unreadable(path: str, error: Exception) -> LocalLearningError:
+    asked = re.search(
+        r'(?:GLOBAL|attribute|unrecognized function) <?(?:(?:built-in )?function |class )?'
+        r"'?([\w.]+)", str(error))
+    refused = isinstance(error, pickle.UnpicklingError) and (
+        'Weights only' in str(error) or 'attribute' in str(error))
+    if not (refused and asked):
+        return corrupt_checkpoint(path, str(error).strip() or type(error).__name__)
+    return LocalLearningError(
+        f'checkpoint {path} wants to run code ({asked.group(1)}) and was not loaded: if you know '
+        'its author, pass --trust-checkpoint')
+
+
+def corrupt_checkpoint(path: str, reason: str) -> LocalLearningError:
+    return UnusableCheckpoint(
+        f'checkpoint {path} is corrupt or no checkpoint ({reason.splitlines()[0][:160]}): use an '
+        'earlier one, or download it again')
+
+
+def guard_checkpoints(trust: bool = False) -> None:
+    """Make every checkpoint that this process reads be read safely, MMEngine's own reads included.
+
+    Args:
+        trust: Leave everything as it is.
+    """
+    if trust:
+        return
+    # Reads of MMEngine that don't go through the loaders below: torch itself refuses then.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+    os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+    # MMEngine's own list offers the real getattr, which leads to everything.
+    if hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
+        mmengine_checkpoint.get_torch_safe_globals = _safe_globals
+    loaders = dict(CheckpointLoader._schemes, **{'': load_from_local})
+    for prefix, loader in loaders.items():
+        CheckpointLoader.register_scheme(prefix, _readable_loader(loader), force=True)
+
+
+def load_from_local(filename: str, map_location: Any = None) -> dict:
+    """Takes the place of MMEngine's loader of this name.
+
+    Args:
+        filename: A local file.
+        map_location: As :func:`torch.load` takes it.
+    """
+    return read_checkpoint(filename, map_location=map_location)
+
+
+def _readable_loader(loader: Callable) -> Callable:
+
+    @functools.wraps(loader)
+    def load(filename: str, map_location: Any = None) -> dict:
+        try:
+            with _allowed_globals():
+                checkpoint = loader(filename, map_location=map_location)
+        except LocalLearningError:
+            raise
+        except pickle.UnpicklingError as error:
+            raise _unreadable(filename, error) from error
+        except Exception as error:
+            raise LocalLearningError(
+                f'checkpoint {filename} cannot be loaded ({type(error).__name__}: '
+                f'{" ".join(str(error).split())[:160]}): check its address, or download it and '
+                'give its path') from error
+        return _disarmed(filename, checkpoint)
+
+    return load
