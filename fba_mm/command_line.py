@@ -5,7 +5,7 @@ import os
 import os.path as osp
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, List, Optional, Union
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -56,12 +56,14 @@ class _Overrides(DictAction):
             ) from error
 
 
-def module_count(value: str) -> Union[int, str]:
-    """Parse a number of local modules; words are left to the backbone to judge.
+def module_count(value: str) -> Union[int, str, List[Union[int, str]]]:
+    """Parse a number of local modules, or a list; words are left to the backbone to judge.
 
     Args:
-        value: As on the command line.
+        value: As on the command line; commas make a list.
     """
+    if ',' in value:
+        return [module_count(part) for part in value.split(',')]
     try:
         return int(value)
     except ValueError:
@@ -80,7 +82,8 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         type=module_count,
         metavar='K',
         help=f"train {what} by local learning, in K modules; 'stages' and 'blocks' are good too, "
-        "and 'auto' takes the fewest that fit --memory-budget")
+        "'layer1.2,layer2.1,layer3.0' cuts after these blocks, and 'auto' takes the fewest modules "
+        'that fit --memory-budget')
     parser.add_argument(
         '--auxiliary',
         choices=['shared', 'pooled', 'own', 'light'],
@@ -198,7 +201,9 @@ def _work_name(args: argparse.Namespace) -> str:
     path = Path(args.config).resolve()
     if '::' not in args.config and _CONFIGS in path.parents:
         name = path.relative_to(_CONFIGS).with_suffix('').as_posix()
-    kinds = [getattr(args, 'local', None), getattr(args, 'auxiliary', None)]
+    local = getattr(args, 'local', None)
+    local = '-'.join(map(str, local)) if isinstance(local, list) else local
+    kinds = [local, getattr(args, 'auxiliary', None)]
     return '_'.join([name, *(f'{word}{kind}' for word, kind in zip(('local', ''), kinds)
                              if kind is not None)])
 

@@ -1,7 +1,7 @@
 """A stock config → its local-learning form."""
 import copy
 import os
-from typing import Any, Iterator, Optional, Tuple, Union
+from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -28,7 +28,7 @@ _STOCK_FORM = {
 
 
 def localize(config: Union[str, os.PathLike, Config],
-             num_modules: Union[int, str] = 4,
+             num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
              scope: str = 'past',
              apply: Optional[str] = None,
              auxiliary: Union[None, str, dict] = None,
@@ -40,7 +40,8 @@ def localize(config: Union[str, os.PathLike, Config],
 
     Args:
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
-        num_modules: K, ``'stages'`` or ``'blocks'``; see :class:`LocalBackbone`. ``'auto'`` is to
+        num_modules: K, ``'stages'``, ``'blocks'`` or a list of blocks to cut after; see
+            :class:`LocalBackbone`. ``'auto'`` is to
             become the fewest modules with which a training step fits ``memory_budget``:
             ``tools/train.py`` and :func:`fba_mm.analysis.resolve_num_modules` fill it in.
         scope: What the feature bank offers; see :class:`FBAHook`.

@@ -83,6 +83,8 @@ def test_work_dir_by_name(config):
     ('configs/demo/retinanet_r34_digits.py', ['--local', '4'], 'demo/retinanet_r34_digits_local4'),
     ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--local', 'blocks', '--auxiliary', 'light'],
      'retinanet_r50_fpn_1x_coco_localblocks_light'),
+    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--local', 'stem,layer1.2'],
+     'retinanet_r50_fpn_1x_coco_localstem-layer1.2'),
 ])
 def test_trainings_of_different_kinds_have_folders_of_their_own(name, options, work_dir,
                                                                 monkeypatch, tmp_path):
@@ -94,6 +96,13 @@ def test_trainings_of_different_kinds_have_folders_of_their_own(name, options, w
     config = name if '::' in name else str(Path(__file__).parents[1] / name)
     cfg = command_line.config_from(parser.parse_args([config, *options]))
     assert cfg.work_dir == f'./work_dirs/{work_dir}'
+
+
+@pytest.mark.parametrize('value, expected', [
+    ('4', 4), ('blocks', 'blocks'), ('layer1.2,layer3.0', ['layer1.2', 'layer3.0']),
+    ('4,4,4,4', [4, 4, 4, 4])])
+def test_module_counts_and_lists(value, expected):
+    assert command_line.module_count(value) == expected
 
 
 @pytest.mark.parametrize('work_dir', ['file', 'file/below/it', 'dangling'])

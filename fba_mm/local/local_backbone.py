@@ -1,5 +1,5 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -32,7 +32,9 @@ class LocalBackbone(AnsweringBackbone):
         backbone: Config of the backbone to wrap, or of mmagic's generator.
         num_modules: K. A number (1 is back-propagation; cuts are placed so that the largest
             module keeps as little as possible for its backward pass), ``'stages'`` for one module
-            per stage, or ``'blocks'`` for the finest cut.
+            per stage, ``'blocks'`` for the finest cut; or explicit cuts: the blocks after which to
+            cut, ``['layer1.2', 'layer2.1', 'layer3.0']``, or the number of blocks of each module,
+            ``[4, 4, 4, 4]``, the stem counted as one.
         auxiliary: Config of the auxiliary networks, without their ``cut_point``. Unless given,
             ``type`` is SLM, and SLMReconstruction for networks that make images.
         head_batch_size: Images that a neck and head see at once, the model's own and the
@@ -64,7 +66,7 @@ class LocalBackbone(AnsweringBackbone):
 
     def __init__(self,
                  backbone: dict,
-                 num_modules: Union[int, str] = 4,
+                 num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
                  auxiliary: dict = dict(),
                  head_batch_size: Optional[int] = None,
                  reserve: Optional[float] = None,

@@ -430,3 +430,10 @@ def test_backbone_alone_loads_a_stock_backbones_state(stock_state):
     wrapped = build(retinanet(num_modules=4)).backbone
     assert load_with_torch(wrapped, state) == load_with_mmengine(wrapped, state) == []
     assert torch.equal(wrapped.backbone.conv1.weight, state['conv1.weight'])
+
+
+def test_explicit_cuts_are_where_the_config_says():
+    cuts = ['layer1.0', 'layer2.1', 'layer4.0']
+    backbone = build(retinanet(num_modules=cuts)).backbone
+    assert [backbone.segments[module[-1]].name for module in backbone.module_segments] == [
+        *cuts, 'layer4.1']

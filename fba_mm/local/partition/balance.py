@@ -1,4 +1,5 @@
 """Where to cut: the largest module shall be as small as possible."""
+from itertools import accumulate
 from typing import List, Sequence, Union
 
 from ...errors import LocalLearningError
@@ -8,7 +9,7 @@ from .segment import Segment
 
 def cut(footprints: Sequence[Footprint],
         segments: Sequence[Segment],
-        num_modules: Union[int, str] = 4,
+        num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
         reserve: float = 0.) -> List[range]:
     """Choose which segments make up which module.
 
@@ -16,7 +17,9 @@ def cut(footprints: Sequence[Footprint],
         footprints: From :func:`trace_footprints`, one for each segment.
         segments: The segments themselves.
         num_modules: A number K; ``'blocks'`` for the finest cut (stem and every residual block);
-            or ``'stages'`` for one module per stage, the stem with the first.
+            ``'stages'`` for one module per stage, the stem with the first; or explicit cuts: the
+            names of the blocks after which to cut, ``['layer1.2', 'layer2.1', 'layer3.0']``, or
+            the number of blocks of each module, ``[4, 4, 4, 4]``, the stem counted as one.
         reserve: What is to be kept free in the last module, for the model's own neck and head, as
             a share of what all segments keep.
 
@@ -24,8 +27,11 @@ def cut(footprints: Sequence[Footprint],
         K ranges of segment indices, in order.
 
     Raises:
-        LocalLearningError: ``num_modules`` is not between 1 and the number of trainable segments.
+        LocalLearningError: ``num_modules`` is not between 1 and the number of trainable segments,
+            or explicit cuts don't fit the backbone's blocks.
     """
+    if isinstance(num_modules, (list, tuple)):
+        return _explicit(num_modules, footprints, segments)
     units = _trainable_units(footprints)
     if num_modules == 'blocks':
         return units
@@ -33,8 +39,8 @@ def cut(footprints: Sequence[Footprint],
         return _by_stage(units, segments)
     if isinstance(num_modules, bool) or not isinstance(num_modules, int):
         raise LocalLearningError(
-            f"num_modules={num_modules!r}: give a number, 'blocks', 'stages', or "
-            "'auto' with a memory_budget")
+            f"num_modules={num_modules!r}: give a number, 'blocks', 'stages', a list of the blocks "
+            "to cut after, or 'auto' with a memory_budget")
     if not 1 <= num_modules <= len(units):
         frozen = sum(f.frozen for f in footprints)
         raise LocalLearningError(
@@ -46,6 +52,43 @@ def cut(footprints: Sequence[Footprint],
     costs[-1] += round(reserve * sum(costs))
     bounds = smallest_maximum(costs, num_modules)
     return [range(units[a].start, units[b - 1].stop) for a, b in bounds]
+
+
+def _explicit(cuts: Sequence[Union[int, str]], footprints: Sequence[Footprint],
+              segments: Sequence[Segment]) -> List[range]:
+    """Modules that end where the user says."""
+    names = [segment.name for segment in segments]
+    if cuts and all(isinstance(cut, str) for cut in cuts):
+        unknown = next((name for name in cuts if name not in names), None)
+        if unknown is not None:
+            raise LocalLearningError(
+                f'num_modules={list(cuts)}: this backbone has no block {unknown!r}, it has '
+                f'{", ".join(names)}')
+        ends = [names.index(name) + 1 for name in cuts]
+        if ends[-1] < len(names):
+            ends.append(len(names))
+    elif cuts and all(isinstance(cut, int) and not isinstance(cut, bool) for cut in cuts):
+        ends = list(accumulate(cuts))
+        if min(cuts) < 1 or ends[-1] != len(names):
+            raise LocalLearningError(
+                f'num_modules={list(cuts)}: give each module 1 block or more, {len(names)} in all '
+                f'(the stem and the blocks {names[1]} to {names[-1]})')
+    else:
+        raise LocalLearningError(
+            f'num_modules={list(cuts)}: give the names of the blocks to cut after, as in '
+            f'{names[:1]}, or the number of blocks of each module, as in {[len(names)]}')
+    modules = [range(start, end) for start, end in zip([0, *ends], ends)]
+    for module in modules:
+        if not module:
+            raise LocalLearningError(
+                f'num_modules={list(cuts)}: name each block once, in the order of the backbone '
+                f'({", ".join(names)})')
+        if all(footprints[i].frozen for i in module):
+            raise LocalLearningError(
+                f'num_modules={list(cuts)}: the module {names[module[0]]} to {names[module[-1]]} is '
+                'frozen, there is nothing to train: cut after a block that is trained, or lower '
+                'frozen_stages')
+    return modules
 
 
 def _trainable_units(footprints: Sequence[Footprint]) -> List[range]:

@@ -61,6 +61,7 @@ class CutPoint:
         stride: Pixels of the input per position of the module's output.
         stages: Every stage's map, in order.
         reduced_block: ``reduced_block(in_channels, out_channels, stride) -> nn.Module``.
+        block: Index of the module's last segment among all of the backbone's.
         earlier_channels: Channels of the earlier modules' outputs.
         later: The segments that follow the module, in order, up to the backbone's last.
         copy_block: ``copy_block(path) -> nn.Module``, a copy of a later block with its weights.
@@ -81,6 +82,7 @@ class CutPoint:
     stride: int
     stages: Tuple[StageMap, ...]
     reduced_block: Callable[[int, int, int], nn.Module]
+    block: int = 0
     earlier_channels: Tuple[int, ...] = ()
     later: Tuple[LaterBlock, ...] = ()
     copy_block: Optional[Callable[[str], nn.Module]] = None
@@ -128,6 +130,7 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             stride=footprints[module[-1]].stride,
             stages=stages,
             reduced_block=unrolled.reduced_block,
+            block=module[-1],
             earlier_channels=tuple(footprints[m[-1]].channels for m in modules[:k]),
             later=blocks[module.stop:],
             copy_block=partial(_copy_block, backbone),

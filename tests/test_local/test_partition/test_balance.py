@@ -89,3 +89,39 @@ def test_the_last_module_keeps_room():
     assert max(sum(costs[:n]) for n in (cut_at[.25][0],)) <= 12
     assert cut(footprints(costs), segments([0] * 4), 'blocks', 9) == cut(
         footprints(costs), segments([0] * 4), 'blocks')
+
+
+NAMES = ['stem', 'layer1.0', 'layer1.1', 'layer2.0', 'layer2.1']
+
+
+def named_segments():
+    return [Segment(name, run=None, submodules=(), stage=0) for name in NAMES]
+
+
+@pytest.mark.parametrize('cuts, ends', [
+    (['layer1.0', 'layer2.0'], [2, 4, 5]),
+    (['layer1.0', 'layer2.1'], [2, 5]),  # The last block ends the last module anyway.
+    (('stem', ), [1, 5]),
+    ([2, 1, 2], [2, 3, 5]),
+    ([1] * 5, [1, 2, 3, 4, 5]),
+    ([5], [5]),
+])
+def test_explicit_cuts(cuts, ends):
+    modules = cut(footprints([9, 1, 1, 1, 1]), named_segments(), cuts)
+    assert modules == [range(start, end) for start, end in zip([0] + ends, ends)]
+
+
+@pytest.mark.parametrize('cuts, frozen, message', [
+    (['layer1.0', 'layer3.0'], (), "no block 'layer3.0', it has stem, layer1.0"),
+    (['layer2.0', 'layer1.0'], (), 'name each block once, in the order'),
+    (['layer1.0', 'layer1.0'], (), 'name each block once'),
+    ([2, 2], (), '5 in all .the stem and the blocks layer1.0 to layer2.1'),
+    ([5, 0], (), '1 block or more'),
+    ([], (), 'give the names of the blocks'),
+    (['stem', 4], (), 'give the names of the blocks'),
+    ([True, 4], (), 'give the names of the blocks'),
+    (['layer1.0'], (0, 1), 'the module stem to layer1.0 is frozen'),
+])
+def test_explicit_cuts_that_are_refused(cuts, frozen, message):
+    with pytest.raises(LocalLearningError, match=message):
+        cut(footprints([1] * 5, frozen), named_segments(), cuts)
