@@ -8,8 +8,8 @@ from mmengine.config import Config
 from fba_mm import LocalBackbone, LocalLearningError, localize
 from fba_mm.checkpoint import export_checkpoint
 from fba_mm.config import load_config
-from fba_mm.engine.preflight import build_model
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import build_model
 
 from .local_training import Trainer
 from .test_tools.in_process import ROOT

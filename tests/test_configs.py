@@ -14,9 +14,10 @@ from fba_mm import localize
 from fba_mm.analysis import TrainingStep
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.config import load_config
-from fba_mm.engine.preflight import build_model, check_training
 from fba_mm.local.partition import unroll
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import build_model
+from fba_mm.preflight.training import check_training
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 COMPLETE = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.py')

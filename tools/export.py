@@ -9,9 +9,9 @@ from fba_mm import command_line
 from fba_mm.checkpoint import (check_fit, export_checkpoint, guard_checkpoints, read_checkpoint,
                                write_checkpoint)
 from fba_mm.config import load_config
-from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import build_model
 
 
 def parse_args() -> argparse.Namespace:

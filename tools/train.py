@@ -19,12 +19,13 @@ from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.config import settings_of
-from fba_mm.engine.preflight import (build_model, check_training, choose_model_wrapper,
-                                     readable_errors, use_atomic_checkpoints)
 from fba_mm.engine.processes import (check_agreement, from_first_process, init_processes,
                                      joint_errors, lost_processes)
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
+from fba_mm.preflight.building import build_model, readable_errors
+from fba_mm.preflight.model_wrapper import choose_model_wrapper
+from fba_mm.preflight.training import check_training, use_atomic_checkpoints
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fba_mm.checkpoint import export_checkpoint
 from fba_mm.config import type_name
-from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
 from fba_mm.local import LocalBackbone
 from fba_mm.localize import localize, stock_form
+from fba_mm.preflight.building import build_model
 
 from .small_language_model import small_language_model
 from .synthetic_batch import synthetic_batch

@@ -14,10 +14,10 @@ from mmengine.registry import MODELS, DefaultScope
 
 from fba_mm.compat import MissingOpError
 from fba_mm.config import backbone_key, type_name
-from fba_mm.engine.preflight import readable_errors
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.partition import cut, trace_footprints, unroll
 from fba_mm.memory_budget import check_budget, parse_memory
+from fba_mm.preflight.building import readable_errors
 
 from .memory import StorageTracker
 from .peak_split import resident_bytes

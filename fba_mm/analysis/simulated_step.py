@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fba_mm.compat.mmcv_ops import without_compiled_ops
 from fba_mm.engine.fba_hook import check_local_training
-from fba_mm.engine.preflight import build_model
+from fba_mm.preflight.building import build_model
 
 from .memory import tensors_in
 from .synthetic_batch import Shape, synthetic_batch

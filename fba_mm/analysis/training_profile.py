@@ -13,9 +13,9 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from fba_mm.engine.fba_hook import check_local_training
-from fba_mm.engine.preflight import readable_errors
 from fba_mm.errors import LocalLearningError
 from fba_mm.local import LocalBackbone
+from fba_mm.preflight.building import readable_errors
 
 from .memory import StepMemory, measure_step
 from .peak_split import PeakSplit, resident_bytes

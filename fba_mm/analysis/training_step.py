@@ -9,7 +9,7 @@ from mmengine.registry import HOOKS, DefaultScope
 from torch import Tensor, nn
 
 from fba_mm.config import type_name
-from fba_mm.engine.preflight import build_model
+from fba_mm.preflight.building import build_model
 
 
 class TrainingStep:

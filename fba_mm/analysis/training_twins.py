@@ -6,9 +6,9 @@ from typing import Any, List, Sequence
 from mmengine.config import Config, ConfigDict
 
 from fba_mm.config import backbone_key, type_name
-from fba_mm.engine.preflight import readable_errors
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import readable_errors
 
 from .activation_checkpointing import checkpoint_layers, takes_with_cp
 from .synthetic_batch import single_images

@@ -9,8 +9,8 @@ from PIL import Image
 
 from fba_mm.datasets.classification import HandwrittenDigits
 from fba_mm.datasets.device_batches import Augmentation, DeviceBatches
-from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
+from fba_mm.preflight.building import build_model
 from tests.test_analysis.small_configs import classifier
 
 pytestmark = pytest.mark.usefixtures('mmpretrain_scope')

@@ -10,7 +10,9 @@ import fba_mm.datasets.checked_voc  # noqa: F401
 from fba_mm import LocalLearningError
 from fba_mm.datasets import voc_annotations
 from fba_mm.datasets.voc_annotations import VOCFolder, refuse_or_skip
-from fba_mm.engine.preflight import build_model, check_classes, check_data
+from fba_mm.preflight.building import build_model
+from fba_mm.preflight.classes import check_classes
+from fba_mm.preflight.data import check_data
 
 from tests.conftest import retinanet
 from tests.voc_folder import annotation, write_voc

@@ -12,9 +12,9 @@ from torch import nn
 from fba_mm import localize
 from fba_mm.analysis.training_profile import profile_training
 from fba_mm.checkpoint import export_checkpoint
-from fba_mm.engine.preflight import build_model
 from fba_mm.local.partition import unroll
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import build_model
 
 from ..conftest import build
 from ..local_training import Trainer

@@ -13,10 +13,10 @@ from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOpti
                     localize)
 from fba_mm.analysis.memory import measure_step
 from fba_mm.checkpoint import check_fit, compare, export_checkpoint
-from fba_mm.engine.preflight import check_training
 from fba_mm.local.auxiliary.reconstruction import SLMReconstruction
 from fba_mm.local.partition.edsr import FIRST_MAP
 from fba_mm.localize import stock_form
+from fba_mm.preflight.training import check_training
 
 from ..conftest import build, retinanet
 from ..local_training import Trainer

@@ -10,10 +10,11 @@ from fba_mm import LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.analysis.memory import measure_step
 from fba_mm.analysis.simulated_step import quiet, without_memory
 from fba_mm.checkpoint import compare, export_checkpoint
-from fba_mm.engine.preflight import build_model, check_training
 from fba_mm.local.partition import IMAGES
 from fba_mm.local.partition.reconstruction import FIRST_MAP
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import build_model
+from fba_mm.preflight.training import check_training
 
 from ..conftest import build
 from ..local_training import Trainer

@@ -190,7 +190,7 @@ import train
 others = lambda: [name for name in ('mmagic', 'mmseg', 'diffusers', 'mmpretrain', 'mmdet')
                   if name in sys.modules]
 print('imported', others())
-from fba_mm.engine.preflight import build_model
+from fba_mm.preflight.building import build_model
 from fba_mm.config import load_config
 build_model(load_config({str(trained.config)!r}))
 print('built', others())

@@ -18,9 +18,9 @@ from fba_mm import command_line
 from fba_mm.analysis.super_resolution_plot import draw_super_resolution, enlarge
 from fba_mm.checkpoint import check_fit, guard_checkpoints
 from fba_mm.config import load_config
-from fba_mm.engine.image_pairs import scale_of
-from fba_mm.engine.preflight import build_model
 from fba_mm.errors import LocalLearningError
+from fba_mm.preflight.building import build_model
+from fba_mm.preflight.image_pairs import scale_of
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,7 +9,7 @@ import torch
 
 from fba_mm import AmpLocalOptimWrapper, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.engine.preflight import build_model
+from fba_mm.preflight.building import build_model
 
 from ...local_training import Trainer
 from ...test_analysis.small_configs import classifier

@@ -4,8 +4,8 @@ import torch
 from mmengine.registry import MODELS
 
 from fba_mm import LocalLearningError, localize
-from fba_mm.engine.preflight import build_model
 from fba_mm.local.auxiliary.classification import cross_entropy, one_hot
+from fba_mm.preflight.building import build_model
 
 from ...conftest import build, retinanet
 from ...test_analysis.small_configs import classifier

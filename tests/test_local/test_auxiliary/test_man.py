@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from fba_mm import LocalLearningError, localize
-from fba_mm.engine.preflight import build_model
 from fba_mm.local.auxiliary.man import MAN, MANPlusPlus
 from fba_mm.local.partition import LaterBlock
 from fba_mm.local.partition.resnet import ReducedResidualBlock
+from fba_mm.preflight.building import build_model
 
 from ...conftest import batch, build, retinanet
 from ...local_training import Trainer

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from fba_mm import LocalLearningError
-from fba_mm.engine.preflight import check_data
+from fba_mm.preflight.data import check_data
 
 from ..super_resolution import editor
 

@@ -7,7 +7,9 @@ from mmengine.config import Config
 from PIL import Image
 
 from fba_mm import LocalLearningError
-from fba_mm.engine.preflight import build_model, check_classes, check_data
+from fba_mm.preflight.building import build_model
+from fba_mm.preflight.classes import check_classes
+from fba_mm.preflight.data import check_data
 
 from ..segmentation import NUM_CLASSES, segmentor
 

@@ -1,0 +1,1 @@
+"""What can be found wrong with a config or its data before anything is trained or written."""

@@ -1,0 +1,82 @@
+"""Building what a config asks for, with errors that a user can read."""
+import copy
+import re
+from contextlib import contextmanager
+from typing import ContextManager, Iterator, Optional
+
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, Registry
+from torch import nn
+
+from ..errors import LocalLearningError
+
+
+@contextmanager
+def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]:
+    """Turn what a faulty config makes OpenMMLab raise into one line.
+
+    Args:
+        what: What is being done, as in ``'the model cannot be built'``.
+        mend: What the user should do about it.
+
+    Raises:
+        LocalLearningError: Anything was raised.
+    """
+    try:
+        yield
+    except LocalLearningError:
+        raise
+    except Exception as error:  # The config chooses what code runs here.
+        # str() of a KeyError is the repr of its message.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        reason = ' '.join(str(message).split()) or 'no reason given'
+        unknown = re.match(r'(\S+) is not in the (\S+) registry', reason)
+        if unknown:
+            raise LocalLearningError(
+                f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
+                'its spelling, or name the module that registers it in custom_imports') from error
+        raise LocalLearningError(
+            f'{what} ({type(error).__name__}: {reason[:300]}): {mend}') from error
+
+
+def config_scope(cfg: Config) -> ContextManager:
+    """The scope in which the runner will look for what a config names.
+
+    Args:
+        cfg: The config.
+    """
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
+
+
+def registered(registry: Registry, kind: str, cfg: Config) -> Optional[type]:
+    """What a name stands for in a config's scope.
+
+    Args:
+        registry: Where it is looked up.
+        kind: The name.
+        cfg: The config.
+
+    Returns:
+        None if nothing is registered under that name.
+    """
+    with config_scope(cfg), registry.switch_scope_and_registry(None) as own:
+        return own.get(kind)
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model as the runner will, in the config's scope.
+
+    Args:
+        cfg: A complete config.
+
+    Raises:
+        LocalLearningError: It can't be built.
+    """
+    if not (cfg.get('model') or {}).get('type'):
+        raise LocalLearningError('the config has no model: give a complete config')
+    with readable_errors('the model cannot be built'), config_scope(cfg):
+        # A copy: some heads write into their config, and can't be built from it again.
+        model = copy.deepcopy(cfg.model)
+        if cfg.get('data_preprocessor') is not None:
+            model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+        return MODELS.build(model)

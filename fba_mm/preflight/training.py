@@ -1,0 +1,67 @@
+"""What can be found wrong with a training config before anything is trained or written."""
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from torch import nn
+
+from ..config import type_name
+from ..engine.fba_hook import check_local_training
+from ..errors import LocalLearningError
+from ..local import LocalBackbone
+from .building import config_scope, readable_errors, registered
+from .classes import check_classes
+from .data import check_data
+
+
+def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
+    """Refuse a config that can't be trained.
+
+    Args:
+        cfg: The config.
+        model: Its model, from :func:`build_model`.
+
+    Returns:
+        The config's optimizer wrapper, for this model.
+
+    Raises:
+        LocalLearningError: Names the fault and its mend.
+    """
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(key) is None:
+            raise LocalLearningError(f'the config has no {key}: give a complete training config')
+    check_data(cfg, 'train', 'val')
+    check_classes(cfg, model, 'train', 'val')
+    hooks = {type_name(hook.get('type')): hook for hook in cfg.get('custom_hooks') or []}
+    local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
+    if 'FBAHook' not in hooks and any(m.num_modules > 1 for m in local):
+        raise LocalLearningError(
+            'the model has a LocalBackbone, but custom_hooks has no FBAHook to train it: add '
+            "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py")
+    if 'FBAHook' in hooks:
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        wrapper = registered(OPTIM_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
+        if wrapper is None:
+            raise LocalLearningError(
+                f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'")
+        check_local_training(model, wrapper, hooks['FBAHook'].get('scope', 'past'))
+    optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
+    if isinstance(optimizer, str) and registered(OPTIMIZERS, optimizer, cfg) is None:
+        raise LocalLearningError(
+            f'optim_wrapper.optimizer.type={optimizer!r} is not registered: check its spelling, as '
+            "in 'SGD' and 'AdamW'")
+    with readable_errors('the optimizer wrapper cannot be built'), config_scope(cfg):
+        return build_optim_wrapper(model, cfg.optim_wrapper)
+
+
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Let checkpoints be written completely or not at all, where MMEngine's hook writes them.
+
+    Args:
+        cfg: The config; the hook for checkpoints is changed.
+    """
+    hooks = cfg.setdefault('default_hooks', dict())
+    if 'checkpoint' in hooks and hooks['checkpoint'] is None:
+        return
+    hooks.setdefault('checkpoint', dict(interval=1))
+    if type_name(hooks['checkpoint'].get('type', 'CheckpointHook')) == 'CheckpointHook':
+        hooks['checkpoint']['type'] = 'AtomicCheckpointHook'
