@@ -236,10 +236,10 @@ def test_modules_of_the_stages():
     (0, r'num_modules=0: give 1 \(back-propagation\) to 9'),
     (-1, r'num_modules=-1: give 1 .* to 9'),
     (10, r'num_modules=10: give 1 .* to 9'),
-    (True, r"num_modules=True: give a number, 'blocks', 'stages', or 'auto'"),
-    (2.5, r"num_modules=2.5: give a number, 'blocks', 'stages', or 'auto'"),
-    ('foo', r"num_modules='foo': give a number, 'blocks', 'stages', or 'auto'"),
-    (None, r"num_modules=None: give a number, 'blocks', 'stages', or 'auto'"),
+    (True, r"num_modules=True: give a number, 'blocks', 'stages', a list"),
+    (2.5, r"num_modules=2.5: give a number, 'blocks', 'stages', a list"),
+    ('foo', r"num_modules='foo': give a number, 'blocks', 'stages', a list"),
+    (None, r"num_modules=None: give a number, 'blocks', 'stages', a list"),
 ])
 def test_wrong_number_of_modules(num_modules, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
