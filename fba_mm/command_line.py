@@ -89,8 +89,8 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         choices=['shared', 'pooled', 'own', 'light'],
         help="with --local: modules learn from the model's own head, with blocks of their own before "
         'it or, pooled, without, each from a head like it, or each from a light one, which takes less '
-        'memory and time, and is a weaker teacher (default: pooled for detectors, own for those '
-        'without a neck and for image classifiers, light for super-resolution, shared for others)')
+        'memory and time (default: own for image classifiers and for detectors without a neck, light '
+        'for other detectors, segmentors and super-resolution, shared where there is no light head)')
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',

@@ -20,6 +20,8 @@ _LOCAL_FORM = {
 # What LocalDataParallel has in common with torch's DistributedDataParallel.
 _WRAPPER_SETTINGS = ('bucket_cap_mb', 'broadcast_buffers', 'find_unused_parameters')
 _DETECTION_HEADS = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head', 'panoptic_head')
+# Of detectors whose data have boxes, which a light detector learns.
+_BOX_HEADS = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
 _LOCAL_WRAPPERS = ('LocalModuleParallel', 'LocalShardedDataParallel')
 _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
@@ -53,10 +55,10 @@ def localize(config: Union[str, os.PathLike, Config],
             SLM's, the module's map being pooled to the sizes that the head asks for. ``'own'``:
             FBA's, with a copy of neck and head for each module. ``'light'``: FBA's, with a light
             detector, segmentor or reconstruction of its own for each module, which takes less
-            memory and time, and is a weaker teacher; for detectors, segmentors and
-            super-resolution. Unset, ``'own'`` for image classifiers and for single-stage detectors
-            without a neck, which learn less from a shared head, ``'light'`` for models with a
-            generator, ``'pooled'`` for other detectors, and ``'shared'`` for the rest.
+            memory and time; for detectors, segmentors and super-resolution. Unset, ``'own'`` for
+            image classifiers and for single-stage detectors without a neck, which learn less from a
+            shared head, ``'light'`` wherever else there is a light head, and for other models
+            ``'pooled'``, or ``'shared'`` where the backbone passes on tokens.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -196,6 +198,8 @@ def _default_auxiliary(model: dict, key: str) -> str:
     # With one map to look at, a shared head would have to read every module's in its place.
     if 'bbox_head' in model and not any(model.get(name) for name in ('neck', 'roi_head')):
         return 'own'
+    if _light_head(model) is not None:
+        return 'light'
     is_detector = any(name in model for name in _DETECTION_HEADS)
     passes_tokens = type_name(model['backbone'].get('type')) in ('ViT', 'VisionTransformer')
     return 'pooled' if is_detector and not passes_tokens else 'shared'
@@ -218,29 +222,28 @@ _LABELS = ('num_classes', 'out_channels', 'threshold', 'ignore_index', 'align_co
 
 def _light_auxiliary(model: dict) -> dict:
     """FBA's auxiliary network with a light detector or segmentor for the model's classes."""
-    if isinstance(model.get('decode_head'), (dict, list, tuple)):
-        return _light_segmentor(model)
-    numbers = list(_num_classes(model))
-    if not numbers or not any(key in model for key in ('rpn_head', 'bbox_head')):
+    head = _light_head(model)
+    if head is None:
         raise LocalLearningError(
             f"auxiliary='light' is a detector or segmentor, and {type_name(model.get('type'))} is "
             "none that tells its num_classes: give 'shared', or a config with a head of its task")
-    return dict(type='SLM', channels=64,
-                head=dict(type='LightRetinaNet', num_classes=max(numbers)))
+    return dict(type='SLM', head=head)
 
 
-def _light_segmentor(model: dict) -> dict:
-    heads = model['decode_head']
-    # The last head of a cascade makes the prediction.
-    head = heads if isinstance(heads, dict) else heads[-1]
-    labels = {key: copy.deepcopy(head[key]) for key in _LABELS if head.get(key) is not None}
-    if 'num_classes' not in labels:
-        raise LocalLearningError(
-            f"auxiliary='light' needs num_classes, and model.decode_head ({type_name(head['type'])}) "
-            "tells none: give 'shared', or a config with a head of its task")
-    if not isinstance(labels.get('loss_decode', {}), dict):
-        del labels['loss_decode']  # Several may ask for several outputs.
-    return dict(type='SLM', channels=64, head=dict(type='LightFCN', **labels))
+def _light_head(model: dict) -> Optional[dict]:
+    """The light head that learns a model's classes; None where there is none of its task."""
+    heads = model.get('decode_head')
+    if isinstance(heads, (dict, list, tuple)):
+        # The last head of a cascade makes the prediction.
+        head = heads if isinstance(heads, dict) else heads[-1]
+        labels = {key: copy.deepcopy(head[key]) for key in _LABELS if head.get(key) is not None}
+        if not isinstance(labels.get('loss_decode', {}), dict):
+            del labels['loss_decode']  # Several may ask for several outputs.
+        return dict(type='LightFCN', **labels) if 'num_classes' in labels else None
+    numbers = list(_num_classes(model))
+    if not numbers or not any(key in model for key in _BOX_HEADS):
+        return None
+    return dict(type='LightRetinaNet', num_classes=max(numbers))
 
 
 def _num_classes(part: Any) -> Iterator[int]:

@@ -15,6 +15,7 @@ from fba_mm.localize import stock_form
 from .conftest import build, retinanet
 
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+LIGHT = dict(type='SLM', head=dict(type='LightRetinaNet', num_classes=80))
 
 
 def small_config(**settings) -> Config:
@@ -30,7 +31,7 @@ def test_a_stock_name():
     cfg = localize(RETINANET, num_modules='blocks', scope='all', apply='eager')
     assert cfg.model.backbone == dict(
         type='LocalBackbone', backbone=stock.model.backbone, num_modules='blocks',
-        auxiliary=dict(type='SLM', blocks_per_stage=0))
+        auxiliary=LIGHT)
     assert cfg.custom_hooks == [dict(type='FBAHook', scope='all')]
     assert cfg.optim_wrapper == dict(stock.optim_wrapper, type='LocalOptimWrapper', apply='eager')
     assert cfg.custom_imports == dict(imports=['fba_mm'], allow_failed_imports=False)
@@ -88,15 +89,49 @@ def test_a_light_head_starts_at_stride_8(indices, start_level):
         assert head.backbone.strides[start_level] == 8
 
 
-def test_maps_that_no_light_head_fits():
-    dilated = dict(
-        type='ResNet', depth=18, base_channels=8, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4),
-        norm_cfg=dict(type='BN'))
-    with pytest.raises(LocalLearningError, match=r'has those of \(4, 8, 8, 8\): give the head strides'):
-        light_heads(dilated, [8, 16, 32, 64])
+# Strides of the backbone's maps, those of the light head's, and its smallest anchors, in strides.
+@pytest.mark.parametrize('own, strides, scales', [
+    ((4, 8, 16, 32), (8, 16, 32, 64, 128), (4, )),  # RetinaNet, FCOS, and RPN's 4 to 64
+    ((8, 16, 32), (8, 16, 32, 64, 128), (4, )),  # YOLOX, RTMDet
+    ((8, 16), (8, 16, 32, 64, 128), (4, )),  # SSD
+    ((16, ), (16, 32, 64, 128), (2, 4)),  # two-stage detectors on one map, ViTDet
+    ((32, ), (32, 64, 128), (1, 2, 4)),  # DETR, YOLOF
+    ((4, 8, 8, 8), (8, 8, 8, 16, 32, 64, 128), (4, )),  # dilated stages
+])
+def test_a_light_head_for_whatever_maps_there_are(own, strides, scales):
+    """Anchors lie on the positions of the maps, and start at 32 pixels."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        head = build(dict(LIGHT['head'], backbone=dict(
+            type='FeatureSource', channels=[8] * len(own), strides=own)))
+    anchors = head.bbox_head.prior_generator
+    assert tuple(stride for stride, _ in anchors.strides) == strides
+    assert tuple(anchors.scales.tolist()) == scales
+    start = head.neck.start_level
+    assert own[start:] == strides[:len(own) - start]
+
+
+@pytest.mark.parametrize('name, start_level', [
+    ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', 1),
+    ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 1),
+    ('mmdet::detr/detr_r50_8xb2-150e_coco.py', 0),
+])
+def test_light_heads_of_detectors_of_other_kinds(name, start_level):
+    cfg = localize(name)
+    assert cfg.model.backbone.auxiliary == LIGHT
+    cfg.model.backbone.backbone.update(init_cfg=None, depth=18, base_channels=8)
+    backbone = build(cfg.model.backbone)
+    assert {auxiliary.head.neck.start_level for auxiliary in backbone.auxiliary} == {start_level}
+    for auxiliary in backbone.auxiliary:
+        # As wide as the head: deeper stages have blocks of 64 channels.
+        made = auxiliary.level_channels[-1:] if auxiliary.blocks else [64]
+        assert made == [64]
+
+
+def test_strides_that_no_light_head_fits():
+    head = dict(LIGHT['head'], strides=(8, 16, 32), backbone=dict(
+        type='FeatureSource', channels=[8, 8], strides=[16, 32]))
     with pytest.raises(LocalLearningError, match=r'has those of \(16, 32\)'):
-        light_heads(dict(type='ResNet', depth=18, base_channels=8, out_indices=(2, 3),
-                         norm_cfg=dict(type='BN')), [32, 64])
+        build(head)
 
 
 def test_what_no_light_head_is_for():
@@ -110,10 +145,14 @@ def test_what_no_light_head_is_for():
 
 
 @pytest.mark.parametrize('name, auxiliary', [
-    (RETINANET, dict(type='SLM', blocks_per_stage=0)),
+    (RETINANET, LIGHT),
+    ('mmdet::solo/solo_r50_fpn_1x_coco.py', LIGHT),
     ('mmdet::rpn/rpn_r50_fpn_1x_coco.py', dict(type='SLM', blocks_per_stage=0)),
     ('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', dict(type='SLM', blocks_per_stage=0)),
-    ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', dict(type='SLM'))])
+    ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', dict(type='SLM', head=dict(
+        type='LightFCN', num_classes=19, align_corners=False,
+        loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0)))),
+    ('mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py', dict(type='SLM'))])
 def test_default_auxiliary_networks(name, auxiliary):
     assert localize(name).model.backbone.auxiliary == auxiliary
     assert localize(name, auxiliary='pooled').model.backbone.auxiliary == dict(
@@ -130,11 +169,11 @@ def test_single_stage_detectors_without_a_neck_have_heads_of_their_own():
     assert localize(stock).optim_wrapper == load_config(
         str(demo / 'yolov1_r34_fba_digits.py')).optim_wrapper
     two_stage = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
-    assert localize(two_stage).model.backbone.auxiliary == dict(type='SLM', blocks_per_stage=0)
+    assert localize(two_stage).model.backbone.auxiliary == LIGHT
 
 
 def test_tokens_are_not_pooled_by_default():
-    cfg = small_config()
+    cfg = load_config('mmdet::rpn/rpn_r50_fpn_1x_coco.py')
     cfg.model.backbone = dict(type='mmpretrain.VisionTransformer')
     assert localize(cfg).model.backbone.auxiliary == dict(type='SLM')
 
@@ -215,7 +254,7 @@ def test_hooks_and_imports_are_kept():
 ])
 def test_optimizer_wrappers(stock, local):
     settings = dict(optimizer=dict(type='SGD', lr=.1), clip_grad=dict(max_norm=1.), **stock)
-    cfg = localize(small_config(optim_wrapper=settings))
+    cfg = localize(small_config(optim_wrapper=settings), auxiliary='shared')
     assert cfg.optim_wrapper == dict(settings, type=local)
 
 
@@ -401,8 +440,8 @@ def test_light_segmentors_learn_the_models_labels():
     cfg = localize(stock, auxiliary='light')
     expected = dict(type='LightFCN', num_classes=19, ignore_index=7, align_corners=False,
                     loss_decode=loss)
-    assert cfg.model.backbone.auxiliary == dict(type='SLM', channels=64, head=expected)
-    assert localize(stock).model.backbone.auxiliary == dict(type='SLM')
+    assert cfg.model.backbone.auxiliary == dict(type='SLM', head=expected)
+    assert localize(stock).model.backbone.auxiliary == cfg.model.backbone.auxiliary
     assert stock_form(cfg).model == stock.model
     # Of a cascade it is the last head that makes the prediction; losses that look at several
     # outputs are not taken over.
@@ -414,7 +453,7 @@ def test_light_segmentors_learn_the_models_labels():
     own = localize(stock, auxiliary='own').model.backbone.auxiliary.head
     assert own.decode_head == [first, last] and 'pretrained' not in own and 'backbone' not in own
     del stock.model.decode_head[1]['num_classes']
-    with pytest.raises(LocalLearningError, match="needs num_classes, and model.decode_head "):
+    with pytest.raises(LocalLearningError, match="EncoderDecoder is none that tells its num_classes"):
         localize(stock, auxiliary='light')
 
 

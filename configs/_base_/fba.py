@@ -4,7 +4,8 @@
 #     _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './_base_/fba.py']
 #     model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
 #                                backbone=_base_.model.backbone, num_modules=4,
-#                                auxiliary=dict(type='SLM', blocks_per_stage=0)))
+#                                auxiliary=dict(type='SLM', head=dict(
+#                                    type='LightRetinaNet', num_classes=80))))
 #     optim_wrapper = dict(type='LocalOptimWrapper')
 custom_imports = dict(imports=['fba_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='FBAHook')]

@@ -1,11 +1,14 @@
 """A small detector to learn from: the own head of an auxiliary network."""
 from importlib.util import find_spec
-from typing import Optional, Sequence
+from typing import List, Optional, Sequence
 
 from mmengine.registry import MODELS
 from torch import nn
 
 from ..errors import LocalLearningError
+
+# Of the neck's maps, where they are not told: RetinaNet's.
+_FINEST, _COARSEST = 8, 128
 
 
 @MODELS.register_module(name='LightRetinaNet')
@@ -16,7 +19,7 @@ def light_retinanet(backbone: dict,
                     octave_base_scale: float = 4,
                     scales_per_octave: int = 1,
                     ratios: Sequence[float] = (1.0, ),
-                    strides: Sequence[int] = (8, 16, 32, 64, 128),
+                    strides: Optional[Sequence[int]] = None,
                     loss_cls: Optional[dict] = None,
                     loss_bbox: Optional[dict] = None,
                     neck: Optional[dict] = None,
@@ -26,7 +29,11 @@ def light_retinanet(backbone: dict,
 
     The loss, the neck's levels and the assignment of targets are those of mmdet's
     ``retinanet_r50_fpn``, so that a module learns the model's task, but at a small part of its
-    cost: for 80 classes the logits alone are a ninth. mmdet is needed only once a head is built.
+    cost: for 80 classes the logits alone are a ninth. It serves modules of any detector, anchor-free
+    and two-stage ones and DETR too, for it takes what maps the backbone has from stride 8 on (the
+    model's own neck may start at 4, at four times the cost) and adds coarser ones up to stride 128.
+    Where the finest of them is coarser than 8, as with DETR's single map of stride 32, each position
+    has the anchors of the missing levels as well. mmdet is needed only once a head is built.
 
     Args:
         backbone: Config of the :class:`FeatureSource` that :class:`SLM` gives; its ``channels``
@@ -35,10 +42,11 @@ def light_retinanet(backbone: dict,
         channels: Channels of the neck and the head.
         stacked_convs: Convolutions of each branch of the head before the last one.
         octave_base_scale: Size of the smallest anchor of a level, in strides.
-        scales_per_octave: Anchor sizes per position.
+        scales_per_octave: Anchor sizes per position and octave.
         ratios: Height / width of the anchors.
-        strides: Strides of the neck's maps. The neck starts with the backbone's map of the first
-            one; where the backbone's strides aren't told, with the second map.
+        strides: Strides of the neck's maps. Unset, those of the backbone's maps from 8 on, doubled up
+            to 128. The neck starts with the backbone's map of the first one; where the backbone's
+            strides aren't told, with the second map.
         loss_cls: Classification loss; unset, :class:`SlicedFocalLoss`. Heads make a logit for the
             background unless it says ``use_sigmoid=True``.
         loss_bbox: Regression loss; unset, L1.
@@ -54,8 +62,7 @@ def light_retinanet(backbone: dict,
             other strides.
 
     Example:
-        >>> auxiliary = dict(
-        ...     type='SLM', channels=64, head=dict(type='LightRetinaNet', num_classes=80))
+        >>> auxiliary = dict(type='SLM', head=dict(type='LightRetinaNet', num_classes=80))
     """
     if find_spec('mmdet') is None:
         raise LocalLearningError('LightRetinaNet needs mmdet, which is not installed: '
@@ -66,6 +73,16 @@ def light_retinanet(backbone: dict,
             "LightRetinaNet is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
             "head=dict(type='LightRetinaNet', ...)), or as "
             "backbone=dict(type='FeatureSource', channels=[...])")
+    own_strides = backbone.get('strides')
+    octaves = 0
+    if strides is None:
+        strides = _strides(own_strides)
+        # The anchors of levels that are missing below the first one are halves of its own.
+        octaves = max((strides[0] // _FINEST).bit_length() - 1, 0)
+    sizes = dict(octave_base_scale=octave_base_scale, scales_per_octave=scales_per_octave)
+    if octaves:
+        sizes = dict(scales=[octave_base_scale * 2**(i / scales_per_octave - octaves)
+                             for i in range(scales_per_octave * (octaves + 1))])
     # All types with their scope: the default scope is that of the model, which may be another.
     fpn = dict(
         type='mmdet.FPN',
@@ -81,15 +98,14 @@ def light_retinanet(backbone: dict,
         stacked_convs=stacked_convs,
         anchor_generator=dict(
             type='mmdet.AnchorGenerator',
-            octave_base_scale=octave_base_scale,
-            scales_per_octave=scales_per_octave,
             ratios=list(ratios),
-            strides=list(strides)),
+            strides=list(strides),
+            **sizes),
         bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
         loss_cls=loss_cls or dict(type='SlicedFocalLoss', use_sigmoid=True),
         loss_bbox=loss_bbox or dict(type='mmdet.L1Loss'))
     if 'start_level' not in (neck or {}):
-        fpn['start_level'] = _start_level(backbone.get('strides'), strides)
+        fpn['start_level'] = _start_level(own_strides, strides)
     training = dict(
         assigner=dict(
             type='mmdet.MaxIoUAssigner',
@@ -110,6 +126,20 @@ def light_retinanet(backbone: dict,
             neck=dict(fpn, **(neck or {})),
             bbox_head=dict(head, **(bbox_head or {})),
             train_cfg=dict(training, **(train_cfg or {}))))
+
+
+# Reduced blocks before it have as few channels, unless the auxiliary network says otherwise.
+light_retinanet.block_channels = 64
+
+
+def _strides(own: Optional[Sequence[int]]) -> List[int]:
+    """Those of the backbone's maps that the neck takes, and of the coarser ones that it adds."""
+    if own is None:
+        own = [_FINEST, 2 * _FINEST, 4 * _FINEST]
+    strides = [stride for stride in own if stride >= _FINEST] or [own[-1]]
+    while 2 * strides[-1] <= _COARSEST:
+        strides.append(2 * strides[-1])
+    return strides
 
 
 def _start_level(own: Optional[Sequence[int]], strides: Sequence[int]) -> int:

@@ -38,7 +38,7 @@ def light_fcn(backbone: dict,
         LocalLearningError: mmseg isn't installed, or ``backbone`` tells no channels.
 
     Example:
-        >>> auxiliary = dict(type='SLM', channels=64, head=dict(type='LightFCN', num_classes=19))
+        >>> auxiliary = dict(type='SLM', head=dict(type='LightFCN', num_classes=19))
     """
     if find_spec('mmseg') is None:
         raise LocalLearningError('LightFCN needs mmseg, which is not installed: '
@@ -64,6 +64,10 @@ def light_fcn(backbone: dict,
         decode_head=dict(head, **decode_head),
         train_cfg=dict(),
         test_cfg=dict(mode='whole')))
+
+
+# Reduced blocks before it have as few channels, unless the auxiliary network says otherwise.
+light_fcn.block_channels = 64
 
 
 def _scoped(loss: dict) -> dict:

@@ -1,6 +1,6 @@
 """A neck and head that belong to one auxiliary network."""
 from inspect import signature
-from typing import Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from mmengine.registry import MODELS
@@ -41,6 +41,22 @@ def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) 
     except (TypeError, KeyError, AssertionError, ValueError) as error:
         raise LocalLearningError(
             f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
+
+
+def block_channels(head: dict) -> Optional[int]:
+    """The channels of reduced blocks before a head that says so of itself, as light ones do.
+
+    A head takes whatever channels there are if its builder has an attribute ``block_channels``: the
+    number for heads whose config has no ``channels``.
+
+    Args:
+        head: Config of the head.
+
+    Returns:
+        The number; None leaves the channels of the backbone's stages.
+    """
+    number = getattr(_registered(head.get('type')), 'block_channels', None)
+    return None if number is None else head.get('channels', number)
 
 
 def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
@@ -90,8 +106,13 @@ def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
 
 def _takes_channels(neck: dict) -> bool:
     # A classifier's pooling doesn't ask for the channels of its maps.
-    kind = neck.get('type')
+    kind = _registered(neck.get('type'))
+    return kind is None or 'in_channels' in signature(kind).parameters
+
+
+def _registered(kind: Any) -> Any:
+    """What a config's type stands for; None where that isn't registered."""
     if isinstance(kind, str):
         with MODELS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
-    return kind is None or 'in_channels' in signature(kind).parameters
+    return kind

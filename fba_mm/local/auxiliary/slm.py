@@ -15,7 +15,7 @@ from ..partition import CutPoint, StageMap
 from ..partition.cut_point import same
 from ..task_loss import AnsweringBackbone, Losses
 from .base import Auxiliary
-from .own_head import build_own_head, check_own_head
+from .own_head import block_channels, build_own_head, check_own_head
 
 
 class PooledShortcut(nn.Module):
@@ -52,8 +52,8 @@ class SLM(Auxiliary):
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
-        channels: Channels of the blocks' outputs. Unset, those of the backbone's stages, which
-            the model's own neck needs.
+        channels: Channels of the blocks' outputs. Unset, those of a light head, and otherwise those
+            of the backbone's stages, which the model's own neck needs.
         head: None shares the model's own neck and head with the module. Otherwise the config of
             a model without a backbone (``dict(type='RetinaNet', neck=..., bbox_head=...,
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
@@ -122,6 +122,8 @@ class SLM(Auxiliary):
         if not 0 < image_share <= 1:
             raise LocalLearningError(
                 f'auxiliary.image_share={image_share}: give more than 0, up to 1')
+        if channels is None and head is not None:
+            channels = block_channels(head)
         self.image_share = image_share
         self.bank_dropout = bank_dropout
         self.blocks = ModuleList()
