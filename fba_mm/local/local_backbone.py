@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .hand_over import HandedOver, HandOver
+from .kept_state import unchanged_state
 from .local_step import LocalStep
 from .partition import IMAGES, cut, cut_points, trace_footprints, unroll
 from .partition.reconstruction import in_slices
-from .task_loss import AnsweringBackbone, Features, untracked_norm
+from .task_loss import AnsweringBackbone, Features
 
 
 @MODELS.register_module()
@@ -274,7 +275,7 @@ class LocalBackbone(AnsweringBackbone):
         # Weights that autocast casts under no_grad would stay in its cache, without a graph, and
         # the modules would then train on the cached casts: without the cache, they don't.
         device_type = x.device.type
-        with torch.no_grad(), untracked_norm(self.backbone), torch.autocast(
+        with torch.no_grad(), unchanged_state(self.backbone), torch.autocast(
                 device_type, enabled=torch.is_autocast_enabled(device_type), cache_enabled=False):
             features = self.backbone(x)
             for level, feature in enumerate(features if self._returns_tuple else (features, )):

@@ -9,7 +9,8 @@ from ..errors import LocalLearningError
 from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
 from .head_batches import add_losses, can_be_split, feed, is_image_mean, slices_of
-from .task_loss import AnsweringBackbone, Features, Losses, map_losses, task_loss, untracked_norm
+from .kept_state import unchanged_state
+from .task_loss import AnsweringBackbone, Features, Losses, map_losses, task_loss
 
 
 @dataclass
@@ -83,7 +84,8 @@ class LocalStep:
         if images != slice(None):
             inputs, data_samples = self.inputs[images], self.data_samples[images]
             with self.targets.set_aside():
-                losses = task_loss(model, source, features, inputs, data_samples)
+                losses = task_loss(
+                    model, source, features, inputs, data_samples, advance=model is not self.model)
             return map_losses(losses, lambda loss: loss * loss_weight)
 
         def loss_of(features: Features, images: Optional[slice]) -> Losses:
@@ -128,7 +130,7 @@ class LocalStep:
             source: Its backbone, which answers with the features.
             features: As the backbone returns them, (N, C, H, W) each.
         """
-        with source.answering(features), untracked_norm(model, skip=source):
+        with source.answering(features), unchanged_state(model, skip=source):
             return model.head(model.extract_feat(self.inputs))
 
     def network_logits(self, features: Tuple[Tensor, ...]) -> Tensor:
@@ -168,12 +170,27 @@ class LocalStep:
     def _loss_of(self, model: nn.Module, source: AnsweringBackbone, features: Features,
                  images: Optional[slice], loss_weight: float = 1.) -> Losses:
         inputs, data_samples = self.inputs, self.data_samples
-        if images is not None:
-            inputs, data_samples = inputs[images], data_samples[images]
         with self.targets.only(images):
-            losses = task_loss(model, source, features, inputs, data_samples)
+            if images is None:
+                losses = task_loss(
+                    model, source, features, inputs, data_samples, advance=model is not self.model)
+            else:
+                inputs, data_samples = inputs[images], data_samples[images]
+                losses = self._stateless_loss(model, source, features, inputs, data_samples)
         factor = loss_weight * self._share(model, len(inputs))
         return losses if factor == 1 else map_losses(losses, lambda loss: loss * factor)
+
+    @staticmethod
+    def _stateless_loss(model: nn.Module, source: AnsweringBackbone, *batch) -> Losses:
+        with unchanged_state(model, skip=source) as changed:
+            losses = task_loss(model, source, *batch, advance=True)
+        # mmdet's AnchorHead leaves its targets there, for those who distil.
+        changed = [name for name in changed if '_raw_positive_infos' not in name]
+        if changed:
+            raise LocalLearningError(
+                f'{type(model).__name__} keeps {", ".join(changed)} from one batch to the next, '
+                'and would keep others of a few images at a time: leave head_batch_size out')
+        return losses
 
     def _share(self, model: nn.Module, images: int) -> float:
         """What the losses on some images count in those of the batch."""

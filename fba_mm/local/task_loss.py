@@ -5,14 +5,15 @@ backbone answer with given features instead, and ``model.loss()`` becomes the lo
 features, whatever the neck, the head and the task are. mmagic's models, which call their backbone
 ``generator``, go the same way.
 """
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from .kept_state import unchanged_state
 
 Losses = Dict[str, Union[Tensor, List[Tensor]]]
 # What a backbone returns: a tuple of maps, or the one image that a generator makes.
@@ -60,34 +61,12 @@ class FeatureSource(AnsweringBackbone):
         return self._answer
 
 
-@contextmanager
-def untracked_norm(module: nn.Module, skip: Optional[nn.Module] = None) -> Iterator[None]:
-    """Normalize with the batch's statistics, but leave the running ones alone.
-
-    Running statistics belong to what the network sees in evaluation: the deepest features for a
-    shared head, the trained pass for a backbone that runs a second time for the bank.
-
-    Args:
-        module: Module whose batch normalization layers are meant.
-        skip: A submodule to leave out.
-    """
-    skipped = set() if skip is None else set(skip.modules())
-    norms = [
-        m for m in module.modules()
-        if isinstance(m, _BatchNorm) and m.training and m.track_running_stats and m not in skipped
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
 def task_loss(model: nn.Module, source: AnsweringBackbone, features: Features,
-              inputs: Tensor, data_samples: list) -> Losses:
+              inputs: Tensor, data_samples: list, advance: bool = False) -> Losses:
     """The losses that a model's neck and head compute on given features.
+
+    Running statistics, counters and whatever else the head keeps belong to what the network sees in
+    evaluation, the deepest features, and advance once per iteration: not here, unless asked for.
 
     Args:
         model: Any OpenMMLab model with ``loss(inputs, data_samples)``, or, as mmagic's, with
@@ -96,12 +75,15 @@ def task_loss(model: nn.Module, source: AnsweringBackbone, features: Features,
         features: As the backbone returns them, (N, C, H, W) each.
         inputs: The batch of images, (N, 3, H, W).
         data_samples: The batch's targets.
+        advance: Whether this pass is the one that the head counts, as that of a module's own head
+            is; see :func:`unchanged_state`.
 
     Returns:
         The model's dict of losses.
     """
     data_samples = _own_copy(data_samples)
-    with source.answering(features), untracked_norm(model, skip=source):
+    state = nullcontext() if advance else unchanged_state(model, skip=source)
+    with source.answering(features), state:
         if hasattr(model, 'loss'):
             return model.loss(inputs, data_samples)
         # Not called as model(...): the hooks on it belong to the training step around this.

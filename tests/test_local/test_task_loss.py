@@ -3,7 +3,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from fba_mm.local.task_loss import FeatureSource, task_loss, untracked_norm
+from fba_mm.local.task_loss import FeatureSource, task_loss
 
 from ..conftest import batch, build, own_head, retinanet
 from ..super_resolution import editor, patches
@@ -73,26 +73,6 @@ def test_running_statistics_stay_out_of_it():
     with torch.no_grad():
         model.neck(maps())
     assert not all(torch.equal(value, before[name]) for name, value in model.named_buffers())
-
-
-def test_untracked_norm_uses_the_batch_and_skips_what_it_is_told():
-    inner, outer = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    fixed, stateless = torch.nn.BatchNorm2d(3).eval(), torch.nn.BatchNorm2d(
-        3, track_running_stats=False)
-    model = torch.nn.ModuleList([inner, outer, fixed, stateless])
-    x = torch.rand(4, 3, 5, 5) * 3
-    expected = torch.nn.functional.batch_norm(x, None, None, training=True)
-    try:
-        with untracked_norm(model, skip=inner):
-            torch.testing.assert_close(outer(x), expected)
-            torch.testing.assert_close(inner(x), expected)
-            torch.testing.assert_close(fixed(x), x, rtol=1e-4, atol=1e-4)
-            raise KeyError
-    except KeyError:
-        pass
-    assert [norm.track_running_stats for norm in model] == [True, True, True, False]
-    assert [int(norm.num_batches_tracked) for norm in (inner, outer, fixed)] == [1, 0, 0]
-    assert outer.running_mean.eq(0).all() and inner.running_mean.ne(0).all()
 
 
 def test_a_model_without_a_loss_method_is_asked_past_its_hooks():

@@ -10,7 +10,8 @@ from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..partition.cut_point import same
-from ..task_loss import AnsweringBackbone, Losses, untracked_norm
+from ..kept_state import unchanged_state
+from ..task_loss import AnsweringBackbone, Losses
 from .base import Auxiliary
 from .classification import ClassificationAuxiliary
 
@@ -113,7 +114,7 @@ class _ThroughLaterBlock(Auxiliary):
 
     def _through_averaged(self, x: Tensor) -> Tensor:
         # Its running statistics are averages of the block's, not those of this pass.
-        with untracked_norm(self.averaged):
+        with unchanged_state(self.averaged):
             return self.cut_point.as_map(self.averaged(x))
 
     follows_next_module = True
