@@ -5,6 +5,7 @@ experiment_name = 'edsr_x3_fba'
 work_dir = './work_dirs/edsr_x3_fba'
 custom_imports = dict(imports=['fba_mm'], allow_failed_imports=False)
 custom_hooks = [dict(type='BasicVisualizationHook', interval=1), dict(type='FBAHook')]
+model_wrapper_cfg = dict(type='LocalDataParallel')
 model = dict(generator=dict(_delete_=True, type='LocalBackbone',
                             backbone=_base_.model.generator, num_modules=4))
 optim_wrapper = dict(type='LocalOptimWrapper')

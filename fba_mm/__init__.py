@@ -3,8 +3,10 @@
 Importing the package registers :class:`LocalBackbone`, :class:`FBAHook`,
 :class:`LocalOptimWrapper`, :class:`LocalDataParallel`, :class:`LocalShardedDataParallel`,
 :class:`LocalModuleParallel` and the parts in :mod:`fba_mm.models` in MMEngine's root registries, so
-that a config of any OpenMMLab project names them without a prefix.
+that a config of any OpenMMLab project names them without a prefix. With the prefix, as in
+``type='fba_mm.LocalBackbone'``, MMEngine imports the package by itself, without ``custom_imports``.
 """
+from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
 for _package in ('torch', 'mmengine', 'mmcv'):
@@ -19,6 +21,8 @@ install_mmcv_ops()
 install_mmagic_import()
 install_mmseg_name()
 
+from mmengine.registry import MODELS as _MODELS  # noqa: E402
+
 from .engine import (AmpLocalOptimWrapper, FBAHook, LocalDataParallel,  # noqa: E402
                      LocalModuleParallel, LocalOptimWrapper, LocalShardedDataParallel)
 from .errors import LocalLearningError  # noqa: E402
@@ -27,8 +31,29 @@ from .localize import localize  # noqa: E402
 from .models import SlicedFocalLoss, cifar_resnet, light_fcn, light_retinanet  # noqa: E402
 
 __version__ = '0.1.0'
+# What needs mmdet or mmpretrain, and is imported when a config names it.
+_WHERE = {
+    'CheckedVOCDataset': 'datasets.checked_voc',
+    'ClasswiseVOCMetric': 'evaluation',
+    'HandwrittenDigits': 'datasets.classification',
+    'STL10': 'datasets.classification',
+    'SVHN': 'datasets.classification',
+    'YOLOV1': 'models.yolov1',
+    'YOLOV1Head': 'models.yolov1',
+    'YOLOV1Loss': 'models.yolov1',
+}
 __all__ = [
     'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalDataParallel', 'LocalLearningError',
     'LocalModuleParallel', 'LocalOptimWrapper', 'LocalShardedDataParallel', 'SlicedFocalLoss',
     'cifar_resnet', 'light_fcn', 'light_retinanet', 'localize'
 ]
+
+
+def __getattr__(name: str) -> object:
+    # MMEngine resolves type='fba_mm.NAME' as an attribute of the package.
+    if name in _WHERE:
+        return getattr(_import_module(f'.{_WHERE[name]}', __name__), name)
+    found = _MODELS.module_dict.get(name)
+    if not getattr(found, '__module__', '').startswith(f'{__name__}.'):
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return found

@@ -10,10 +10,11 @@ import torch
 from mmengine.fileio import load
 from mmengine.registry import MODELS, DefaultScope
 
+import fba_mm
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.config import load_config
+from fba_mm.config import load_config, type_name
 from fba_mm.local.partition import unroll
 from fba_mm.localize import stock_form
 from fba_mm.preflight.building import build_model
@@ -44,6 +45,7 @@ AUXILIARY = {
     'fba': dict(type='SLM'),
 }
 DEEPER = dict(type='SLM', blocks_per_stage=2)
+DEMO_BP = ('demo/retinanet_r34_digits.py', 'demo/yolov1_r34_digits.py')
 CLASSIFICATION = [name for name in COMPLETE if name.startswith('classification/')]
 
 
@@ -56,6 +58,37 @@ def loaded():
     """All configs, each read once."""
     with mock.patch('mmengine.config.utils.load', _load_once):
         return {name: load_config(str(CONFIGS / name)) for name in COMPLETE}
+
+
+def _types(part) -> set:
+    """All that a config names as a type."""
+    if isinstance(part, dict):
+        own = {part['type']} if isinstance(part.get('type'), str) else set()
+        return own.union(*map(_types, part.values()))
+    return set().union(*map(_types, part)) if isinstance(part, (list, tuple)) else set()
+
+
+@pytest.mark.parametrize('name', COMPLETE)
+def test_a_config_brings_all_that_it_needs(name, loaded):
+    """So that MMDetection's, MMPretrain's and MMSegmentation's own tools train it."""
+    cfg = loaded[name]
+    hooks = [hook.type for hook in cfg.get('custom_hooks') or []]
+    types = _types(cfg.to_dict())
+    is_local = 'LocalBackbone' in types
+    assert hooks.count('FBAHook') == is_local
+    assert is_local == ('_bp.' not in name and name not in DEMO_BP)
+    if is_local:
+        assert cfg.optim_wrapper.type == 'LocalOptimWrapper'
+        assert cfg.model_wrapper_cfg.type == 'LocalDataParallel'
+        assert cfg.custom_imports.imports == ['fba_mm']
+    else:
+        assert 'model_wrapper_cfg' not in cfg and 'custom_imports' not in cfg
+    # Where fba_mm is not imported beforehand, and where it needs another package to register
+    # something, the prefix finds it.
+    for kind in types - {'LocalBackbone', 'FBAHook', 'LocalOptimWrapper', 'LocalDataParallel'}:
+        assert kind not in fba_mm._WHERE and kind != 'CifarResNet'
+        if kind.startswith('fba_mm.'):
+            assert getattr(fba_mm, type_name(kind)).__module__.startswith('fba_mm.')
 
 
 def test_table_1_is_complete():
@@ -98,7 +131,7 @@ def test_data_and_schedule(name, loaded):
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
         where = dataset.get('split') or dataset.data_prefix
-        assert dataset.type == kind
+        assert type_name(dataset.type) == kind
         assert where == ('train' if split == 'train' else 'val' if folder == 'imagenet' else 'test')
         assert len((dataset.get('metainfo') or dict(classes=range(classes)))['classes']) == classes
         if split != 'train':
@@ -135,7 +168,6 @@ def test_modules_and_method(name, loaded):
             type='ImageClassifier', neck=cfg.model.neck.to_dict(), head=cfg.model.head.to_dict())
     assert found == expected
     assert [hook.type for hook in cfg.custom_hooks] == ['FBAHook']
-    assert cfg.optim_wrapper.type == 'LocalOptimWrapper' and 'fba_mm' in cfg.custom_imports.imports
 
 
 @pytest.mark.parametrize('name', [name for name in CLASSIFICATION if '_bp' not in name])
@@ -182,7 +214,7 @@ def test_detection_data_and_schedule(name, loaded):
     cfg = loaded[name]
     voc, yolo = '/voc/' in name, 'yolov1' in name
     assert cfg.train_dataloader.batch_size == (32 if yolo else 64)
-    assert cfg.model.type == ('YOLOV1' if yolo else 'RetinaNet')
+    assert cfg.model.type == ('fba_mm.YOLOV1' if yolo else 'RetinaNet')
     assert cfg.model.bbox_head.num_classes == (20 if voc else 80)
     optimizer = cfg.optim_wrapper.optimizer
     assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', 1e-4, .9)
@@ -191,12 +223,12 @@ def test_detection_data_and_schedule(name, loaded):
     size, keeps = ((448, 448), False) if yolo else ((320, 320), True)
     for split in ('train', 'val', 'test'):
         dataset = cfg[f'{split}_dataloader'].dataset
-        assert dataset.type == ('CheckedVOCDataset' if voc else 'CocoDataset')
+        assert dataset.type == ('fba_mm.CheckedVOCDataset' if voc else 'CocoDataset')
         resize = next(t for t in dataset.pipeline if t.type == 'Resize')
         assert (resize.scale, resize.keep_ratio) == (size, keeps)
         assert ('train' in dataset.ann_file) == (split == 'train')
         assert not voc or '2007' in dataset.ann_file and '2007' in dataset.data_prefix.sub_data_root
-    assert cfg.val_evaluator.type == ('ClasswiseVOCMetric' if voc else 'CocoMetric')
+    assert cfg.val_evaluator.type == ('fba_mm.ClasswiseVOCMetric' if voc else 'CocoMetric')
     # From scratch: nothing is loaded, frozen or left at the statistics that it starts with.
     backbone = cfg.model.backbone.get('backbone') or cfg.model.backbone
     assert not backbone.get('init_cfg') and backbone.get('frozen_stages', -1) == -1
@@ -211,7 +243,6 @@ def test_detection_modules(name, loaded):
     depth, method = re.search(r'_r(\d+)_(\w+)\.py', name).groups()
     assert local.type == 'LocalBackbone'
     assert local.num_modules == (DEPTHS[int(depth)] if '/voc/' in name else 4)
-    assert cfg.optim_wrapper.type == 'LocalOptimWrapper' and 'fba_mm' in cfg.custom_imports.imports
     auxiliary, scope = ABLATION.get(method, (None, 'past'))
     auxiliary = auxiliary if 'ablation' in name else None
     copied = dict(type='RetinaNet', neck=cfg.model.get('neck'), bbox_head=cfg.model.bbox_head,
@@ -274,7 +305,6 @@ def test_super_resolution(scale, loaded):
     cfg = loaded[f'edsr_x{scale}_fba.py']
     stock = load_config(f'mmagic::edsr/edsr_x{scale}c64b16_1xb16-300k_div2k.py')
     assert cfg.model.generator.type == 'LocalBackbone'
-    assert cfg.optim_wrapper.type == 'LocalOptimWrapper' and 'fba_mm' in cfg.custom_imports.imports
     # Patches of 48×48 and Adam at 1e-4, as the paper has them; 49×49 in mmagic's config of ×4.
     crop = next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'PairedRandomCrop')
     assert crop.gt_patch_size == (49 if scale == 4 else 48) * scale
@@ -304,7 +334,6 @@ def test_segmentation_configs_are_mmsegs_own_in_modules(name, loaded):
     assert dict(voc='PascalVOCDataset', cityscapes='CityscapesDataset', ade20k='ADE20KDataset')[
         folder] == stock.val_dataloader.dataset.type
     assert cfg.model.backbone.type == 'LocalBackbone' and cfg.model.backbone.num_modules == 4
-    assert cfg.optim_wrapper.type == 'LocalOptimWrapper'
     found = stock_form(cfg)
     for key in ('model', 'train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
                 'val_evaluator', 'optim_wrapper', 'default_hooks'):

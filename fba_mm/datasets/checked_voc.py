@@ -33,7 +33,7 @@ class CheckedVOCDataset(VOCDataset):
 
     Example:
         >>> dataset = dict(
-        ...     type='CheckedVOCDataset', on_fault='skip', data_root='data/VOCdevkit/',
+        ...     type='fba_mm.CheckedVOCDataset', on_fault='skip', data_root='data/VOCdevkit/',
         ...     ann_file='VOC2007/ImageSets/Main/trainval.txt',
         ...     data_prefix=dict(sub_data_root='VOC2007/'))
     """

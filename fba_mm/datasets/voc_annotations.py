@@ -114,11 +114,11 @@ def refuse_or_skip(folder: VOCFolder, on_fault: str, where: str) -> Collection[s
         unknown = folder.unknown_classes(faults)
         mend = 'mend them, or '
         if unknown:
-            mend += (f"train without the objects of other classes, type='CheckedVOCDataset', "
+            mend += ("train without the objects of other classes, type='fba_mm.CheckedVOCDataset', "
                      f'leave_out={unknown}, or ')
         raise LocalLearningError(
             f'{what}, such as {folder.paths(name)[1]}: {reasons[0]}; all are listed above: {mend}'
-            "leave these images out with type='CheckedVOCDataset', on_fault='skip'")
+            "leave these images out with type='fba_mm.CheckedVOCDataset', on_fault='skip'")
     if len(faults) == total:
         raise LocalLearningError(f'{what}, and none is left: mend them')
     print_log(f"{what} and are left out, as on_fault='skip' asks", 'current', logging.WARNING)

@@ -1,7 +1,7 @@
 """Metrics, registered with mmdet.
 
-Importing this package imports mmdet, which :mod:`fba_mm` itself does not: configs that use it say
-``custom_imports = dict(imports=['fba_mm', 'fba_mm.evaluation'])``.
+Importing this package imports mmdet, which :mod:`fba_mm` itself does not: MMEngine does so for
+configs that name a metric with its prefix, ``type='fba_mm.ClasswiseVOCMetric'``.
 """
 from .classwise_voc_metric import ClasswiseVOCMetric
 

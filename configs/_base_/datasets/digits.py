@@ -1,6 +1,6 @@
 # scikit-learn's handwritten digits, 1,415 to train with and 382 to test with: no files needed.
 _base_ = './cifar10.py'
-dataset_type = 'HandwrittenDigits'
+dataset_type = 'fba_mm.HandwrittenDigits'
 data_preprocessor = dict(mean=[78.9] * 3, std=[88.8] * 3)
 # Digits are not mirrored: no RandomFlip.
 train_pipeline = [_base_.train_pipeline[0], _base_.train_pipeline[-1]]

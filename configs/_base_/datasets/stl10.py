@@ -1,6 +1,6 @@
 # STL-10, the labelled part: stl10_binary/{train,test}_{X,y}.bin below data_root.
 _base_ = './cifar10.py'
-dataset_type = 'STL10'
+dataset_type = 'fba_mm.STL10'
 data_root = 'data/stl10/'
 data_preprocessor = dict(mean=[113.9, 112.1, 103.7], std=[66.4, 65.4, 69.2])
 train_pipeline = [

@@ -1,6 +1,6 @@
 # SVHN: train_32x32.mat and test_32x32.mat below data_root.
 _base_ = './cifar10.py'
-dataset_type = 'SVHN'
+dataset_type = 'fba_mm.SVHN'
 data_root = 'data/svhn/'
 data_preprocessor = dict(mean=[111.6, 113.2, 120.6], std=[50.5, 51.3, 50.2])
 # Digits are not mirrored: no RandomFlip.

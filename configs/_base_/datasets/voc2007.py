@@ -26,7 +26,7 @@ train_dataloader = dict(
     num_workers=8,
     dataset=dict(
         _delete_=True,
-        type='CheckedVOCDataset',
+        type='fba_mm.CheckedVOCDataset',
         on_fault='refuse',
         data_root='data/VOCdevkit/',
         ann_file='VOC2007/ImageSets/Main/trainval.txt',
@@ -34,9 +34,9 @@ train_dataloader = dict(
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
         pipeline=train_pipeline))
 val_dataloader = dict(
-    batch_size=16, num_workers=4, dataset=dict(type='CheckedVOCDataset', pipeline=test_pipeline))
+    batch_size=16, num_workers=4, dataset=dict(type='fba_mm.CheckedVOCDataset', pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='ClasswiseVOCMetric')
+val_evaluator = dict(type='fba_mm.ClasswiseVOCMetric')
 test_evaluator = val_evaluator
 # --auto-scale-lr takes the learning rate to other batches.
 auto_scale_lr = dict(enable=False, base_batch_size=64)

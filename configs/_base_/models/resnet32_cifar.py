@@ -1,7 +1,7 @@
 # ResNet-32 for small images: 3 stages of 5 basic blocks with 16, 32 and 64 channels.
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='CifarResNet', depth=32),
+    backbone=dict(type='fba_mm.CifarResNet', depth=32),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead', num_classes=10, in_channels=64,

@@ -1,7 +1,7 @@
 """Classification data sets, registered with mmpretrain.
 
-Importing this package imports mmpretrain, which :mod:`fba_mm` itself does not: configs that use it
-say ``custom_imports = dict(imports=['fba_mm', 'fba_mm.datasets.classification'])``.
+Importing this package imports mmpretrain, which :mod:`fba_mm` itself does not: MMEngine does so for
+configs that name a data set with its prefix, as in ``type='fba_mm.SVHN'``.
 """
 from .handwritten_digits import HandwrittenDigits
 from .stl10 import STL10

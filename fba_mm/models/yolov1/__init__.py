@@ -1,7 +1,7 @@
 """YOLOv1: detector, head, targets and loss (Redmon et al., "You Only Look Once", CVPR 2016).
 
-Importing this package imports mmdet, which :mod:`fba_mm` itself does not: configs that use it say
-``custom_imports = dict(imports=['fba_mm', 'fba_mm.models.yolov1'])``.
+Importing this package imports mmdet, which :mod:`fba_mm` itself does not: MMEngine does so for
+configs that name the detector with its prefix, ``type='fba_mm.YOLOV1'``.
 """
 from .grid_targets import GridTargets, grid_targets
 from .yolov1 import YOLOV1
