@@ -151,7 +151,8 @@ def localize(config: Union[str, os.PathLike, Config],
     names = imports['imports']
     names = [names] if isinstance(names, str) else list(names)
     if 'fba_mm' not in names:
-        cfg.custom_imports = dict(imports, imports=names + ['fba_mm'])
+        # First: it brings operators that others may lack when they are imported.
+        cfg.custom_imports = dict(imports, imports=['fba_mm'] + names)
     return cfg
 
 

@@ -80,11 +80,10 @@ def test_a_config_brings_all_that_it_needs(name, loaded):
     if is_local:
         assert cfg.optim_wrapper.type == 'LocalOptimWrapper'
         assert cfg.model_wrapper_cfg.type == 'LocalDataParallel'
-        assert cfg.custom_imports.imports == ['fba_mm']
     else:
-        assert 'model_wrapper_cfg' not in cfg and 'custom_imports' not in cfg
-    # Where fba_mm is not imported beforehand, and where it needs another package to register
-    # something, the prefix finds it.
+        assert 'model_wrapper_cfg' not in cfg
+    assert cfg.custom_imports.imports == ['fba_mm']
+    # Where it needs another package to register something, the prefix finds it.
     for kind in types - {'LocalBackbone', 'FBAHook', 'LocalOptimWrapper', 'LocalDataParallel'}:
         assert kind not in fba_mm._WHERE and kind != 'CifarResNet'
         if kind.startswith('fba_mm.'):

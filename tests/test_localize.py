@@ -238,10 +238,10 @@ def test_hooks_and_imports_are_kept():
         custom_imports=dict(imports=['math', 'json'], allow_failed_imports=True)))
     assert cfg.custom_hooks == [dict(type='EMAHook', momentum=.1), dict(type='NumClassCheckHook'),
                                 dict(type='FBAHook', scope='past')]
-    assert cfg.custom_imports == dict(imports=['math', 'json', 'fba_mm'],
+    assert cfg.custom_imports == dict(imports=['fba_mm', 'math', 'json'],
                                       allow_failed_imports=True)
     one = localize(small_config(custom_imports=dict(imports='math')))
-    assert one.custom_imports.imports == ['math', 'fba_mm']
+    assert one.custom_imports.imports == ['fba_mm', 'math']
     there = localize(small_config(custom_imports=dict(imports=['fba_mm', 'math'])))
     assert there.custom_imports.imports == ['fba_mm', 'math']
 

@@ -7,7 +7,4 @@
 #                                auxiliary=dict(type='SLM', head=dict(
 #                                    type='LightRetinaNet', num_classes=80))))
 #     optim_wrapper = dict(type='LocalOptimWrapper')
-custom_imports = dict(imports=['fba_mm'], allow_failed_imports=False)
-custom_hooks = [dict(type='FBAHook')]
-# In several processes.
-model_wrapper_cfg = dict(type='LocalDataParallel')
+_base_ = ['./imports.py', './local_learning.py']

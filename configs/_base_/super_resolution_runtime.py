@@ -1,5 +1,5 @@
 # What every super-resolution config on built photos runs with: minutes on a CPU.
-_base_ = 'mmagic::_base_/default_runtime.py'
+_base_ = ['mmagic::_base_/default_runtime.py', './imports.py']
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
 val_cfg = dict(type='MultiValLoop')
 test_cfg = dict(type='MultiTestLoop')

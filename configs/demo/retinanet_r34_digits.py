@@ -1,6 +1,9 @@
 # A small RetinaNet that learns to find handwritten digits on photos from scratch, in minutes on a
 # CPU, by back-propagation. retinanet_r34_fba_digits.py is its local-learning twin.
-_base_ = ['mmdet::_base_/default_runtime.py', '../_base_/datasets/digits_detection.py']
+_base_ = [
+    'mmdet::_base_/default_runtime.py', '../_base_/imports.py',
+    '../_base_/datasets/digits_detection.py'
+]
 
 model = dict(
     type='RetinaNet',

@@ -1,5 +1,5 @@
 # The demo's YOLOv1 by local learning, in 4 modules with a head each.
-_base_ = ['./yolov1_r34_digits.py', '../_base_/fba.py']
+_base_ = ['./yolov1_r34_digits.py', '../_base_/local_learning.py']
 model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
                            backbone=_base_.model.backbone, num_modules=4,
                            auxiliary=dict(type='SLM', head=dict(

@@ -1,6 +1,9 @@
 # A small FCN that learns which digit each pixel belongs to, from scratch, in minutes on a CPU, by
 # back-propagation. fcn_r18_fba.py is its local-learning twin.
-_base_ = ['mmseg::_base_/default_runtime.py', '../../_base_/datasets/digit_masks.py']
+_base_ = [
+    'mmseg::_base_/default_runtime.py', '../../_base_/imports.py',
+    '../../_base_/datasets/digit_masks.py'
+]
 
 # A quarter of ResNet-18's channels, dilated to stride 8 as mmseg's own FCN.
 norm_cfg = dict(type='BN', requires_grad=True)
