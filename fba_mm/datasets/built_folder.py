@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
 
+from ..errors import LocalLearningError
+
 
 @contextmanager
 def building(out: Path, is_there: Callable[[], bool]) -> Iterator[Path]:
@@ -46,6 +48,24 @@ def _publish(folder: Path, out: Path) -> None:
         raise
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_own(out: Path, is_own: Callable[[str], bool]) -> None:
+    """Refuse to replace a folder that holds anything but a build's files.
+
+    Args:
+        out: The folder.
+        is_own: Whether a build writes the file or folder of that path, relative to ``out``.
+
+    Raises:
+        LocalLearningError: Names a file or folder that no build wrote.
+    """
+    for path in sorted(out.rglob('*')):
+        name = path.relative_to(out).as_posix()
+        # A link is a user's, whatever it is called.
+        if path.is_symlink() or not is_own(name):
+            raise LocalLearningError(f'{out} holds files that no build wrote ({name}): give another '
+                                     'out_dir, or move them away')
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image
 
-from fba_mm.datasets.built_folder import building, progress
+from fba_mm.datasets.built_folder import building, check_own, progress
 from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
 from fba_mm.errors import LocalLearningError
 
@@ -244,12 +244,9 @@ def _check_free(out: Path, settings: dict, overwrite: bool) -> None:
     former = [s for s in (_former_settings(out, split) for split in _SPLITS) if s is not None]
     own = {name for s in former for name in _files_of(s)}
     own |= {'annotations', 'masks', *_SPLITS, *(f'masks/{split}' for split in _SPLITS)}
-    stranger = next((path for path in out.rglob('*')
-                     if path.relative_to(out).as_posix() not in own), None)
-    if stranger is not None or (not former and any(out.iterdir())):
-        name = '' if stranger is None else f' ({stranger.relative_to(out)})'
-        raise LocalLearningError(f'{out} holds files that no build wrote{name}: '
-                                 'give another out_dir, or move them away')
+    if not former:
+        own = set()
+    check_own(out, own.__contains__)
     if not former or overwrite:
         return
     differing = [f'{key}={former[0].get(key)}, not {value}' for key, value in settings.items()

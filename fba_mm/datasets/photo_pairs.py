@@ -3,11 +3,11 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Callable, Dict, Iterable, Iterator, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 from PIL import Image
 
-from fba_mm.datasets.built_folder import building, progress
+from fba_mm.datasets.built_folder import building, check_own, progress
 from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
 from fba_mm.errors import LocalLearningError
 
@@ -47,7 +47,8 @@ def build_photo_pairs(out_dir: Union[str, os.PathLike],
         tile_size (int): Cut training photos into tiles of that height and width in px, a multiple
             of 12: a patch of a tile is read quickly. Unset, 192, and pictures of your own stay
             whole.
-        overwrite (bool): Replace a former build of other settings.
+        overwrite (bool): Replace a former build of other settings. Files that no build wrote are
+            never deleted: a folder that holds any is refused.
 
     Returns:
         Path: The folder as an absolute path.
@@ -184,17 +185,18 @@ def _starts(length: int, size: int) -> Sequence[int]:
     return starts if starts[-1] == length - size else [*starts, length - size]
 
 
-def _check_own(out: Path, splits: Iterable[str]) -> None:
-    """Refuse to replace a folder that holds more than a build's files."""
-    folders = {out / split / kind for split in splits
-               for kind in ('GTmod12', *(f'LRbicx{scale}' for scale in SCALES))}
-    for path in out.rglob('*'):
-        built = any(path == f or path in f.parents for f in folders) or (
-            path.suffix == '.png' and path.parent in folders)
-        if not built and path != out / 'dataset.json':
-            raise LocalLearningError(
-                f'{out} holds files that no build wrote ({path.relative_to(out)}): give another '
-                'out_dir, or move them away')
+def _check_own(out: Path, info: dict) -> None:
+    """Refuse to replace a folder that holds more than the files of its build."""
+    own = {'dataset.json'}
+    for split, photos in info['settings']['splits'].items():
+        files = [f'{photo}.png' for photo in photos]
+        if info['settings']['tiles'][split] is not None:
+            files = [f'{photo}_{number:03d}.png' for photo in photos
+                     for number in range(info['files'][split])]
+        for kind in ('GTmod12', *(f'LRbicx{scale}' for scale in SCALES)):
+            folder = f'{split}/{kind}' if split else kind
+            own.update((split, folder), (f'{folder}/{file}' for file in files))
+    check_own(out, own.__contains__)
 
 
 def _is_there(out: Path, settings: dict, overwrite: bool) -> bool:
@@ -220,7 +222,7 @@ def _is_there(out: Path, settings: dict, overwrite: bool) -> bool:
     if whole and info['settings'] == settings:
         return True
     if overwrite:
-        _check_own(out, info['files'])
+        _check_own(out, info)
         return False
     state = 'holds a data set of other settings or pictures' if whole else 'is damaged, files lack'
     raise LocalLearningError(f'{out} {state}: give another out_dir or overwrite=True')

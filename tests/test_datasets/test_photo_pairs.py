@@ -112,14 +112,16 @@ def test_other_settings_and_damage(pictures, tmp_path):
     build_photo_pairs(root, images=pictures, tile_size=12, overwrite=True)
 
 
-@pytest.mark.parametrize('own', ['ann_file.txt', 'LRbicx2/notes.txt', 'results/1.png'])
+@pytest.mark.parametrize('own', ['ann_file.txt', 'LRbicx2/notes.txt', 'results/1.png',
+                                 'GTmod12/mine.png', 'LRbicx2/{built}_000.png'])
 def test_a_build_is_not_replaced_with_a_users_files_in_it(own, pictures, tmp_path):
     root = build_photo_pairs(tmp_path / 'set', images=pictures)
+    own = own.format(built=min((root / 'GTmod12').iterdir()).stem)
     (root / own).parent.mkdir(exist_ok=True)
     (root / own).write_text('mine')
     with pytest.raises(LocalLearningError, match=f'no build wrote .{own.split("/")[0]}.*move them'):
         build_photo_pairs(root, images=pictures, tile_size=12, overwrite=True)
-    assert (root / own).read_text() == 'mine' and sizes(root / 'GTmod12')
+    assert (root / own).read_text() == 'mine' and sizes(root / 'LRbicx4')
 
 
 @pytest.mark.parametrize('tile_size', [0, 10, 12.5, True, '192'])
