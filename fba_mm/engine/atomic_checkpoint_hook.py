@@ -1,13 +1,15 @@
 """``AtomicCheckpointHook``: at any moment, the last good checkpoint can be gone on from."""
 import os
+import shutil
 from collections import deque
 from typing import Dict, Optional
 
-from mmengine.dist import is_main_process
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from ..checkpoint import replacing
+from ..checkpoint import OwnCheckpoints, replacing
 from ..errors import LocalLearningError
 from .processes import from_first_process
 from .whole_model import whole_model, whole_weights
@@ -18,8 +20,10 @@ class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's ``CheckpointHook``, which survives that its process is killed or the disk full.
 
     Checkpoints are written beside their place and moved there when they are complete, and outdated
-    ones are removed after that, not before. ``tools/train.py`` puts this hook in the place of
-    MMEngine's where checkpoints are local files.
+    ones are removed after that, not before. Only files that this training wrote, before it was
+    resumed or since, are replaced or removed, whatever paths a checkpoint names: those that an
+    earlier training left in the folder are moved to ``before_<time stamp>`` in it.
+    ``tools/train.py`` puts this hook in the place of MMEngine's where checkpoints are local files.
 
     Args:
         **kwargs: Arguments of ``CheckpointHook``.
@@ -39,6 +43,32 @@ class AtomicCheckpointHook(CheckpointHook):
         if kwargs.get('backend_args') is None and '://' not in (kwargs.get('out_dir') or ''):
             kwargs['backend_args'] = dict(backend='atomic')
         super().__init__(**kwargs)
+
+    def before_train(self, runner) -> None:
+        """Settle where checkpoints go, and which of those that are there belong to this training."""
+        # MMEngine's method removes what the checkpoint, whoever wrote it, says is outdated.
+        steps = runner.message_hub.runtime_info.pop('keep_ckpt_ids', [])
+        super().before_train(runner)
+        self._own = OwnCheckpoints(
+            self.out_dir, os.path.join(self.out_dir, f'before_{runner.timestamp}'),
+            local=isinstance(self.file_backend, LocalBackend))
+        if not from_first_process(self._continues(runner)):
+            steps = []
+            barrier()  # Other processes may be reading a checkpoint that lies there.
+            self._try(self._set_all_aside, runner)
+        self.keep_ckpt_ids = deque(
+            step for step in steps if self.filename_tmpl.format(step) in self._own)
+
+    def _continues(self, runner) -> bool:
+        """Whether this is a training that wrote to its folder before it was resumed."""
+        if not runner.cfg.get('resume') or runner.iter == 0:
+            return False
+        source = runner.cfg.get('load_from')
+        if source is None:  # Named by last_checkpoint.
+            return True
+        folder, name = os.path.split(os.path.abspath(source))
+        return os.path.realpath(folder) == os.path.realpath(self.out_dir) and (
+            name in self._own or not self._own.recorded)
 
     def after_train_epoch(self, runner) -> None:
         """Save a checkpoint if one is due."""
@@ -71,6 +101,26 @@ class AtomicCheckpointHook(CheckpointHook):
                 f'a checkpoint cannot be written to {self.out_dir} ({fault}), {kept}: make room '
                 'there, and go on with --resume')
 
+    def _set_all_aside(self, runner) -> None:
+        if not is_main_process():
+            return
+        templates = [self.filename_tmpl, 'epoch_{}.pth', 'iter_{}.pth']
+        moved = self._own.set_all_aside(templates)
+        if not moved:
+            return
+        pointer = os.path.join(runner.work_dir, 'last_checkpoint')
+        if os.path.isfile(pointer):
+            shutil.move(pointer, self._own.aside)
+        runner.logger.warning(
+            f'{self.out_dir} has checkpoints of an earlier training, such as {moved[0]}: they are '
+            f'kept in {self._own.aside}')
+
+    def _make_way(self, name: str) -> None:
+        """What another training wrote under that name is kept elsewhere."""
+        if is_main_process():
+            self._own.set_aside(name)
+            self._own.add(name)
+
     def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
         name = self.filename_tmpl.format(step)
         outdated = []
@@ -79,6 +129,7 @@ class AtomicCheckpointHook(CheckpointHook):
             outdated, kept = steps[:-self.max_keep_ckpts], steps[-self.max_keep_ckpts:]
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', kept)
+        self._make_way(name)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         with whole_model(runner):
@@ -106,6 +157,10 @@ class AtomicCheckpointHook(CheckpointHook):
         single = len(self.key_indicators) == 1
         before = dict(best=self.best_ckpt_path) if single else dict(self.best_ckpt_path_dict)
         self._set_best(dict.fromkeys(before))
+        name = self.filename_tmpl.format(runner.epoch if self.by_epoch else runner.iter)
+        for key in self.key_indicators:
+            key = next(iter(metrics)) if key == 'auto' else key
+            self._make_way(f'best_{key}_{name}'.replace('/', '_'))
         try:
             with whole_weights(runner):
                 super()._save_best_checkpoint(runner, metrics)
@@ -125,5 +180,8 @@ class AtomicCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict = paths
 
     def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
+        """Remove a checkpoint that another one takes the place of, if this training wrote it."""
+        folder, name = os.path.split(path)
+        own = os.path.realpath(folder) == os.path.realpath(self.out_dir) and name in self._own
+        if own and self.file_backend.isfile(path):
             self.file_backend.remove(path)

@@ -24,11 +24,16 @@ from fba_mm.engine import AtomicCheckpointHook
 class SavingRunner:
     """As much of a runner as the hook needs: its checkpoints hold the epoch, many times."""
 
-    def __init__(self, work_dir, max_epochs=100, values=1000):
+    def __init__(self, work_dir, max_epochs=100, values=1000, resume=None):
         self.work_dir, self.max_epochs, self.values = str(work_dir), max_epochs, values
         self.epoch, self.iter, self.max_iters = 0, 0, max_epochs
+        self.cfg, self.timestamp = dict(resume=resume is not None, load_from=resume), 'now'
         self.logger = mock.Mock()
-        self.message_hub = MessageHub.get_instance(f'{work_dir}')
+        self.message_hub = MessageHub(f'{work_dir}')
+        if resume is not None:
+            checkpoint = read_checkpoint(resume)
+            self.epoch, self.iter = checkpoint['meta']['epoch'], checkpoint['meta']['iter']
+            self.message_hub.load_state_dict(checkpoint['message_hub'])
         self.train_loop = SimpleNamespace(stop_training=False)
         self.model = torch.nn.Module()
 
@@ -41,7 +46,7 @@ class SavingRunner:
 
     def train(self, hook, epochs):
         """Epochs with nothing in them but the hook."""
-        if self.epoch == 0:
+        if not hasattr(hook, 'file_backend'):
             hook.before_train(self)
         for _ in range(epochs):
             self.iter += 1
@@ -57,7 +62,7 @@ def epoch_of(path) -> int:
 
 
 def files(folder) -> set:
-    return {path.name for path in Path(folder).iterdir()}
+    return {path.name for path in Path(folder).iterdir() if path.name != '.own_checkpoints'}
 
 
 # What is kept
@@ -102,6 +107,88 @@ def test_the_best_goes_after_a_better_one_has_come(metrics, tmp_path):
     now = {name for name in files(tmp_path) if name.startswith('best_accuracy')}
     assert now == {'best_accuracy_epoch_2.pth'}
     assert ('best_recall_epoch_1.pth' in files(tmp_path)) == (metrics != 'accuracy')
+
+
+# Whose files are replaced or removed
+
+
+def validated(hook, runner, accuracy):
+    """One epoch, and what comes of its validation."""
+    runner.train(hook, 1)
+    hook.after_val_epoch(runner, dict(accuracy=accuracy))
+    return runner
+
+
+def saving_best(keep=2):
+    return AtomicCheckpointHook(
+        interval=1, max_keep_ckpts=keep, save_best='accuracy', rule='greater')
+
+
+@pytest.fixture()
+def earlier(tmp_path):
+    """A training of two epochs, the second of which was the best."""
+    hook, runner = saving_best(), SavingRunner(tmp_path / 'earlier')
+    validated(hook, validated(hook, runner, 1.), 2.)
+    assert files(runner.work_dir) == {
+        'epoch_1.pth', 'epoch_2.pth', 'best_accuracy_epoch_2.pth', 'last_checkpoint'}
+    return Path(runner.work_dir)
+
+
+def contents(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.glob('*.pth')}
+
+
+def test_a_resumed_training_goes_on_with_its_own_files(earlier):
+    runner = SavingRunner(earlier, resume=str(earlier / 'epoch_2.pth'))
+    validated(saving_best(), runner, 3.)
+    assert files(earlier) == {
+        'epoch_2.pth', 'epoch_3.pth', 'best_accuracy_epoch_3.pth', 'last_checkpoint'}
+
+
+def test_in_another_folder_it_removes_nothing_of_the_former(earlier, tmp_path):
+    before = contents(earlier)
+    runner = SavingRunner(tmp_path / 'other', resume=str(earlier / 'epoch_2.pth'))
+    hook = saving_best(keep=1)
+    validated(hook, validated(hook, runner, 3.), 4.)
+    assert contents(earlier) == before
+    assert files(tmp_path / 'other') == {
+        'epoch_4.pth', 'best_accuracy_epoch_4.pth', 'last_checkpoint'}
+
+
+def test_a_new_training_keeps_what_an_earlier_one_left(earlier):
+    before = contents(earlier)
+    (earlier / 'pretrained.pth').write_text('mine')
+    runner = SavingRunner(earlier)
+    hook = saving_best(keep=1)
+    validated(hook, validated(hook, runner, 1.), 2.)
+    assert files(earlier) == {'epoch_2.pth', 'best_accuracy_epoch_2.pth', 'last_checkpoint',
+                              'pretrained.pth', 'before_now'}
+    assert contents(earlier / 'before_now') == before
+    warning, = [call.args[0] for call in runner.logger.warning.call_args_list]
+    assert 'such as best_accuracy_epoch_2.pth: they are kept in' in warning
+    # Before the new one has saved anything, there is nothing to go on from.
+    hook = saving_best()
+    runner = SavingRunner(earlier)
+    runner.timestamp = 'later'
+    hook.before_train(runner)
+    (earlier / 'pretrained.pth').unlink()
+    assert find_resumable(str(earlier)) is None
+
+
+@pytest.mark.parametrize('recorded', [True, False])
+def test_a_strangers_file_has_nothing_removed_or_replaced(recorded, earlier):
+    """A checkpoint says which files its training wrote; it is not taken at its word."""
+    checkpoint = read_checkpoint(str(earlier / 'epoch_1.pth'))
+    checkpoint['message_hub']['runtime_info'].update(
+        keep_ckpt_ids=[1, 2], best_ckpt=str(earlier / 'best_accuracy_epoch_2.pth'))
+    torch.save(checkpoint, earlier / 'stranger.pth')
+    if not recorded:  # By MMEngine's own hook.
+        (earlier / '.own_checkpoints').unlink()
+    before = contents(earlier)
+    hook, runner = saving_best(keep=1), SavingRunner(earlier, resume=str(earlier / 'stranger.pth'))
+    validated(hook, validated(hook, runner, 3.), 4.)
+    kept = {**contents(earlier), **contents(earlier / 'before_now')}
+    assert {name: kept[name] for name in before} == before
 
 
 def test_other_backends_are_left_alone():
