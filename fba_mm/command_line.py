@@ -208,25 +208,25 @@ def _work_name(args: argparse.Namespace) -> str:
                              if kind is not None)])
 
 
-def check_writable(work_dir: Union[str, Path], argument: str = '--work-dir') -> None:
+def check_writable(out_dir: Union[str, Path], argument: str = '--work-dir') -> None:
     """Refuse a folder that can't be made or written to, before anything is computed for it.
 
     Args:
-        work_dir: The folder.
+        out_dir: The folder.
         argument: What the user can choose another one with.
 
     Raises:
         LocalLearningError: A file is in the way, or a permission missing.
     """
-    folder = osp.abspath(work_dir)
+    folder = osp.abspath(out_dir)
     while not osp.lexists(folder):
         folder = osp.dirname(folder)
     if not osp.isdir(folder):
         raise LocalLearningError(
-            f'work_dir {work_dir}: {folder} is a file, choose another {argument}')
+            f'{out_dir} cannot be made, {folder} is a file: choose another {argument}')
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LocalLearningError(
-            f'work_dir {work_dir}: {folder} is not writable, choose another {argument}')
+            f'{out_dir} cannot be written to, {folder} is not writable: choose another {argument}')
 
 
 def build_runner(cfg: Config) -> Runner:

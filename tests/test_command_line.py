@@ -109,7 +109,7 @@ def test_module_counts_and_lists(value, expected):
 def test_work_dir_that_cannot_be(work_dir, config):
     open('file', 'w').close()
     os.symlink('nowhere', 'dangling')
-    with pytest.raises(LocalLearningError, match='is a file, choose another --work-dir'):
+    with pytest.raises(LocalLearningError, match='is a file: choose another --work-dir'):
         command_line.config_from(_parse(config, '--work-dir', work_dir))
 
 

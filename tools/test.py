@@ -4,6 +4,7 @@
     tools/dist_test.sh configs/retinanet_r50_fba.py work_dirs/retinanet_r50_fba/epoch_12.pth 8
 """
 import argparse
+import os
 
 from mmengine.config import ConfigDict
 from mmengine.evaluator import DumpResults
@@ -25,6 +26,8 @@ def parse_args() -> argparse.Namespace:
         'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
     parser.add_argument('checkpoint', help='checkpoint file, of this config or of its stock form')
     parser.add_argument('--out', help='write the predictions to this pickle file')
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the file of --out if it is there')
     parser.add_argument('--show', action='store_true', help='show the predictions')
     parser.add_argument('--show-dir', help='save painted images in this directory')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown images')
@@ -37,6 +40,11 @@ def main() -> None:
     args = parse_args()
     if args.out is not None and not args.out.endswith(('.pkl', '.pickle')):
         raise LocalLearningError(f'--out {args.out}: give a name that ends in .pkl')
+    if args.out is not None:
+        if os.path.exists(args.out) and not args.overwrite:
+            raise LocalLearningError(
+                f'--out {args.out} exists: choose another name, or pass --overwrite')
+        command_line.check_writable(os.path.dirname(args.out) or '.', '--out')
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
     cfg.load_from = args.checkpoint

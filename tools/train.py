@@ -19,8 +19,9 @@ from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.config import settings_of
-from fba_mm.engine.processes import (check_agreement, from_first_process, init_processes,
-                                     joint_errors, lost_processes)
+from fba_mm.engine.processes import (check_agreement, check_equal_data, from_first_process,
+                                     init_processes, joint_errors, lost_processes)
+from fba_mm.engine.work_dir_lock import work_dir_lock
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
 from fba_mm.preflight.building import build_model, readable_errors
@@ -59,23 +60,41 @@ def main() -> None:
         start = starting_point(cfg, args) if is_main_process() else None
     cfg.load_from, cfg.resume = from_first_process(start)
     check_agreement('config', settings_of(cfg))
+    check_out_dirs(cfg)
     if cfg.get('load_from'):
         with joint_errors():
             check_fit(model, cfg.load_from, 'resume' if cfg.get('resume') else 'load',
                       args.trust_checkpoint, getattr(optim_wrapper, 'optimizer', None))
     del model, optim_wrapper
+    with work_dir_lock(cfg.work_dir):
+        train(cfg)
 
+
+def train(cfg: Config) -> None:
+    """Train a config that was found fit for it."""
     with readable_errors('training cannot start'):
         runner = command_line.build_runner(cfg)
     # Building the loops reads the annotations: faults in them shall be found here.
-    with readable_errors('train_dataloader cannot be built', 'check its dataset and the data'):
-        runner.train_loop
-    if cfg.get('val_dataloader') is not None:
-        with readable_errors('val_dataloader or val_evaluator cannot be built',
-                             'check its dataset and the data'):
-            runner.val_loop
+    with joint_errors():
+        with readable_errors('train_dataloader cannot be built', 'check its dataset and the data'):
+            runner.train_loop
+        if cfg.get('val_dataloader') is not None:
+            with readable_errors('val_dataloader or val_evaluator cannot be built',
+                                 'check its dataset and the data'):
+                runner.val_loop
+    check_equal_data(runner)
     with lost_processes():
         runner.train()
+
+
+def check_out_dirs(cfg: Config) -> None:
+    """Find out before training whether checkpoints can be saved where the config wants them."""
+    for name, hook in cfg.default_hooks.items():
+        out_dir = (hook or {}).get('out_dir')
+        if out_dir and '://' not in str(out_dir):
+            # MMEngine's hooks make a folder in it that is called as the work directory.
+            folder = os.path.join(out_dir, os.path.basename(os.path.abspath(cfg.work_dir)))
+            command_line.check_writable(folder, f'default_hooks.{name}.out_dir')
 
 
 def settle(cfg: Config, args: argparse.Namespace) -> Config:

@@ -142,6 +142,29 @@ def check_agreement(what: str, values: Dict[str, Any]) -> None:
         f'{_short(first.get(name))}: start all processes with the same one')
 
 
+def check_equal_data(runner) -> None:
+    """Refuse processes that see different data behind equal configs, as copies on two machines do.
+
+    One with fewer batches would end its epoch early, and the others would wait for it.
+
+    Args:
+        runner: MMEngine's runner, its training loop and, if it validates, its validation loop built.
+
+    Raises:
+        LocalLearningError: In every process.
+    """
+    if get_world_size() == 1:
+        return
+    sizes = {}
+    for split, loop in (('train', runner.train_loop), ('val', runner.val_loop)):
+        dataloader = getattr(loop, 'dataloader', None)
+        for what, sized in (('images', getattr(dataloader, 'dataset', None)),
+                            ('batches', dataloader)):
+            if hasattr(sized, '__len__'):
+                sizes[f'number of {what} in {split}_dataloader'] = len(sized)
+    check_agreement('data set', sizes)
+
+
 def from_first_process(value: Any) -> Any:
     """What process 0 was given here; in one process, the value itself.
 

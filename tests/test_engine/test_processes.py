@@ -3,17 +3,19 @@ import os
 import signal
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from torch.utils.data import DataLoader
 
 from fba_mm import LocalLearningError
 from fba_mm.config import settings_of
-from fba_mm.engine.processes import (check_agreement, from_first_process, init_processes,
-                                     joint_errors, lost_processes)
+from fba_mm.engine.processes import (check_agreement, check_equal_data, from_first_process,
+                                     init_processes, joint_errors, lost_processes)
 
 from ..several_processes import launch, run_in_processes
 
@@ -129,6 +131,19 @@ def test_different_processes(second, difference):
 def test_the_same_processes():
     assert run_in_processes(2, agreeing, [dict(lr=.1)] * 2) == [0, 0]
     assert agreeing(0, [dict(lr=.1)]) == 0
+
+
+def with_data(rank, images, batch_size=2):
+    loader = DataLoader(range(images[rank]), batch_size)
+    loops = dict(train_loop=SimpleNamespace(dataloader=loader), val_loop=None)
+    check_equal_data(SimpleNamespace(**loops))
+
+
+def test_different_data_behind_equal_configs():
+    for message in faults(run_in_processes(2, with_data, [10, 8])):
+        assert message.startswith('process 1 has another data set than process 0, number of images '
+                                  'in train_dataloader=8 instead of 10: ')
+    assert run_in_processes(2, with_data, [10, 10]) == [None, None]
 
 
 def bereft(rank):

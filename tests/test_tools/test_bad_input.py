@@ -202,6 +202,25 @@ def test_work_dir_that_cannot_be_written(trained, tmp_path, capsys, monkeypatch)
     assert_refused(result, 'not writable', '--work-dir')
 
 
+def test_checkpoints_go_where_they_cannot(trained, tmp_path, capsys):
+    file = tmp_path / 'notes.txt'
+    file.write_text('mine')
+    result = run_tool('train', trained.config, '--work-dir', tmp_path / 'work', '--cfg-options',
+                      f'default_hooks.checkpoint.out_dir={file}', capsys=capsys)
+    assert_refused(result, f'{file}/work', 'is a file', 'default_hooks.checkpoint.out_dir')
+    assert file.read_text() == 'mine' and not (tmp_path / 'work').exists()
+
+
+def test_predictions_that_are_there_are_kept(trained, tmp_path, capsys):
+    file = tmp_path / 'out.pkl'
+    file.write_text('mine')
+    arguments = ('test', trained.config, trained.checkpoint, '--work-dir', tmp_path, '--out', file)
+    assert_refused(run_tool(*arguments, capsys=capsys), str(file), 'exists', '--overwrite')
+    assert file.read_text() == 'mine'
+    assert run_tool(*arguments, '--overwrite').status == 0
+    assert file.read_bytes() != b'mine'
+
+
 def test_auto_scale_lr_without_a_batch_size(trained, tmp_path, capsys):
     result = run_tool('train', trained.config, '--work-dir', tmp_path / 'work', '--auto-scale-lr',
                       capsys=capsys)

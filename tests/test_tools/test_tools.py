@@ -151,7 +151,8 @@ def test_name_in_a_package(options, wrapper, monkeypatch, tmp_path):
     assert cfg.work_dir == f'./work_dirs/retinanet_r50_fpn_1x_coco{kind}'
     assert cfg.optim_wrapper.type == wrapper
     assert (cfg.model.backbone.type == 'LocalBackbone') == bool(options)
-    assert cfg.launcher == 'none' and not (tmp_path / 'work_dirs').exists()
+    assert cfg.launcher == 'none'
+    assert [path.name for path in (tmp_path / 'work_dirs').glob('*/*')] == ['.lock']
 
 
 @pytest.mark.parametrize('given, work_dir', [
