@@ -164,18 +164,46 @@ def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
     return key, backbone if isinstance(backbone, dict) else None
 
 
+def localize_optimizer(cfg: Config) -> None:
+    """Do for a config with a LocalBackbone what :func:`localize` does for per-name settings.
+
+    Args:
+        cfg: Any config; its ``optim_wrapper`` is changed where it has such settings.
+    """
+    optim_wrapper = cfg.get('optim_wrapper')
+    if not isinstance(cfg.get('model'), dict) or not isinstance(optim_wrapper, dict):
+        return
+    if type_name((_backbone_of(cfg)[1] or {}).get('type')) == 'LocalBackbone':
+        _localize_constructor(optim_wrapper)
+
+
+# Constructors that go by the names of the backbone's layers, and those that do with custom_keys.
+_BY_NAME = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
+_BY_KEY = ('DefaultOptimWrapperConstructor', 'ForceDefaultOptimWrapperConstructor',
+           'LearningRateDecayOptimWrapperConstructor')
+
+
 def _localize_constructor(optim_wrapper: dict) -> None:
-    """Let constructors see the backbone's class and names; refuse those of several optimizers."""
+    """Let per-name settings reach the wrapped backbone under its stock names, and it alone.
+
+    Args:
+        optim_wrapper: Config of the optimizer wrapper; changed where it has such settings.
+
+    Raises:
+        LocalLearningError: The constructor makes several optimizers.
+    """
     constructor = optim_wrapper.get('constructor')
-    name = type_name(constructor) if constructor else None
+    name = type_name(constructor or 'DefaultOptimWrapperConstructor')
     if name == 'MultiOptimWrapperConstructor':
         raise LocalLearningError(
             'optim_wrapper.constructor=MultiOptimWrapperConstructor is for models that train in '
             'steps of their own, as GANs do, and local learning follows the step of one loss: give '
             "a config of mmagic's BaseEditModel, which trains the same generator by its pixel_loss")
-    if name in ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor'):
-        paramwise = optim_wrapper.get('paramwise_cfg') or ConfigDict()
-        optim_wrapper.paramwise_cfg = ConfigDict(paramwise, stock_constructor=constructor)
+    paramwise = optim_wrapper.get('paramwise_cfg') or ConfigDict()
+    if name in _BY_NAME or name in _BY_KEY and paramwise.get('custom_keys'):
+        if constructor:
+            paramwise = ConfigDict(paramwise, stock_constructor=constructor)
+        optim_wrapper.paramwise_cfg = paramwise
         optim_wrapper.constructor = 'LocalOptimWrapperConstructor'
 
 
@@ -289,5 +317,7 @@ def stock_form(config: Config) -> Config:
         paramwise = optim_wrapper.get('paramwise_cfg') or {}
         paramwise.get('custom_keys', {}).pop(f'{key}.auxiliary', None)
         if type_name(optim_wrapper.get('constructor') or '') == 'LocalOptimWrapperConstructor':
-            optim_wrapper.constructor = paramwise.pop('stock_constructor')
+            del optim_wrapper.constructor
+            if 'stock_constructor' in paramwise:
+                optim_wrapper.constructor = paramwise.pop('stock_constructor')
     return cfg

@@ -23,7 +23,7 @@ from fba_mm.engine.processes import (check_agreement, check_equal_data, from_fir
                                      init_processes, joint_errors, lost_processes)
 from fba_mm.engine.work_dir_lock import work_dir_lock
 from fba_mm.errors import LocalLearningError
-from fba_mm.localize import localize
+from fba_mm.localize import localize, localize_optimizer
 from fba_mm.preflight.building import build_model, readable_errors
 from fba_mm.preflight.model_wrapper import choose_model_wrapper
 from fba_mm.preflight.training import check_training, use_atomic_checkpoints
@@ -110,6 +110,8 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
             num_modules=args.local,
             auxiliary=args.auxiliary,
             memory_budget=args.memory_budget)
+    else:
+        localize_optimizer(cfg)
     cfg = resolve_num_modules(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):

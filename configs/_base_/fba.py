@@ -7,4 +7,7 @@
 #                                auxiliary=dict(type='SLM', head=dict(
 #                                    type='LightRetinaNet', num_classes=80))))
 #     optim_wrapper = dict(type='LocalOptimWrapper')
+#
+# Where optimizer settings for 'backbone' stand in paramwise_cfg.custom_keys, as DETR's do, add
+# constructor='LocalOptimWrapperConstructor' to it: auxiliary networks count as the head then.
 _base_ = ['./imports.py', './local_learning.py']

@@ -15,6 +15,7 @@ from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
+from .local_optim_wrapper_constructor import check_settings
 from .local_sharded_data_parallel import LocalShardedDataParallel, check_sharded
 from .module_parallel import LocalModuleParallel, begin_module_parallel, check_module_parallel
 from .whole_model import gather_weights
@@ -139,6 +140,8 @@ class FBAHook(Hook):
                 'config, or inherit configs/_base_/fba.py')
         local_backbone = check_local_training(
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
+        name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)
+        check_settings(local_backbone, name, runner.cfg.get('optim_wrapper') or {})
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')

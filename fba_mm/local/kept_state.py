@@ -22,46 +22,21 @@ _MODULE, _OBJECT, _DICT, _LIST, _SET, _TUPLE, _TENSOR, _ARRAY = range(1, 9)
 # Packages whose objects hold no state of a head: generators, loggers, tokenizers.
 _FOREIGN = frozenset((
     'builtins', 'functools', 'inspect', 'logging', 'mmengine', 'numpy', 're',
-    'threading', 'tokenizers', 'torch', 'transformers', 'types', 'weakref'))
+    'threading', 'tokenizers', 'torch', 'transformers', 'types', 'unittest', 'weakref'))
 # What torch itself keeps in a module. Buffers and submodules are looked at one by one.
 INTERNALS = frozenset(vars(nn.Module())) - {'training'}
-
-
-@contextmanager
-def untracked_norm(module: nn.Module, skip: Optional[nn.Module] = None) -> Iterator[None]:
-    """Normalize with the batch's statistics, but leave the running ones alone.
-
-    Args:
-        module: Module whose batch normalization layers are meant.
-        skip: A submodule to leave out.
-    """
-    skipped = set() if skip is None else set(skip.modules())
-    norms = [
-        m for m in module.modules()
-        if isinstance(m, _BatchNorm) and _tracks(m) and m not in skipped
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
-def _tracks(norm: _BatchNorm) -> bool:
-    return norm.training and norm.track_running_stats
 
 
 @contextmanager
 def unchanged_state(model: nn.Module, skip: Optional[nn.Module] = None) -> Iterator[List[str]]:
     """Within this context, the model can be run without a trace, but for gradients.
 
-    What the model sees of its own state is as ever; what it changes is put back afterwards: running
-    statistics, buffers, and attributes of modules and of the objects that they hold (assigners,
-    samplers), lists, deques, dicts, sets, tensors and arrays in them included. Tensors are replaced
-    by copies for the time being, so that neither their values nor what autograd has noted of them is
-    touched. Parameters aren't copied.
+    What the model sees of its own state is as ever; what it changes is put back afterwards:
+    buffers, and attributes of modules and of the objects that they hold (assigners, samplers),
+    lists, deques, dicts, sets, tensors and arrays in them included. Tensors are replaced by copies
+    for the time being, so that neither their values nor what autograd has noted of them is touched.
+    Torch's batch normalization uses the batch's statistics, and does not track them. Parameters
+    aren't copied.
 
     Args:
         model: The model, or a part of it.
@@ -75,13 +50,12 @@ def unchanged_state(model: nn.Module, skip: Optional[nn.Module] = None) -> Itera
             encoder, was changed.
     """
     changed: List[str] = []
-    with untracked_norm(model, skip):
-        snapshot = Snapshot(model, skip, lend=True)
-        try:
-            yield changed
-        finally:
-            changed.extend(snapshot.put_back())
-        snapshot.check_parameters()
+    snapshot = Snapshot(model, skip, lend=True)
+    try:
+        yield changed
+    finally:
+        changed.extend(snapshot.put_back())
+    snapshot.check_parameters()
 
 
 class Snapshot:
@@ -105,6 +79,7 @@ class Snapshot:
         self.taken: List[Tuple[int, Any, Any, list, bool]] = []
         self._lend = lend
         self._lent: List[Tuple[Tensor, int, int, Any]] = []
+        self._norms: List[_BatchNorm] = []
         self._untrained: List[Tuple[nn.Parameter, int, int, Any]] = []
         # What prepares a batch runs before the pass.
         self._seen = {id(model), id(skip), id(getattr(model, 'data_preprocessor', None))}
@@ -114,11 +89,15 @@ class Snapshot:
     def _take_from(self, index: int, owner: Any) -> None:
         kind = _kind_of(type(owner))
         if kind == _MODULE:
-            # Torch's own layers change nothing but buffers.
-            if not self._lend or not type(owner).__module__.startswith('torch.nn.'):
+            # Torch's own layers change nothing but buffers, which its batch norms can do without.
+            plain = self._lend and type(owner).__module__.startswith('torch.nn.')
+            if not plain:
                 self._take(index, vars(owner), INTERNALS)
-            # Norms that are evaluated or untracked change nothing.
-            if owner._buffers and not (isinstance(owner, _BatchNorm) and not _tracks(owner)):
+            if plain and isinstance(owner, _BatchNorm):
+                if owner.training and owner.track_running_stats:
+                    owner.track_running_stats = False
+                    self._norms.append(owner)
+            elif owner._buffers:
                 self._take(index, owner._buffers)
             if owner._modules:
                 self._take(index, owner._modules)
@@ -201,6 +180,8 @@ class Snapshot:
             elif lent:
                 for key, value in _items(before):
                     _set(contents, key, value)
+        for norm in self._norms:
+            norm.track_running_stats = True
         return names
 
     def check_parameters(self) -> None:

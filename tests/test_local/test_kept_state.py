@@ -11,7 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from fba_mm import LocalLearningError
-from fba_mm.local.kept_state import unchanged_state, untracked_norm
+from fba_mm.local.kept_state import unchanged_state
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -19,7 +19,7 @@ from ..local_training import Trainer
 Range = namedtuple('Range', 'low high')
 
 
-def test_untracked_norm_uses_the_batch_and_skips_what_it_is_told():
+def test_norms_use_the_batch_and_track_where_they_are_told():
     inner, outer = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
     fixed, stateless = torch.nn.BatchNorm2d(3).eval(), torch.nn.BatchNorm2d(
         3, track_running_stats=False)
@@ -27,7 +27,7 @@ def test_untracked_norm_uses_the_batch_and_skips_what_it_is_told():
     x = torch.rand(4, 3, 5, 5) * 3
     expected = torch.nn.functional.batch_norm(x, None, None, training=True)
     try:
-        with untracked_norm(model, skip=inner):
+        with unchanged_state(model, skip=inner):
             torch.testing.assert_close(outer(x), expected)
             torch.testing.assert_close(inner(x), expected)
             torch.testing.assert_close(fixed(x), x, rtol=1e-4, atol=1e-4)
