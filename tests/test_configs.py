@@ -1,5 +1,6 @@
 """Every config of configs/ can be read, and says what its task asks for."""
 import copy
+import math
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 from mmengine.fileio import load
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
 
 import fba_mm
 from fba_mm import localize
@@ -33,18 +34,41 @@ TASKS = {
     'imagenet': ('ImageNet', 1000, 32, .1, 100, True),
 }
 MODULES = {'resnet32': 16, 'resnet110': 55, 'resnet101': 4}
+# Methods whose authors cut in another way: modules of so many blocks.
+BLOCKS = {
+    ('resnet32', 'auglocal'): [1] * 13 + [3], ('resnet110', 'auglocal'): [1] * 51 + [4],
+    ('resnet32', 'man'): [2] + [1] * 14, ('resnet110', 'man'): [2] + [1] * 53,
+    **{('resnet32', f'auglocal_d{d}'): [1] * (15 - d) + [d + 1] for d in (1, 3, 5, 9)},
+    ('resnet32', 'infopro_k4'): ['layer1.2', 'layer2.1', 'layer3.0'],
+}
+
+
+def falling(blocks, count, first=()):
+    """InfoPro's weights behind MAN: they fall with the stage of the next block."""
+    weights = [*first, *(1 - stage / count for stage, n in enumerate(blocks, 1) for _ in range(n))]
+    return dict(type='InfoPro', reconstruction_weight=pytest.approx([5 * w for w in weights]),
+                task_weight=pytest.approx([.5 * w for w in weights]))
+
+
 AUXILIARY = {
     'greedy': dict(type='Greedy', num_classes=10),
     'predsim': dict(type='PredSim', num_classes=10),
     'dgl': dict(type='DGL', num_classes=10),
     'infopro': dict(type='InfoPro', num_classes=10, reconstruction_weight=(5, .2),
                     task_weight=(.05, .5)),
-    'auglocal': dict(type='AugLocal', num_classes=10),
-    'man': dict(type='MAN', num_classes=10, host=dict(type='DGL')),
+    'auglocal': dict(type='AugLocal', num_classes=10, max_depth=2),
+    'man': dict(type='MAN', num_classes=10, host=falling((4, 5, 5), 14)),
     'manpp': dict(type='MAN++', num_classes=10),
     'fba': dict(type='SLM'),
 }
-DEEPER = dict(type='SLM', blocks_per_stage=2)
+# Beside the table, on CIFAR-10.
+VARIANTS = {
+    **{f'auglocal_d{d}': dict(AUXILIARY['auglocal'], max_depth=d) for d in (1, 3, 5, 9)},
+    'dgl_three_layers': dict(AUXILIARY['dgl'], hidden_layers=3, hidden_bias=True),
+    'manpp_infopro': dict(AUXILIARY['manpp'], host=falling((4, 5, 5), 14, first=[1])),
+    'infopro_k4': AUXILIARY['infopro'],
+    'fba_k8': dict(type='SLM', blocks_per_stage=2),
+}
 DEMO_BP = ('demo/retinanet_r34_digits.py', 'demo/yolov1_r34_digits.py')
 CLASSIFICATION = [name for name in COMPLETE if name.startswith('classification/')]
 
@@ -96,9 +120,8 @@ def test_table_1_is_complete():
     expected = {f'classification/{folder}/{net}_{method}.py' for folder, net in nets
                 for method in ('bp', *AUXILIARY)}
     expected |= {f'classification/imagenet/resnet101_{method}.py' for method in ('bp', 'fba')}
-    # Beside the table.
-    expected |= {f'classification/{folder}/resnet32_fba_k8.py'
-                 for folder in ('cifar10', 'cifar10_jpeg')}
+    expected |= {f'classification/cifar10/resnet32_{name}.py' for name in VARIANTS}
+    expected |= {'classification/cifar10_jpeg/resnet32_fba_k8.py'}
     assert set(CLASSIFICATION) == expected
 
 
@@ -138,13 +161,33 @@ def test_data_and_schedule(name, loaded):
     if folder == 'imagenet':
         return
     assert optimizer.nesterov is True
-    assert cfg.param_scheduler.type == 'CosineAnnealingLR' and cfg.param_scheduler.by_epoch
-    assert cfg.param_scheduler.T_max == epochs
     # The preprocessor has the channel order that the pipeline gives.
     assert cfg.data_preprocessor.to_rgb == ('LoadImageFromFile' in pipeline)
     size = 96 if folder == 'stl10' else 32
-    crop = next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop')
-    assert (crop.crop_size, crop.padding) == (size, 4)
+    pad, crop = (next((t for t in cfg.train_dataloader.dataset.pipeline if t.type == kind), {})
+                 for kind in ('ReflectPad', 'RandomCrop'))
+    expected = (4, None) if 'cifar' in folder else (None, 2 if folder == 'svhn' else 4)
+    assert crop.crop_size == size and (pad.get('padding'), crop.get('padding')) == expected
+    assert cfg.model.head.init_cfg is None
+
+
+def published_rate(epoch, lr, epochs=400):
+    """The learning rate of an epoch, counted from 1, as AugLocal's and MAN's authors set it."""
+    cosine = .5 * lr * (1 + math.cos(math.pi * epoch / epochs))
+    return cosine * (epoch - 1) / 10 + .01 * (11 - epoch) / 10 if epoch <= 10 else cosine
+
+
+@pytest.mark.parametrize('folder, lr', [('cifar10', .8), ('stl10', .1)])
+def test_the_learning_rates_are_the_authors(folder, lr, loaded):
+    cfg = loaded[f'classification/{folder}/resnet32_bp.py']
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr)
+    schedulers = [PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer))
+                  for s in cfg.param_scheduler]
+    for epoch in range(1, 401):
+        assert abs(optimizer.param_groups[0]['lr'] - published_rate(epoch, lr)) < .0032
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
 
 
 @pytest.mark.parametrize('name', CLASSIFICATION)
@@ -156,10 +199,14 @@ def test_modules_and_method(name, loaded):
         return
     backbone = cfg.model.backbone
     assert backbone.type == 'LocalBackbone'
-    assert backbone.num_modules == (8 if method == 'fba_k8' else MODULES[net])
-    expected = DEEPER if method == 'fba_k8' else AUXILIARY[method]
+    assert backbone.num_modules == BLOCKS.get(
+        (net, method), 8 if method == 'fba_k8' else MODULES[net])
+    expected = {**AUXILIARY, **VARIANTS}[method]
     if (net, method) == ('resnet110', 'infopro'):
         expected = dict(expected, reconstruction_weight=(5, .5), task_weight=(0, 1))
+    if net == 'resnet110':
+        expected = dict(expected, **dict(
+            auglocal=dict(max_depth=3), man=dict(host=falling((17, 18, 18), 53))).get(method, {}))
     found = backbone.auxiliary.to_dict()
     if method.startswith('fba'):
         # Its head is a copy of the model's.
@@ -353,5 +400,5 @@ def test_files_repeat_nothing():
     for name in CLASSIFICATION:
         lines = [line for line in (CONFIGS / name).read_text().splitlines()
                  if not line.startswith('#')]
-        assert len(lines) <= 11, name
+        assert len(lines) <= 12, name
         assert 'num_classes' not in '\n'.join(lines) and 'Accuracy' not in '\n'.join(lines)

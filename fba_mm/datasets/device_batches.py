@@ -18,12 +18,13 @@ class Augmentation(NamedTuple):
     """What mmpretrain's ``RandomCrop`` (with padding, to the image's size) and ``RandomFlip`` do.
 
     Args:
-        padding: Pixels of value 0 added on each side before an image-sized part is cut out; 0 cuts
-            nothing.
+        padding: Pixels added on each side before an image-sized part is cut out; 0 cuts nothing.
         flip_prob: Probability of mirroring an image, left to right.
+        reflect: Add the image's own pixels, mirrored at its border, instead of zeros.
     """
     padding: int = 0
     flip_prob: float = 0.
+    reflect: bool = False
 
     def draw(self, count: int, rng: np.random.Generator) -> Tuple[Tensor, Tensor]:
         """Draw for each image where it is cut out and whether it is mirrored.
@@ -58,11 +59,20 @@ class Augmentation(NamedTuple):
         rows = corners[:, :1] + torch.arange(height, device=device)
         columns = torch.arange(width, device=device).expand(count, width)
         columns = corners[:, 1:] + torch.where(mirrored[:, None], columns.flip(1), columns)
-        if self.padding:
+        if self.reflect:
+            rows, columns = (
+                _reflected(index - self.padding, size)
+                for index, size in ((rows, height), (columns, width)))
+        elif self.padding:
             images = F.pad(images, [self.padding] * 4)
         return images[torch.arange(count, device=device)[:, None, None, None],
                       torch.arange(channels, device=device)[None, :, None, None],
                       rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Where an index outside of 0 to size - 1 lies when it is mirrored at the border."""
+    return (size - 1) - (size - 1 - index.abs()).abs()
 
 
 class DeviceBatches:
@@ -179,7 +189,7 @@ class DeviceBatches:
         """
         if max_images is not None and max_images < 1:
             raise LocalLearningError(f'max_images={max_images}: give at least 1, or leave it unset')
-        once, crop, flip_prob = _split_pipeline(dataset)
+        once, pad, crop, flip_prob = _split_pipeline(dataset)
         count = len(dataset) if max_images is None else min(max_images, len(dataset))
         images, labels = [], []
         for info in _with_progress(dataset, [i * len(dataset) // count for i in range(count)]):
@@ -206,7 +216,9 @@ class DeviceBatches:
                 f'RandomCrop(crop_size={tuple(crop.crop_size)}) does not fit images of {size} px: '
                 'crops on the device are as large as the images, set crop_size to that')
         augmentation = Augmentation(
-            padding=0 if crop is None else crop.padding or 0, flip_prob=flip_prob)
+            padding=getattr(pad or crop, 'padding', None) or 0,
+            flip_prob=flip_prob,
+            reflect=pad is not None)
         return cls(stacked, torch.tensor(labels), batch_size, augmentation=augmentation,
                    metainfo=dataset.metainfo, **kwargs)
 
@@ -262,33 +274,43 @@ class DeviceBatches:
         ]
 
 
-def _split_pipeline(dataset) -> Tuple[List, object, float]:
-    """A pipeline's transforms that run once, its RandomCrop or None, and its flip probability."""
+def _split_pipeline(dataset) -> Tuple[List, object, object, float]:
+    """A pipeline's transforms that run once, its ReflectPad and RandomCrop, and how often it flips."""
     from mmcv.transforms import LoadImageFromFile, RandomFlip, Resize
     from mmpretrain.datasets.transforms import CenterCrop, PackInputs, RandomCrop, ResizeEdge
-    once, crop, flip_prob = [], None, 0.
+
+    from .classification import ReflectPad
+    once, pad, crop, flip_prob = [], None, None, 0.
     for transform in dataset.pipeline.transforms:
         kind = type(transform)
         if kind is PackInputs:
             continue
-        if kind is RandomCrop and crop is None and _is_plain_crop(transform):
+        if kind is ReflectPad and pad is crop is None:
+            pad = transform
+        elif kind is RandomCrop and crop is None and _is_plain_crop(transform, pad):
             crop = transform
         elif kind is RandomFlip and not flip_prob and _is_plain_flip(transform):
             flip_prob = transform.prob
-        elif crop is None and not flip_prob and isinstance(
+        elif pad is crop is None and not flip_prob and isinstance(
                 transform, (LoadImageFromFile, Resize, ResizeEdge, CenterCrop)):
             once.append(transform)
         else:
             raise LocalLearningError(
                 f'{transform!r} in the pipeline has no form on the device: leave it out, or train '
                 'with a dataloader. On the device go RandomCrop with one padding of value '
-                '0, horizontal RandomFlip, and before these loading, resizing and CenterCrop')
-    return once, crop, flip_prob
+                '0 or behind ReflectPad, horizontal RandomFlip, and before these loading, resizing '
+                'and CenterCrop')
+    if pad is not None and crop is None:
+        raise LocalLearningError(
+            f'{pad!r} in the pipeline has no RandomCrop behind it, and training on the device needs '
+            'images of one size: add that, or train with a dataloader')
+    return once, pad, crop, flip_prob
 
 
-def _is_plain_crop(crop) -> bool:
+def _is_plain_crop(crop, pad) -> bool:
+    # Its padding_mode has no say: mmpretrain pads by one value.
     return (isinstance(crop.padding or 0, int) and not crop.pad_val and not crop.pad_if_needed
-            and crop.padding_mode == 'constant')
+            and not (crop.padding and pad))
 
 
 def _is_plain_flip(flip) -> bool:

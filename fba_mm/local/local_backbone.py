@@ -233,6 +233,7 @@ class LocalBackbone(AnsweringBackbone):
         for k in range(here.start, min(here.stop, last)):
             x, levels, step.kept = self._run_module(k, x, kept)
             step.train(k, self.auxiliary[k].loss(x, levels, step))
+            self.auxiliary[k].after_backward(step)
             # What the next module and the bank see is the same storage, without the graph.
             x = x.detach()
             for level, feature in levels.items():

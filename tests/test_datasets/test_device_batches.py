@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 
 MEAN, STD = [125.3, 123.0, 113.9], [51.6, 50.8, 51.3]
 CROP = dict(type='RandomCrop', crop_size=32, padding=4)
+REFLECTED = [dict(type='ReflectPad', padding=4), dict(type='RandomCrop', crop_size=32)]
 FLIP = dict(type='RandomFlip', prob=.5, direction='horizontal')
 PACK = dict(type='PackInputs')
 
@@ -33,18 +34,20 @@ def _digits(*pipeline, split='test', **kwargs):
 # Augmentation
 
 
-def test_crops_and_mirrors_as_mmpretrain(monkeypatch):
+@pytest.mark.parametrize('crop', [[CROP], REFLECTED])
+def test_crops_and_mirrors_as_mmpretrain(crop, monkeypatch):
     """Equal to mmpretrain's transforms and preprocessor, bit for bit, wherever they cut."""
     images = _images()
-    corners, mirrored = Augmentation(4, .5).draw(20, np.random.default_rng(0))
+    augmentation = Augmentation(4, .5, reflect=crop is REFLECTED)
+    corners, mirrored = augmentation.draw(20, np.random.default_rng(0))
     corners[:2] = torch.tensor([[0, 8], [8, 0]])
-    ours = Augmentation(4, .5).apply(images, corners, mirrored)
+    ours = augmentation.apply(images, corners, mirrored)
 
     theirs = []
     for image, corner, mirror in zip(images, corners.tolist(), mirrored.tolist()):
         drawn = iter(corner)
         monkeypatch.setattr('numpy.random.randint', lambda *_: next(drawn))
-        pipeline = Compose([CROP, dict(FLIP, prob=float(mirror)), PACK])
+        pipeline = Compose([*crop, dict(FLIP, prob=float(mirror)), PACK])
         results = dict(img=image.permute(1, 2, 0).numpy(), gt_label=0)
         theirs.append(pipeline(results)['inputs'])
     assert torch.equal(ours, torch.stack(theirs))
@@ -164,6 +167,7 @@ def test_arguments(kwargs, words):
 
 
 @pytest.mark.parametrize('pipeline, expected', [
+    ([*REFLECTED, PACK], Augmentation(4, 0., True)),
     ([CROP, FLIP, PACK], Augmentation(4, .5)), ([CROP, PACK], Augmentation(4, 0.)),
     ([FLIP, CROP, PACK], Augmentation(4, .5)), ([PACK], Augmentation()), ([], Augmentation()),
     ([dict(type='RandomCrop', crop_size=32)], Augmentation()),
@@ -245,6 +249,13 @@ def test_transforms_without_a_form_on_the_device(transform):
     with pytest.raises(LocalLearningError, match=f'{transform["type"]}.*no form on the') as e:
         DeviceBatches.from_dataset(_digits(transform, PACK, indices=2), 2)
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('pipeline, message', [
+    (REFLECTED[:1], 'no RandomCrop behind it'), ([REFLECTED[0], CROP], 'RandomCrop.*no form on the')])
+def test_padding_alone_and_twice(pipeline, message):
+    with pytest.raises(LocalLearningError, match=message):
+        DeviceBatches.from_dataset(_digits(*pipeline, indices=2), 2)
 
 
 def test_resizing_after_a_crop_is_refused():

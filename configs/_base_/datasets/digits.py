@@ -3,7 +3,7 @@ _base_ = './cifar10.py'
 dataset_type = 'fba_mm.HandwrittenDigits'
 data_preprocessor = dict(mean=[78.9] * 3, std=[88.8] * 3)
 # Digits are not mirrored: no RandomFlip.
-train_pipeline = [_base_.train_pipeline[0], _base_.train_pipeline[-1]]
+train_pipeline = [dict(type='RandomCrop', crop_size=32, padding=4), _base_.train_pipeline[-1]]
 train_dataloader = dict(
     batch_size=64,
     num_workers=0,

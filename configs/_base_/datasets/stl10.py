@@ -2,7 +2,7 @@
 _base_ = './cifar10.py'
 dataset_type = 'fba_mm.STL10'
 data_root = 'data/stl10/'
-data_preprocessor = dict(mean=[113.9, 112.1, 103.7], std=[66.4, 65.4, 69.2])
+data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3)
 train_pipeline = [
     dict(type='RandomCrop', crop_size=96, padding=4),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),

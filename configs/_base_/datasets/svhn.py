@@ -2,9 +2,9 @@
 _base_ = './cifar10.py'
 dataset_type = 'fba_mm.SVHN'
 data_root = 'data/svhn/'
-data_preprocessor = dict(mean=[111.6, 113.2, 120.6], std=[50.5, 51.3, 50.2])
+data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3)
 # Digits are not mirrored: no RandomFlip.
-train_pipeline = [_base_.train_pipeline[0], _base_.train_pipeline[-1]]
+train_pipeline = [dict(type='RandomCrop', crop_size=32, padding=2), _base_.train_pipeline[-1]]
 train_dataloader = dict(dataset=dict(
     type=dataset_type, data_root=data_root, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(type=dataset_type, data_root=data_root))

@@ -1,2 +1,2 @@
-# MAN++ (Su 2025): the next stage's first block, trained and as an EMA copy, and a learnt scale.
+# MAN++ (Su 2026) on DGL, as released: MAN's two copies with learned shares.
 method = dict(type='MAN++', num_classes=10)

@@ -5,4 +5,5 @@ model = dict(
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead', num_classes=10, in_channels=64,
+        init_cfg=None,  # PyTorch's own, as the authors have it
         loss=dict(type='CrossEntropyLoss')))

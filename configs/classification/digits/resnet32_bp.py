@@ -7,7 +7,8 @@ _base_ = [
 max_epochs = 8
 optim_wrapper = dict(optimizer=dict(lr=0.1))
 auto_scale_lr = dict(base_batch_size=64)
-param_scheduler = dict(T_max=max_epochs)
+param_scheduler = dict(
+    _delete_=True, type='CosineAnnealingLR', by_epoch=True, begin=0, T_max=max_epochs)
 train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 default_hooks = dict(checkpoint=dict(interval=4))
 randomness = dict(seed=0)

@@ -5,4 +5,5 @@ _base_ = [
 ]
 # As the paper has it, and what lr 0.8 at batch 1024 scales to.
 optim_wrapper = dict(optimizer=dict(lr=0.1))
+param_scheduler = [dict(_base_.param_scheduler[0], start_factor=0.1), _base_.param_scheduler[1]]
 auto_scale_lr = dict(base_batch_size=128)

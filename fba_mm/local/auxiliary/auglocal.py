@@ -17,28 +17,37 @@ class AugLocal(ClassificationAuxiliary):
     """Augmented local learning: some of the later blocks, anew, then pooling and a linear layer.
 
     A module is to learn what the rest of the network will need. So its auxiliary network is built
-    in the shape of d of the L blocks that follow it, at equal distances and the last one among
-    them: number round(i · L / d) for i = 1 … d, counted from 1, halves rounded up. Where d is 1 or
-    0, batch norm comes before the linear layer.
+    in the shape of d of the blocks that follow it, at equal distances and the last one among them.
+    Behind block l of L, counted from 0, these are the blocks
+
+        round(l + i · (L - 1 - l) / d),    i = 1 … d,
+
+    halves rounded to even, or all that follow where these are no more than d. Each is one block of
+    the backbone's kind with the pick's channels. It has a stride of 2 at most: where the pick before
+    it lies more than one down-sampling above, later picks make up for the rest. Where d is 1, batch
+    norm comes before the linear layer.
 
     Early modules get deeper auxiliary networks than late ones (the pyramid). Module i of K,
     counted from 0, gets
 
         d(i) = round(max_depth - pyramid · i / (K - 2) · (max_depth - min_depth)),
 
-    at least ``min_depth``, and never more than the blocks that follow. With ``pyramid=1`` the last
-    auxiliary network has ``min_depth``, with 0.5 it has come half the way, with 0 all have
-    ``max_depth``.
+    at least ``min_depth``. With ``pyramid=1`` the last auxiliary network has ``min_depth``, with 0.5
+    it has come half the way, with 0 all have ``max_depth``.
+
+    On CIFAR, the authors train K - d modules, the last one d + 1 blocks end to end, so that no
+    auxiliary network is deeper than what follows it: ``num_modules=[1] * 12 + [4]`` for a ResNet-32
+    (K = 16) with ``max_depth=3``. On ImageNet they don't.
 
     Source: Ma, Wu, Si and Tan, "Scaling Supervised Local Learning with Augmented Auxiliary
-    Networks", ICLR 2024 (uniform selection, pyramidal depth). Each pick is one block of the
-    backbone's kind with the pick's channels, and of the stride between it and the pick before it,
-    also where that skips a stage.
+    Networks", ICLR 2024 (uniform selection, pyramidal depth), and the code released with it. There,
+    strides follow the picks' channels, which on CIFAR's ResNets double with the stride.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
         num_classes: Classes of the data set, as in the model's head.
-        max_depth: d of the first module, in blocks; the paper reports 1 to 9.
+        max_depth: d of the first module, in blocks; the released runs have 1, 2, 3 and 5, the paper
+            reports up to 9.
         min_depth: What d falls towards.
         pyramid: How fast it falls; the paper's coefficient is 0.5.
         loss_weight: Factor of the module's losses.
@@ -49,13 +58,15 @@ class AugLocal(ClassificationAuxiliary):
             and see :class:`ClassificationAuxiliary`.
 
     Example:
-        >>> auxiliary = dict(type='AugLocal', num_classes=10, max_depth=9)
+        >>> backbone = dict(type='LocalBackbone', backbone=dict(type='CifarResNet', depth=32),
+        ...                 num_modules=[1] * 12 + [4],
+        ...                 auxiliary=dict(type='AugLocal', num_classes=10, max_depth=3))
     """
 
     def __init__(self,
                  cut_point: CutPoint,
                  num_classes: Optional[int] = None,
-                 max_depth: int = 9,
+                 max_depth: int = 3,
                  min_depth: int = 1,
                  pyramid: float = .5,
                  loss_weight: float = 1.0,
@@ -67,15 +78,16 @@ class AugLocal(ClassificationAuxiliary):
                 'blocks from 1, the first not below the second')
         if not 0 <= pyramid <= 1:
             raise LocalLearningError(f'auxiliary.pyramid={pyramid}: give 0 to 1')
-        self.picks = pick(cut_point.later, depth_at(cut_point, max_depth, min_depth, pyramid))
+        depth = depth_at(cut_point, max_depth, min_depth, pyramid)
+        self.picks = pick(cut_point, depth)
         self.blocks = Sequential()
         channels, stride = cut_point.channels, cut_point.stride
         for block in self.picks:
-            self.blocks.append(
-                cut_point.reduced_block(channels, block.channels, max(block.stride // stride, 1)))
-            channels, stride = block.channels, block.stride
+            step = 2 if block.stride > stride else 1
+            self.blocks.append(cut_point.reduced_block(channels, block.channels, step))
+            channels, stride = block.channels, stride * step
         # A shallow auxiliary network passes on features of any scale.
-        self.norm = nn.BatchNorm1d(channels) if len(self.picks) <= 1 else nn.Identity()
+        self.norm = nn.BatchNorm1d(channels) if depth <= 1 else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)
 
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
@@ -94,17 +106,19 @@ def depth_at(cut_point: CutPoint, max_depth: int, min_depth: int, pyramid: float
         pyramid: How fast.
     """
     fall = pyramid * cut_point.module / max(cut_point.num_modules - 2, 1)
-    depth = max(round(max_depth - fall * (max_depth - min_depth)), min_depth)
-    return min(depth, len(cut_point.later))
+    # In this order of operations, rounding errors decide about halves as in the authors' code.
+    return max(round(max_depth * (1 - fall) + fall * min_depth), min_depth)
 
 
-def pick(later: Tuple[LaterBlock, ...], depth: int) -> Tuple[LaterBlock, ...]:
+def pick(cut_point: CutPoint, depth: int) -> Tuple[LaterBlock, ...]:
     """Some of the later blocks at equal distances, up to the last one.
 
     Args:
-        later: The blocks that follow a module.
-        depth: How many to pick, no more than there are.
+        cut_point: The end of the module.
+        depth: How many to pick; all that follow, if they are fewer.
     """
-    # round(i · L / d) in whole numbers, halves up.
-    numbers = [(2 * i * len(later) + depth) // (2 * depth) for i in range(1, depth + 1)]
-    return tuple(later[number - 1] for number in numbers)
+    first, later = cut_point.block, cut_point.later
+    if depth >= len(later):
+        return later
+    numbers = [round(first + len(later) / depth * i) for i in range(1, depth + 1)]
+    return tuple(later[number - first - 1] for number in numbers)

@@ -50,6 +50,13 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
     # Whether the bank shall hold the pooled outputs of modules.
     reads_pooled = False
 
+    def after_backward(self, step: LocalStep) -> None:
+        """Called once the gradients of the module's losses are there, before the next module runs.
+
+        Args:
+            step: The batch and the bank.
+        """
+
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See what the whole network made of the batch, after all modules have run.
 

@@ -17,7 +17,9 @@ class ClassificationAuxiliary(Auxiliary):
     """An auxiliary network that learns the image's class from the module's output alone.
 
     It uses neither the bank nor the model's head. A method is a subclass with its layers and
-    :meth:`local_losses`.
+    :meth:`local_losses`. Convolutions start from He's initialization (He et al., "Delving Deep into
+    Rectifiers", ICCV 2015; normal, by the fan out), as in the released code of these methods, and
+    linear layers from PyTorch's own.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -53,6 +55,15 @@ class ClassificationAuxiliary(Auxiliary):
                 f"auxiliary.num_classes={num_classes}: give that of the model's head, as in "
                 f"auxiliary=dict(type='{self.method}', num_classes=10)")
         self.num_classes = num_classes
+
+    def init_weights(self) -> None:
+        """Draw the weights of convolutions."""
+        if self.is_init:
+            return
+        super().init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
 
     @property
     def method(self) -> str:

@@ -20,14 +20,20 @@ class DGL(ClassificationAuxiliary):
     ReLU; linear. All convolutions have the module's c channels, all hidden layers 4c.
 
     Source: Belilovsky, Eickenberg and Oyallon, "Decoupled Greedy Learning of CNNs", ICML 2020,
-    the auxiliary network called MLP-SR. Theirs has three hidden linear layers; with two, as here,
-    it is that of the comparisons in AugLocal (Ma et al., ICLR 2024) and FBA. Layers before a batch
-    norm have no bias: the norm takes it out again. The map is pooled to 2×2 whatever its size, so
-    that smaller ones are repeated.
+    the auxiliary network called MLP-SR, and the code released with it. The defaults are those of the
+    comparisons in AugLocal (Ma et al., ICLR 2024) and FBA. The authors' own has
+    ``hidden_layers=3, hidden_bias=True``. Behind MAN++ it has ``width=128, positions=1,
+    hidden_width=512`` besides. The map is pooled to its positions whatever its size, so that those
+    of smaller ones are repeated.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
         num_classes: Classes of the data set, as in the model's head.
+        width: Channels of the convolutions; unset, the module's.
+        positions: Height and width of the map that the first linear layer sees.
+        hidden_layers: Linear layers before the last one.
+        hidden_width: Their outputs; unset, as many as inputs of the first.
+        hidden_bias: Give them a bias, which the batch norm behind them takes out again.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
 
@@ -36,29 +42,44 @@ class DGL(ClassificationAuxiliary):
 
     Example:
         >>> auxiliary = dict(type='DGL', num_classes=10)
+        >>> auxiliary = dict(type='DGL', num_classes=10, hidden_layers=3, hidden_bias=True)
     """
 
     def __init__(self,
                  cut_point: CutPoint,
                  num_classes: Optional[int] = None,
+                 width: Optional[int] = None,
+                 positions: int = 2,
+                 hidden_layers: int = 2,
+                 hidden_width: Optional[int] = None,
+                 hidden_bias: bool = False,
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
-        channels, width = cut_point.channels, 4 * cut_point.channels
+        channels, self.positions = cut_point.channels, positions
         convs: List[nn.Module] = []
         for _ in range(3):
+            out_channels = width or channels
             convs += [
-                nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+                nn.Conv2d(channels, out_channels, 1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU()
             ]
+            channels = out_channels
         self.convs = nn.Sequential(*convs)
+        features = channels * positions**2
         linears: List[nn.Module] = []
-        for _ in range(2):
-            linears += [nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
-        self.mlp = nn.Sequential(*linears, nn.Linear(width, num_classes))
+        for _ in range(hidden_layers):
+            outputs = hidden_width or features
+            linears += [
+                nn.Linear(features, outputs, bias=hidden_bias), nn.BatchNorm1d(outputs), nn.ReLU()
+            ]
+            features = outputs
+        self.mlp = nn.Sequential(*linears, nn.Linear(features, num_classes))
 
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
         """Cross-entropy. See :class:`ClassificationAuxiliary`."""
         quarter = [-(-size // 4) for size in x.shape[2:]]
         x = self.convs(F.adaptive_avg_pool2d(x, quarter))
-        logits = self.mlp(F.adaptive_avg_pool2d(x, 2).flatten(1))
+        logits = self.mlp(F.adaptive_avg_pool2d(x, self.positions).flatten(1))
         return dict(loss_cls=cross_entropy(logits, labels))

@@ -24,7 +24,7 @@ class InfoPro(ClassificationAuxiliary):
     Greedy modules throw away what later ones would need. Here module i of K, counted from 0, has
     the loss λ1 · reconstruction + λ2 · task, with both factors interpolated between the first
     module and the last that has an auxiliary network: λ(i) = first + i / (K - 2) · (last - first),
-    and λ(i) = first for K = 2.
+    and λ(i) = first for K = 2; or given one by one.
 
     - Reconstruction: bilinear to the image's size, 3×3 convolution to 12 channels, batch norm,
       ReLU, 3×3 convolution to 3 channels; binary cross-entropy with the image before
@@ -44,8 +44,9 @@ class InfoPro(ClassificationAuxiliary):
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
         num_classes: Classes of the data set, as in the model's head.
-        reconstruction_weight: λ1 of the first and of the last auxiliary network. The default is
-            the authors' for a ResNet-32 in 16 modules; (5, 0.5) for a ResNet-110 in 55.
+        reconstruction_weight: λ1 of the first and of the last auxiliary network, or of each one of
+            the K - 1. The default is the authors' for a ResNet-32 in 16 modules; (5, 0.5) for a
+            ResNet-110 in 55.
         task_weight: λ2, in the same way; (0, 1) for a ResNet-110 in 55 modules.
         contrastive: Contrast images instead of naming their class. Where a batch augmentation has
             mixed images, each counts as of its largest class.
@@ -54,8 +55,8 @@ class InfoPro(ClassificationAuxiliary):
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: A weight is not a pair of numbers from 0, or both are 0 at this module;
-            and see :class:`ClassificationAuxiliary`.
+        LocalLearningError: A weight is neither a pair nor a list of K - 1 numbers from 0, or both
+            are 0 at this module; and see :class:`ClassificationAuxiliary`.
 
     Example:
         >>> auxiliary = dict(type='InfoPro', num_classes=10)
@@ -73,10 +74,9 @@ class InfoPro(ClassificationAuxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
-        depth = cut_point.module / max(cut_point.num_modules - 2, 1)
-        self.reconstruction_weight = _interpolate(
-            'reconstruction_weight', reconstruction_weight, depth)
-        self.task_weight = _interpolate('task_weight', task_weight, depth)
+        self.reconstruction_weight = _weight_at(
+            'reconstruction_weight', reconstruction_weight, cut_point)
+        self.task_weight = _weight_at('task_weight', task_weight, cut_point)
         if self.reconstruction_weight == self.task_weight == 0:
             raise LocalLearningError(
                 f'auxiliary.reconstruction_weight and task_weight are both 0 at module '
@@ -124,15 +124,19 @@ class InfoPro(ClassificationAuxiliary):
         return (image / self.max_value).clamp(0, 1)
 
 
-def _interpolate(name: str, ends: Sequence[float], depth: float) -> float:
-    """The weight at a depth of 0 (the first module) to 1 (the last with an auxiliary network)."""
-    is_pair = isinstance(ends, (list, tuple)) and len(ends) == 2 and all(
-        isinstance(end, (int, float)) and end >= 0 for end in ends)
-    if not is_pair:
+def _weight_at(name: str, weights: Sequence[float], cut_point: CutPoint) -> float:
+    """The weight of a module, interpolated between two or one of a list."""
+    count = cut_point.num_modules - 1
+    fits = isinstance(weights, (list, tuple)) and len(weights) in (2, count) and all(
+        isinstance(weight, (int, float)) and weight >= 0 for weight in weights)
+    if not fits:
         raise LocalLearningError(
-            f'auxiliary.{name}={ends}: give two numbers from 0, of the first and the last module, '
-            f'as in {name}=(5., .2)')
-    first, last = ends
+            f'auxiliary.{name}={weights}: give two numbers from 0, of the first and the last module, '
+            f'as in {name}=(5., .2), or one for each of the {count} auxiliary networks')
+    if len(weights) == count:
+        return weights[cut_point.module]
+    first, last = weights
+    depth = cut_point.module / max(count - 1, 1)
     return (1 - depth) * first + depth * last
 
 

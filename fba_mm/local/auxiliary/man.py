@@ -1,4 +1,4 @@
-"""MAN and MAN++: a module learns through an averaged copy of a block that follows it."""
+"""MAN and MAN++: a module learns through copies of the block that follows it."""
 from dataclasses import replace
 from typing import Dict, Optional, Tuple
 
@@ -16,42 +16,41 @@ from .base import Auxiliary
 from .classification import ClassificationAuxiliary
 
 
-class _ThroughLaterBlock(Auxiliary):
-    """What MAN and MAN++ share: the averaged copy of a later block, and the host behind it.
+class _ThroughNextBlock(Auxiliary):
+    """What MAN and MAN++ share: two copies of the block that follows the module, and a host.
 
-    The copy's weights are parameters without gradients: they are written to checkpoints and moved
-    between devices with the rest, and optimizers and gradient clipping pass over them.
+    L is learned. E is an exponential moving average of the block itself: its weights are parameters
+    without gradients, which are written to checkpoints and moved between devices with the rest, and
+    which optimizers and gradient clipping skip. Both start from weights of their own.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
-        index: Which of the later blocks is copied, from 0.
-        host: Config of the auxiliary network that learns from the block's output.
+        host: Config of the auxiliary network that learns from the blocks' output.
         num_classes: Classes of the data set, for hosts that classify.
-        momentum: Share of the average that is kept in an iteration.
+        momentum: Share of E that is kept in an iteration.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
     """
 
-    def __init__(self, cut_point: CutPoint, index: int, host: dict, num_classes: Optional[int],
+    def __init__(self, cut_point: CutPoint, host: dict, num_classes: Optional[int],
                  momentum: float, loss_weight: float, init_cfg: Optional[dict]):
         super().__init__(cut_point, loss_weight, init_cfg)
         if not 0 <= momentum <= 1:
             raise LocalLearningError(f'auxiliary.momentum={momentum}: give 0 to 1, as in 0.995')
         self.momentum = momentum
-        later = cut_point.later[index:]
-        if not later:
+        if not cut_point.later:
             raise LocalLearningError(
                 'no block follows that could be copied: give a host that learns from a map, as in '
                 "host=dict(type='DGL')")
-        block = later[0]
+        block = cut_point.later[0]
         if block.path is None:
             raise LocalLearningError(
                 f'{block.name} cannot be copied, it is no submodule of its own in the backbone: '
                 f'take the host alone, auxiliary={host}, or another num_modules')
         self.path = block.path
         self.averaged = self._copy().requires_grad_(False)
-        # Saved: a resumed average goes on, and does not start again from the block.
-        self.register_buffer('updates', torch.zeros((), dtype=torch.long))
+        # Also where the block itself is frozen.
+        self.learned = self._copy().requires_grad_(True)
         self.host = self._build_host(
             host, num_classes,
             replace(
@@ -59,9 +58,22 @@ class _ThroughLaterBlock(Auxiliary):
                 channels=block.channels,
                 stride=block.stride,
                 stage=block.stage,
-                later=later[1:],
+                block=cut_point.block + 1,
+                later=cut_point.later[1:],
                 as_map=same))
         self.reads_pooled = self.host.reads_pooled
+
+    def init_weights(self) -> None:
+        """Draw the weights of both copies, each its own."""
+        if self.is_init:
+            return
+        super().init_weights()
+        for block in (self.averaged, self.learned):
+            for module in block.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+                elif hasattr(module, 'reset_parameters'):
+                    module.reset_parameters()
 
     def _copy(self) -> nn.Module:
         block = self.cut_point.copy_block(self.path)
@@ -90,32 +102,30 @@ class _ThroughLaterBlock(Auxiliary):
         return step.source.backbone.get_submodule(self.path)
 
     @torch.no_grad()
-    def _update(self, live: nn.Module) -> None:
-        """One step of the average towards the block that is trained."""
-        first = self.updates == 0
-        self.updates += 1
-        # The first step copies: weights were initialized or loaded after this was built. As a
-        # tensor, so that the device isn't waited for.
-        share = torch.where(first, 1., 1. - self.momentum)
-        self._blend(self.averaged, live, share)
+    def after_backward(self, step: LocalStep) -> None:
+        """One step of the average towards the block, as it is before this iteration trains it."""
+        share, live = 1 - self.momentum, self._live(step)
+        for own, other in zip(self.averaged.parameters(), live.parameters()):
+            own.lerp_(other.to(own.dtype), share)
         for own, other in zip(self.averaged.buffers(), live.buffers()):
             if own.is_floating_point():
-                own.lerp_(other, share.to(own.dtype))
+                own.lerp_(other, share)
             else:
                 own.copy_(other)
-        # A norm that the backbone keeps in evaluation mode works so in the copy.
-        for own, other in zip(self.averaged.modules(), live.modules()):
-            own.training = other.training
+        self.host.after_backward(step)
 
-    @staticmethod
-    def _blend(block: nn.Module, live: nn.Module, share: Tensor) -> None:
-        for own, other in zip(block.parameters(), live.parameters()):
-            own.lerp_(other.to(own.dtype), share.to(own.dtype))
-
-    def _through_averaged(self, x: Tensor) -> Tensor:
-        # Its running statistics are averages of the block's, not those of this pass.
+    def _outputs(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, Tensor]:
+        """L(x) and E(x), as maps."""
+        live = self._live(step)
+        # A norm that the backbone keeps in evaluation mode works so in the copies.
+        for block in (self.learned, self.averaged):
+            for own, other in zip(block.modules(), live.modules()):
+                own.training = other.training
+        learned = self.learned(x)
+        # E's running statistics are averages of the block's, not those of this pass.
         with unchanged_state(self.averaged):
-            return self.cut_point.as_map(self.averaged(x))
+            averaged = self.averaged(x)
+        return self.cut_point.as_map(learned), self.cut_point.as_map(averaged)
 
     follows_next_module = True
 
@@ -140,25 +150,28 @@ class _ThroughLaterBlock(Auxiliary):
 
 
 @MODELS.register_module()
-class MAN(_ThroughLaterBlock):
-    """Momentum auxiliary network: y = E(x) + b, and any other method learns from y.
+class MAN(_ThroughNextBlock):
+    """Momentum auxiliary network: y = L(x) + E(x), and any other method learns from y.
 
-    A module sees a little of what the next one learns. E is the first block of the next module,
-    with weights that follow that block's as an exponential moving average: before each iteration's
-    loss, E ← m · E + (1 - m) · block; the first iteration copies. No gradient reaches E's weights;
-    it passes through E to the module. b is a bias per channel, learned, starting at 0, that makes
-    up for what the average lags behind.
+    A module sees a little of what the next one learns. E and L have the shape of the next module's
+    first block. E's weights follow that block's as an exponential moving average: after each loss,
+    E ← m · E + (1 - m) · block. No gradient reaches them; it passes through E to the module. L is
+    this auxiliary network's own and is trained with it.
 
     Where the block's batch norm trains, E normalizes with the batch's statistics, as the block
     does, and leaves its running ones alone. These are averaged like weights, and used where the
     backbone keeps its norms in evaluation mode.
 
-    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024.
-    Settled here: the first step, and what batch norm does.
+    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024, and the
+    code released with it (the paper writes L as a learnable bias). There, the stem and the first
+    block are one module: ``num_modules=[2] + [1] * 14`` for a ResNet-32. Settled here: what batch
+    norm does in evaluation mode.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
-        host: Config of the auxiliary network that learns from y; its place is behind the block.
+        host: Config of the auxiliary network that learns from y; its place is behind the block. The
+            authors' is InfoPro with weights that fall with the stage of the block:
+            ``configs/_base_/methods/man.py``.
         num_classes: Classes of the data set, for hosts that classify.
         momentum: m.
         loss_weight: Factor of the module's losses, times that of the host.
@@ -169,43 +182,38 @@ class MAN(_ThroughLaterBlock):
             ``num_classes``, the next block is no submodule of its own; and what the host raises.
 
     Example:
-        >>> auxiliary = dict(type='MAN', host=dict(type='DGL'), num_classes=10)
+        >>> auxiliary = dict(type='MAN', host=dict(type='InfoPro'), num_classes=10)
         >>> auxiliary = dict(type='MAN', host=dict(type='SLM'))     # any task
     """
 
     def __init__(self,
                  cut_point: CutPoint,
-                 host: dict = dict(type='DGL'),
+                 host: dict = dict(type='InfoPro'),
                  num_classes: Optional[int] = None,
                  momentum: float = .995,
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
-        super().__init__(cut_point, 0, host, num_classes, momentum, loss_weight, init_cfg)
-        self.bias = nn.Parameter(torch.zeros(self.host.cut_point.channels, 1, 1))
+        super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
-        """The host's losses on E(x) + b. See :class:`Auxiliary`."""
-        self._update(self._live(step))
-        return self.host.loss(self._through_averaged(x) + self.bias, levels, step)
+        """The host's losses on L(x) + E(x). See :class:`Auxiliary`."""
+        learned, averaged = self._outputs(x, step)
+        return self.host.loss(learned + averaged, levels, step)
 
 
 @MODELS.register_module(name='MAN++')
-class MANPlusPlus(_ThroughLaterBlock):
-    """MAN++: y = s · L(x) + (2 - s) · E(x), and a light head learns from y.
+class MANPlusPlus(_ThroughNextBlock):
+    """MAN++: y = s · L(x) + (2 - s) · E(x), and any other method learns from y.
 
-    L and E have the shape of the next stage's first block (in the last stage, of the next block).
-    L is this auxiliary network's own and is trained with it; E follows the block itself as in
-    :class:`MAN`, and only passes gradients on. s is a learned number that starts at 1 and shares
-    the sum out between the two.
+    As :class:`MAN`, with a learned number s that starts at 1 and shares the sum out between the two.
 
     Source: Su et al., "MAN++: Scaling Momentum Auxiliary Network for Supervised Local Learning in
-    Vision Tasks", TPAMI 2026. Settled here: L starts as a copy of the block in the first iteration,
-    as E does, and its batch norm is its own; in the last stage the next block takes part; biases of
-    MAN's kind are left out.
+    Vision Tasks", TPAMI 2026, and the code released with it.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
-        host: Config of the auxiliary network that learns from y; its place is behind the block.
+        host: Config of the auxiliary network that learns from y; its place is behind the block. The
+            default is the authors' on CIFAR beside InfoPro.
         num_classes: Classes of the data set, for hosts that classify.
         momentum: Share of E that is kept in an iteration.
         loss_weight: Factor of the module's losses, times that of the host.
@@ -220,26 +228,18 @@ class MANPlusPlus(_ThroughLaterBlock):
 
     def __init__(self,
                  cut_point: CutPoint,
-                 host: dict = dict(type='Greedy'),
+                 host: dict = dict(
+                     type='DGL', width=128, positions=1, hidden_layers=3, hidden_width=512,
+                     hidden_bias=True),
                  num_classes: Optional[int] = None,
                  momentum: float = .995,
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
-        deeper = (i for i, block in enumerate(cut_point.later) if block.stage > cut_point.stage)
-        super().__init__(
-            cut_point, next(deeper, 0), host, num_classes, momentum, loss_weight, init_cfg)
-        # Also where the block itself is frozen.
-        self.learned = self._copy().requires_grad_(True)
+        super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
         self.share = nn.Parameter(torch.ones(()))
-
-    def _update(self, live: nn.Module) -> None:
-        with torch.no_grad():
-            self._blend(self.learned, live, (self.updates == 0).float())
-        super()._update(live)
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The host's losses on the two blocks' sum. See :class:`Auxiliary`."""
-        self._update(self._live(step))
-        own = self.cut_point.as_map(self.learned(x))
-        y = self.share * own + (2 - self.share) * self._through_averaged(x)
-        return self.host.loss(y, levels, step)
+        learned, averaged = self._outputs(x, step)
+        return self.host.loss(
+            self.share * learned + (2 - self.share) * averaged, levels, step)

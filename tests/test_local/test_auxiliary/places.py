@@ -24,6 +24,7 @@ def place(index: int = 3, **changes) -> CutPoint:
             stage=stage,
             channels=channels,
             stride=stride,
+            block=index,
             stages=tuple(StageMap(s, 16 * 2**s, 2**s, s) for s in range(3)),
             reduced_block=ReducedResidualBlock,
             later=tuple(blocks[index + 1:])), **changes))

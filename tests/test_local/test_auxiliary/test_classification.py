@@ -92,7 +92,7 @@ def test_classes_other_than_the_heads(method):
 @pytest.mark.parametrize('method', METHODS + ['MAN'])
 def test_a_detector_is_no_classifier(method):
     model = build(retinanet(auxiliary=dict(type=method, num_classes=3)))
-    name = 'DGL' if method == 'MAN' else method
+    name = 'InfoPro' if method == 'MAN' else method
     with pytest.raises(LocalLearningError, match=(
             f"^{name} serves image classification, and RetinaNet .*dict\\(type='SLM'\\)")):
         model.backbone.auxiliary[0].check(model, model.backbone)

@@ -16,6 +16,19 @@ def test_parameters(index, c):
     assert size_of(DGL(place(index), 10)) == expected
 
 
+@pytest.mark.parametrize('index, expected', [(0, 14378), (6, 54858), (11, 214154)])
+def test_parameters_of_the_authors_own(index, expected):
+    assert size_of(DGL(place(index), 10, hidden_layers=3, hidden_bias=True)) == expected
+
+
+def test_widths():
+    auxiliary = DGL(place(), NUM_CLASSES, width=8, positions=1, hidden_layers=3, hidden_width=12)
+    shapes = [tuple(p.shape) for p in auxiliary.parameters() if p.ndim > 1]
+    assert shapes == [(8, 16, 1, 1), (8, 8, 1, 1), (8, 8, 1, 1), (12, 8), (12, 12), (12, 12),
+                      (NUM_CLASSES, 12)]
+    assert auxiliary.loss(map_at(), {}, step_with(LABELS))['loss_cls'].isfinite()
+
+
 def test_loss():
     auxiliary, x = DGL(place(), NUM_CLASSES), map_at()
     unsettle(auxiliary)

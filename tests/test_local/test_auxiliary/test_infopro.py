@@ -78,6 +78,14 @@ def test_weights_run_from_the_first_module_to_the_last():
     assert (alone.reconstruction_weight, alone.task_weight) == (5, .05)
 
 
+def test_weights_one_by_one():
+    given = dict(reconstruction_weight=[65 / 14] * 4 + [60 / 14] * 5 + [55 / 14] * 5,
+                 task_weight=[.5 * i for i in range(1, 15)])
+    found = [InfoPro(place(i, num_modules=15), 10, **given) for i in (0, 4, 13)]
+    assert [f.reconstruction_weight for f in found] == pytest.approx([4.643, 4.286, 3.929], abs=1e-3)
+    assert [f.task_weight for f in found] == [.5, 2.5, 7.]
+
+
 def test_weights_of_the_deeper_network():
     settings = dict(reconstruction_weight=(5., .5), task_weight=(0, 1))
     first = InfoPro(place(0, num_modules=55), 10, **settings)

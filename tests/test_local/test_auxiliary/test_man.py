@@ -44,7 +44,8 @@ def man(index, backbone, **settings):
 
 
 def plus(index, backbone, **settings):
-    return MANPlusPlus(at(index, backbone), **dict(dict(num_classes=NUM_CLASSES), **settings))
+    return MANPlusPlus(at(index, backbone), **dict(
+        dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings))
 
 
 def plain_block(block, x):
@@ -64,37 +65,32 @@ def plain_greedy(fc, y):
     return negative_log_share(y.mean((2, 3)) @ fc.weight.T + fc.bias, LABELS)
 
 
+def combined(auxiliary, x):
+    """What the host sees, written out."""
+    learned, averaged = (plain_block(block, x) for block in (auxiliary.learned, auxiliary.averaged))
+    if isinstance(auxiliary, MAN):
+        return learned + averaged
+    return auxiliary.share * learned + (2 - auxiliary.share) * averaged
+
+
+@pytest.mark.parametrize('make', [man, plus])
 @pytest.mark.parametrize('index, path', [(3, 'block4'), (5, 'block6'), (14, 'block15')])
-def test_man_learns_through_the_next_block(index, path):
+def test_a_module_learns_through_two_copies_of_the_next_block(index, path, make):
     backbone = Backbone()
-    auxiliary, x = man(index, backbone), map_at(index)
-    unsettle(auxiliary.host)
-    with torch.no_grad():
-        auxiliary.bias.copy_(torch.randn_like(auxiliary.bias))
-    # Later than the auxiliary network was built, as initialization and checkpoints are.
-    unsettle(backbone)
-    losses = auxiliary.loss(x, {}, step_with(LABELS, backbone=backbone))
-    y = plain_block(backbone.get_submodule(path), x) + auxiliary.bias
-    torch.testing.assert_close(losses['loss_cls'], plain_greedy(auxiliary.host.fc, y))
-
-
-@pytest.mark.parametrize('index, path', [(3, 'block6'), (5, 'block6'), (12, 'block13')])
-def test_man_plus_plus_learns_through_the_next_stages_first_block(index, path):
-    backbone = Backbone()
-    auxiliary, x = plus(index, backbone), map_at(index)
-    unsettle(backbone)
-    step = step_with(LABELS, backbone=backbone)
-    block = plain_block(backbone.get_submodule(path), x)
-    assert auxiliary.share == 1
-    # At first both are the block.
-    torch.testing.assert_close(
-        auxiliary.loss(x, {}, step)['loss_cls'], plain_greedy(auxiliary.host.fc, 2 * block))
-    unsettle(auxiliary.learned)
-    with torch.no_grad():
-        auxiliary.share.fill_(.6)
-    y = .6 * plain_block(auxiliary.learned, x) + 1.4 * block
-    torch.testing.assert_close(
-        auxiliary.loss(x, {}, step)['loss_cls'], plain_greedy(auxiliary.host.fc, y))
+    auxiliary, x = make(index, backbone), map_at(index)
+    for part in (auxiliary.learned, auxiliary.averaged, auxiliary.host):
+        unsettle(part)
+    if make is plus:
+        assert auxiliary.share == 1
+        with torch.no_grad():
+            auxiliary.share.fill_(.6)
+    assert auxiliary.path == path
+    expected = plain_greedy(auxiliary.host.fc, combined(auxiliary, x))
+    loss = auxiliary.loss(x, {}, step_with(LABELS, backbone=backbone))['loss_cls']
+    torch.testing.assert_close(loss, expected)
+    gradient, = torch.autograd.grad(expected, x, retain_graph=True)
+    loss.backward()
+    torch.testing.assert_close(x.grad, gradient)
 
 
 @pytest.mark.parametrize('make', [man, plus])
@@ -102,22 +98,34 @@ def test_the_average_follows_the_block(make):
     backbone, x = Backbone(), map_at(5)
     auxiliary = make(5, backbone, momentum=.9)
     live, step = backbone.block6, step_with(LABELS, backbone=backbone)
-    seen = []
+    expected = {name: value.clone() for name, value in auxiliary.averaged.state_dict().items()}
     for _ in range(3):
         unsettle(live)
         live.shortcut.norm.running_mean.normal_()
         live.shortcut.norm.num_batches_tracked += 7
-        seen.append({name: value.clone() for name, value in live.state_dict().items()})
         auxiliary.loss(x, {}, step)
-    expected = {
-        name: .9 * (.9 * seen[0][name] + .1 * seen[1][name]) + .1 * seen[2][name]
-        for name in seen[0] if not name.endswith('tracked')
-    }
+        auxiliary.after_backward(step)
+        for name, value in live.state_dict().items():
+            expected[name] = value.clone() if name.endswith('tracked') else (
+                .9 * expected[name] + .1 * value)
     found = auxiliary.averaged.state_dict()
-    assert auxiliary.updates == 3 and len(expected) == 15
+    assert len(expected) == 18 and found['shortcut.bn.num_batches_tracked'] == 21
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value)
-    assert found['shortcut.bn.num_batches_tracked'] == 21
+
+
+@pytest.mark.parametrize('make', [man, plus])
+def test_copies_start_from_weights_of_their_own(make):
+    backbone = Backbone()
+    auxiliary = make(5, backbone)
+    auxiliary.init_weights()
+    live, learned, averaged = (
+        block.residual[0].conv.weight
+        for block in (backbone.block6, auxiliary.learned, auxiliary.averaged))
+    for a, b in ((live, learned), (live, averaged), (learned, averaged)):
+        assert not torch.allclose(a, b)
+    assert averaged.std().item() == pytest.approx((2 / (9 * 32))**.5, rel=.05)
+    assert (auxiliary.averaged.residual[0].norm.weight == 1).all()
 
 
 def test_the_average_reads_and_writes_nothing_else():
@@ -125,12 +133,13 @@ def test_the_average_reads_and_writes_nothing_else():
     auxiliary, step = man(5, backbone), step_with(LABELS, backbone=backbone)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     auxiliary.loss(x, {}, step)['loss_cls'].backward()
+    auxiliary.after_backward(step)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert all(p.grad is None for p in (*backbone.parameters(), *auxiliary.averaged.parameters()))
-    assert x.grad.abs().sum() > 0 and auxiliary.bias.grad.abs().sum() > 0
-    # The running statistics are the block's, though a batch has passed.
-    norm, own = backbone.block6.residual[0].norm, auxiliary.averaged.residual[0].norm
-    assert torch.equal(norm.running_mean, own.running_mean) and own.track_running_stats
+    assert x.grad.abs().sum() > 0
+    # The running statistics are the block's, though a batch has passed: zeros here.
+    own = auxiliary.averaged.residual[0].norm
+    assert (own.running_mean == 0).all() and own.track_running_stats
 
 
 @pytest.mark.parametrize('make', [man, plus])
@@ -140,20 +149,22 @@ def test_what_is_trained(make):
     auxiliary = make(3, backbone)
     auxiliary.loss(x, {}, step_with(LABELS, backbone=backbone))['loss_cls'].backward()
     trained = {name.split('.')[0] for name, p in auxiliary.named_parameters() if p.requires_grad}
-    assert trained == ({'bias', 'host'} if make is man else {'share', 'learned', 'host'})
+    assert trained == {'learned', 'host'} | ({'share'} if make is plus else set())
     for name, p in auxiliary.named_parameters():
         assert (p.grad is not None) == (name.split('.')[0] in trained), name
 
 
 def test_norms_that_the_backbone_keeps_in_evaluation_mode():
     backbone, x = Backbone(), map_at(5)
-    auxiliary, step = man(5, backbone, momentum=0.), step_with(LABELS, backbone=backbone)
+    auxiliary, step = man(5, backbone), step_with(LABELS, backbone=backbone)
     for module in backbone.block6.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
             module.running_var.uniform_(.5, 2.)
+    auxiliary.averaged.load_state_dict(backbone.block6.state_dict())
+    auxiliary.learned.load_state_dict(backbone.block6.state_dict())
     auxiliary.train()
-    expected = plain_greedy(auxiliary.host.fc, backbone.block6(x))
+    expected = plain_greedy(auxiliary.host.fc, 2 * backbone.block6(x))
     torch.testing.assert_close(auxiliary.loss(x, {}, step)['loss_cls'], expected)
 
 
@@ -189,15 +200,14 @@ def test_the_hosts_place_is_behind_the_block():
     assert (point.channels, point.stride, point.stage, point.module) == (32, 2, 1, 5)
     assert [block.name for block in point.later] == [f'block{i}' for i in range(7, 16)]
     point = plus(2, backbone).host.cut_point
-    assert (point.channels, point.later[0].name) == (32, 'block7')
+    assert (point.channels, point.block, point.later[0].name) == (16, 3, 'block4')
     deep = man(12, backbone, host=dict(type='AugLocal', max_depth=4))
     assert [block.name for block in deep.host.picks] == ['block14', 'block15']
 
 
 def test_parameters():
     block = 9 * 16 * 32 + 9 * 32 * 32 + 16 * 32 + 6 * 32
-    auxiliary = man(5, Backbone(), host=dict(type='Greedy'), num_classes=10)
-    assert size_of(auxiliary) == block + 32 + 330
+    assert size_of(man(5, Backbone(), num_classes=10)) == 2 * block + 330
     assert size_of(plus(5, Backbone(), num_classes=10)) == 2 * block + 1 + 330
 
 

@@ -1,26 +1,43 @@
 """PredSim against the same in plain operations."""
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from fba_mm import LocalLearningError
-from fba_mm.local.auxiliary.predsim import PredSim
+from fba_mm.local.auxiliary.predsim import PredSim, pooled_size
 
 from .places import NUM_CLASSES, map_at, negative_log_share, place, size_of, step_with
 
 LABELS = [0, 1, 2, 3, 4, 0]
 
 
-@pytest.mark.parametrize('index, channels, size', [(0, 16, 8), (6, 32, 6), (11, 64, 4)])
-def test_parameters(index, channels, size):
-    auxiliary = PredSim(place(index), 10)
-    assert auxiliary.pool(torch.rand(1, channels, 16, 16)).shape[2:] == (size, size)
-    assert size_of(auxiliary) == (channels * size**2 + 1) * 10 + 9 * channels**2
+@pytest.mark.parametrize('index, size', [(0, (4, 8)), (6, (4, 4)), (11, (2, 4))])
+def test_parameters(index, size):
+    auxiliary, x = PredSim(place(index), 10), map_at(index, size=32)
+    # Windows of 8×4, 4×4 and 4×2 positions.
+    assert auxiliary.pool(x).shape[2:] == size
+    assert size_of(auxiliary) == (512 + 1) * 10 + 9 * x.shape[1]**2
 
 
-@pytest.mark.parametrize('channels', [512, 2048])
-def test_many_channels_are_pooled_to_one_position(channels):
-    assert PredSim(place(channels=channels), 10).fc.in_features == channels
+@pytest.mark.parametrize('channels, size, values, expected', [
+    (16, 96, 512, (3, 6)),  # STL-10
+    (128, 32, 2048, (4, 4)),
+    (128, 32, 4096, (4, 8)),
+    (256, 16, 4096, (4, 4)),
+    (16, 7, 512, (4, 7)),
+    (16, 4, 512, (4, 4)),  # as it is
+    (2048, 7, 512, (1, 1)),
+])
+def test_windows_are_doubled_by_turns(channels, size, values, expected):
+    assert pooled_size(channels, size, values) == expected
+
+
+def test_a_linear_layer_that_starts_at_zero():
+    auxiliary, x = PredSim(place(), NUM_CLASSES, zero_init=True), map_at()
+    losses = auxiliary.loss(x, {}, step_with(LABELS))
+    torch.testing.assert_close(losses['loss_cls'].item(), .01 * math.log(NUM_CLASSES))
 
 
 def similarities(vectors):
@@ -41,8 +58,8 @@ def similarity_loss(features):
 def test_loss():
     auxiliary, x = PredSim(place(), NUM_CLASSES), map_at()
     losses = auxiliary.loss(x, {}, step_with(LABELS))
-    # 16 × 16 positions to 8 × 8: the mean of each four.
-    pooled = (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+    # 16 × 16 positions to 4 × 8: the mean of each 4 × 2.
+    pooled = x.reshape(6, 16, 4, 4, 8, 2).mean((3, 5))
     logits = pooled.flatten(1) @ auxiliary.fc.weight.T + auxiliary.fc.bias
     torch.testing.assert_close(losses['loss_cls'], .01 * negative_log_share(logits, LABELS))
     features = F.conv2d(x, auxiliary.conv.weight, padding=1).flatten(2)
