@@ -2,6 +2,7 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
+from .local_accuracy_hook import LocalAccuracyHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .local_optim_wrapper_constructor import LocalOptimWrapperConstructor
@@ -11,6 +12,7 @@ from .undivided_samplers import UndividedInfiniteSampler, UndividedSampler
 
 __all__ = [
     'AmpLocalOptimWrapper', 'AtomicCheckpointHook', 'DeviceEpochLoop', 'FBAHook',
-    'LocalDataParallel', 'LocalModuleParallel', 'LocalOptimWrapper', 'LocalOptimWrapperConstructor',
-    'LocalShardedDataParallel', 'UndividedInfiniteSampler', 'UndividedSampler'
+    'LocalAccuracyHook', 'LocalDataParallel', 'LocalModuleParallel', 'LocalOptimWrapper',
+    'LocalOptimWrapperConstructor', 'LocalShardedDataParallel', 'UndividedInfiniteSampler',
+    'UndividedSampler'
 ]

@@ -219,7 +219,31 @@ class LocalBackbone(AnsweringBackbone):
         features = self.backbone(x) if self.num_modules == 1 else self._forward_local(x, self.step)
         return self.step.feed_model(features)
 
-    def _forward_local(self, x: Tensor, step: LocalStep) -> Features:
+    def local_logits(self, x: Tensor, step: LocalStep) -> List[Tensor]:
+        """What the auxiliary network of each module but the last says of images, (N, classes) each.
+
+        For classifiers; nothing is trained.
+
+        Args:
+            x: Images after preprocessing, (N, C, H, W).
+            step: The batch; its bank is filled.
+        """
+        logits: List[Tensor] = []
+
+        def ask(index: int, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> None:
+            logits.append(self.auxiliary[index].logits(x, levels, step))
+
+        with torch.no_grad():
+            self._forward_local(x, step, ask)
+        return logits
+
+    def _train(self, index: int, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> None:
+        step.train(index, self.auxiliary[index].loss(x, levels, step))
+        self.auxiliary[index].after_backward(step)
+
+    def _forward_local(self, x: Tensor, step: LocalStep,
+                       visit: Optional[Callable] = None) -> Features:
+        visit = visit or self._train
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
@@ -232,8 +256,7 @@ class LocalBackbone(AnsweringBackbone):
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(here.start, min(here.stop, last)):
             x, levels, step.kept = self._run_module(k, x, kept)
-            step.train(k, self.auxiliary[k].loss(x, levels, step))
-            self.auxiliary[k].after_backward(step)
+            visit(k, x, levels, step)
             # What the next module and the bank see is the same storage, without the graph.
             x = x.detach()
             for level, feature in levels.items():

@@ -52,12 +52,15 @@ def train(resolved, tmp_path, capsys):
     ('bp', 'EpochBasedTrainLoop'), ('bp', 'DeviceEpochLoop'), ('fba', 'DeviceEpochLoop'),
 ])
 def test_digits(method, loop, train):
+    hooks = "custom_hooks = [dict(type='FBAHook'), dict(type='LocalAccuracyHook')]\n"
     result = train('digits', f"train_cfg = dict(type='{loop}', max_epochs=1)\n"
-                   'train_dataloader = dict(dataset=dict(indices=128))', method)
+                   'train_dataloader = dict(dataset=dict(indices=128))\n'
+                   + hooks * (method == 'fba'), method)
     assert result.status == 0, result.err
     found = re.search(r'accuracy/top1: ([\d.]+)', result.out + result.err)
     assert found and 0 <= float(found[1]) <= 100
-    assert ('local_3.loss' in result.out + result.err or (method, loop) != ('fba', loop))
+    for logged in ('local_3.loss', 'local_3/accuracy'):
+        assert (logged in result.out + result.err) == (method == 'fba')
     assert (result.work_dir / 'epoch_1.pth').exists()
 
 

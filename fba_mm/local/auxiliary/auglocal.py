@@ -6,10 +6,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...errors import LocalLearningError
-from ..local_step import LocalStep
 from ..partition import CutPoint, LaterBlock
-from ..task_loss import Losses
-from .classification import ClassificationAuxiliary, cross_entropy
+from .classification import ClassificationAuxiliary
 
 
 @MODELS.register_module()
@@ -90,10 +88,9 @@ class AugLocal(ClassificationAuxiliary):
         self.norm = nn.BatchNorm1d(channels) if depth <= 1 else nn.Identity()
         self.fc = nn.Linear(channels, num_classes)
 
-    def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
-        """Cross-entropy. See :class:`ClassificationAuxiliary`."""
-        pooled = self.blocks(x).mean((2, 3))
-        return dict(loss_cls=cross_entropy(self.fc(self.norm(pooled)), labels))
+    def scores(self, x: Tensor) -> Tensor:
+        """See :class:`ClassificationAuxiliary`."""
+        return self.fc(self.norm(self.blocks(x).mean((2, 3))))
 
 
 def depth_at(cut_point: CutPoint, max_depth: int, min_depth: int, pyramid: float) -> int:

@@ -45,6 +45,21 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             step: The batch, the bank, and the model around the backbone.
         """
 
+    def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
+        """What the auxiliary network says of the images, (N, classes).
+
+        Args:
+            x: Output of the module, (N, C, H, W).
+            levels: See :meth:`loss`.
+            step: The batch, the bank, and the model around the backbone.
+
+        Raises:
+            LocalLearningError: It doesn't classify.
+        """
+        raise LocalLearningError(
+            f'{type(self).__name__} makes no class scores: leave LocalAccuracyHook out of '
+            'custom_hooks')
+
     # Whether it reads weights of the next module, which may be in pieces while this one trains.
     follows_next_module = False
     # Whether the bank shall hold the pooled outputs of modules.

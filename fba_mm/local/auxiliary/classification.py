@@ -16,8 +16,8 @@ from .base import Auxiliary, num_classes_of
 class ClassificationAuxiliary(Auxiliary):
     """An auxiliary network that learns the image's class from the module's output alone.
 
-    It uses neither the bank nor the model's head. A method is a subclass with its layers and
-    :meth:`local_losses`. Convolutions start from He's initialization (He et al., "Delving Deep into
+    It uses neither the bank nor the model's head. A method is a subclass with its layers,
+    :meth:`scores` and, unless its loss is their cross-entropy, :meth:`local_losses`. Convolutions start from He's initialization (He et al., "Delving Deep into
     Rectifiers", ICCV 2015; normal, by the fan out), as in the released code of these methods, and
     linear layers from PyTorch's own.
 
@@ -39,8 +39,8 @@ class ClassificationAuxiliary(Auxiliary):
         ...         super().__init__(cut_point, num_classes, **kwargs)
         ...         self.fc = nn.Linear(cut_point.channels, num_classes)
         ...
-        ...     def local_losses(self, x, labels, step):
-        ...         return dict(loss_cls=cross_entropy(self.fc(x.mean((2, 3))), labels))
+        ...     def scores(self, x):
+        ...         return self.fc(x.mean((2, 3)))
     """
 
     def __init__(self,
@@ -71,6 +71,13 @@ class ClassificationAuxiliary(Auxiliary):
         return type(self).__name__
 
     @abstractmethod
+    def scores(self, x: Tensor) -> Tensor:
+        """The logits of each class, (N, num_classes).
+
+        Args:
+            x: The module's output as a map, (N, C, H, W).
+        """
+
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
         """The module's losses, before ``loss_weight``.
 
@@ -83,6 +90,11 @@ class ClassificationAuxiliary(Auxiliary):
         Returns:
             Scalars under names with ``loss`` in them; other entries are only logged.
         """
+        return dict(loss_cls=cross_entropy(self.scores(x), labels))
+
+    def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
+        """The logits of each class. See :class:`Auxiliary`."""
+        return self.scores(self.cut_point.as_map(x))
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The module's losses. See :class:`Auxiliary`."""

@@ -5,10 +5,8 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import Losses
-from .classification import ClassificationAuxiliary, cross_entropy
+from .classification import ClassificationAuxiliary
 
 
 @MODELS.register_module()
@@ -77,9 +75,8 @@ class DGL(ClassificationAuxiliary):
             features = outputs
         self.mlp = nn.Sequential(*linears, nn.Linear(features, num_classes))
 
-    def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
-        """Cross-entropy. See :class:`ClassificationAuxiliary`."""
+    def scores(self, x: Tensor) -> Tensor:
+        """See :class:`ClassificationAuxiliary`."""
         quarter = [-(-size // 4) for size in x.shape[2:]]
         x = self.convs(F.adaptive_avg_pool2d(x, quarter))
-        logits = self.mlp(F.adaptive_avg_pool2d(x, self.positions).flatten(1))
-        return dict(loss_cls=cross_entropy(logits, labels))
+        return self.mlp(F.adaptive_avg_pool2d(x, self.positions).flatten(1))

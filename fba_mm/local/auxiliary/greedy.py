@@ -4,10 +4,8 @@ from typing import Optional
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import Losses
-from .classification import ClassificationAuxiliary, cross_entropy
+from .classification import ClassificationAuxiliary
 
 
 @MODELS.register_module()
@@ -39,6 +37,6 @@ class Greedy(ClassificationAuxiliary):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
         self.fc = nn.Linear(cut_point.channels, num_classes)
 
-    def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
-        """Cross-entropy of the pooled features. See :class:`ClassificationAuxiliary`."""
-        return dict(loss_cls=cross_entropy(self.fc(x.mean((2, 3))), labels))
+    def scores(self, x: Tensor) -> Tensor:
+        """Of the pooled features. See :class:`ClassificationAuxiliary`."""
+        return self.fc(x.mean((2, 3)))

@@ -97,6 +97,18 @@ class InfoPro(ClassificationAuxiliary):
             nn.BatchNorm2d(_DECODER_CHANNELS), nn.ReLU(),
             nn.Conv2d(_DECODER_CHANNELS, 3, 3, padding=1))
 
+    def scores(self, x: Tensor) -> Tensor:
+        """See :class:`ClassificationAuxiliary`.
+
+        Raises:
+            LocalLearningError: The loss contrasts images.
+        """
+        if self.contrastive:
+            raise LocalLearningError(
+                'InfoPro(contrastive=True) makes no class scores: leave LocalAccuracyHook out of '
+                'custom_hooks')
+        return self.classifier(x)
+
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
         """Reconstruction and task. See :class:`ClassificationAuxiliary`."""
         image = self._image(step)

@@ -1,4 +1,5 @@
 """MAN and MAN++: a module learns through copies of the block that follows it."""
+from abc import abstractmethod
 from dataclasses import replace
 from typing import Dict, Optional, Tuple
 
@@ -127,6 +128,18 @@ class _ThroughNextBlock(Auxiliary):
             averaged = self.averaged(x)
         return self.cut_point.as_map(learned), self.cut_point.as_map(averaged)
 
+    @abstractmethod
+    def _combined(self, x: Tensor, step: LocalStep) -> Tensor:
+        """What the host sees."""
+
+    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
+        """The host's losses on the two blocks' outputs. See :class:`Auxiliary`."""
+        return self.host.loss(self._combined(x, step), levels, step)
+
+    def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
+        """The host's. See :class:`Auxiliary`."""
+        return self.host.logits(self._combined(x, step), levels, step)
+
     follows_next_module = True
 
     def check_apart(self) -> None:
@@ -195,10 +208,9 @@ class MAN(_ThroughNextBlock):
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
 
-    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
-        """The host's losses on L(x) + E(x). See :class:`Auxiliary`."""
+    def _combined(self, x: Tensor, step: LocalStep) -> Tensor:
         learned, averaged = self._outputs(x, step)
-        return self.host.loss(learned + averaged, levels, step)
+        return learned + averaged
 
 
 @MODELS.register_module(name='MAN++')
@@ -238,8 +250,6 @@ class MANPlusPlus(_ThroughNextBlock):
         super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
         self.share = nn.Parameter(torch.ones(()))
 
-    def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
-        """The host's losses on the two blocks' sum. See :class:`Auxiliary`."""
+    def _combined(self, x: Tensor, step: LocalStep) -> Tensor:
         learned, averaged = self._outputs(x, step)
-        return self.host.loss(
-            self.share * learned + (2 - self.share) * averaged, levels, step)
+        return self.share * learned + (2 - self.share) * averaged

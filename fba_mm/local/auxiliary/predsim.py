@@ -71,9 +71,13 @@ class PredSim(ClassificationAuxiliary):
             nn.init.zeros_(self.fc.bias)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
 
+    def scores(self, x: Tensor) -> Tensor:
+        """Of the pooled map. See :class:`ClassificationAuxiliary`."""
+        return self.fc(self.pool(x).flatten(1))
+
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
         """Prediction and similarity matching. See :class:`ClassificationAuxiliary`."""
-        prediction = cross_entropy(self.fc(self.pool(x).flatten(1)), labels)
+        prediction = cross_entropy(self.scores(x), labels)
         # Similarities of nearly equal images are lost in half precision.
         features = self.conv(x).flatten(2).float()
         features = features.std(2) if features.shape[2] > 1 else features[..., 0]

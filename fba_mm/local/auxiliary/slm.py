@@ -261,6 +261,17 @@ class SLM(Auxiliary):
                 losses = dict(losses, loss_bank=loss * self.loss_weight)
         return losses
 
+    def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
+        """What the classifier says of the completed features. See :class:`Auxiliary`."""
+        head, source = (step.model, step.source) if self.head is None else (
+            self.head, self.head.backbone)
+        if not hasattr(head, 'head'):
+            return super().logits(x, levels, step)
+        features = self.features(x, levels, step)
+        if self.bank_use is not None:
+            features = self.bank_use.enrich(features, step)
+        return step.logits(head, source, features)
+
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See :class:`Auxiliary`."""
         if self.bank_use is not None:
