@@ -112,6 +112,9 @@ def localize(config: Union[str, os.PathLike, Config],
             'type')
     local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
+    if isinstance(auxiliary.get('head'), dict) and cfg.model.get('rpn_head') is not None:
+        # Its head starts at stride 4, and takes more than any module with a light one.
+        local_backbone.reserve = .5
     if memory_budget is not None:
         local_backbone.memory_budget = memory_budget
     if head_batch_size is not None:

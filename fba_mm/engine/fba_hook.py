@@ -171,10 +171,12 @@ class FBAHook(Hook):
         self._own_images = not isinstance(model, LocalModuleParallel)
         if not self._own_images:
             model.log = self._log
+        self._local_backbone = find_local_backbone(_unwrapped(model))
+        if self._own_images:  # Otherwise maps travel between processes.
+            self._local_backbone.forget_unread_levels(_unwrapped(model))
         if isinstance(model, LocalShardedDataParallel):
             model.shard(optim_wrapper)
         self._model = model = _unwrapped(model)
-        self._local_backbone = find_local_backbone(model)
         self._optim_wrapper = optim_wrapper
         self._parameters = [
             self._local_backbone.local_parameters(i)

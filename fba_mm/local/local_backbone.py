@@ -1,5 +1,5 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import torch
 from mmengine.logging import print_log
@@ -11,6 +11,7 @@ from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .hand_over import HandedOver, HandOver
 from .kept_state import unchanged_state
+from .level_reads import levels_read
 from .local_step import LocalStep
 from .partition import IMAGES, cut, cut_points, trace_footprints, unroll
 from .partition.reconstruction import in_slices
@@ -105,6 +106,8 @@ class LocalBackbone(AnsweringBackbone):
         self.received: Optional[HandOver] = None
         # LocalShardedDataParallel sets this, to be called with a module's index before it runs.
         self.before_module: Callable[[int], None] = _nothing
+        # Levels of the output that no neck looks at: what is left of them is their shape.
+        self._unread: Set[int] = set()
         self._initialize_auxiliary_at: Optional[str] = None
         self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
 
@@ -123,6 +126,7 @@ class LocalBackbone(AnsweringBackbone):
                                                reserve)
         points = cut_points(
             self.backbone, unrolled, self.footprints, self.module_segments)
+        self._levels = points[-1].levels
         for point in points[:-1]:
             self.auxiliary.append(MODELS.build(
                 dict(auxiliary), default_args=dict(type=unrolled.auxiliary, cut_point=point)))
@@ -145,6 +149,18 @@ class LocalBackbone(AnsweringBackbone):
         return [
             p for p in (*parameters, *self.auxiliary[index].parameters()) if p.requires_grad
         ]
+
+    def forget_unread_levels(self, model: nn.Module) -> None:
+        """From now on, keep no levels that neither the model nor any auxiliary network looks at.
+
+        Args:
+            model: The model around this backbone.
+        """
+        if self.num_modules > 1:
+            read = levels_read(model, self, self._levels)
+            for auxiliary in self.auxiliary:
+                read |= auxiliary.levels_read(model, self)
+            self._unread = {stage.level for stage in self._levels} - read
 
     def head_layers(self) -> Tuple[str, ...]:
         """Dotted names of the wrapped network's layers that are the task's own head.
@@ -260,7 +276,10 @@ class LocalBackbone(AnsweringBackbone):
             # What the next module and the bank see is the same storage, without the graph.
             x = x.detach()
             for level, feature in levels.items():
-                outputs[level] = feature.detach()
+                feature = feature.detach()
+                if level in self._unread:
+                    feature = feature.new_zeros(()).expand_as(feature)
+                outputs[level] = feature
                 step.bank.put(level, outputs[level])
             for name, feature in step.kept.items():
                 kept[name] = feature.detach()

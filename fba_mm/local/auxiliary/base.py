@@ -1,6 +1,6 @@
 """What every auxiliary network has in common."""
 from abc import ABCMeta, abstractmethod
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Set, Tuple
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -79,6 +79,15 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             features: As the backbone returns them, detached.
             step: The batch and the bank.
         """
+
+    def levels_read(self, model: nn.Module, source: AnsweringBackbone) -> Set[int]:
+        """The levels of the backbone's output that it computes with; in doubt all of them.
+
+        Args:
+            model: The model around the backbone.
+            source: The backbone in it.
+        """
+        return {stage.level for stage in self.cut_point.levels}
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Refuse, before training, a model that this auxiliary network can't serve.

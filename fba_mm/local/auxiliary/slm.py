@@ -1,6 +1,7 @@
 """FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
+from dataclasses import replace
 from functools import partial
-from typing import Dict, Optional, Tuple
+from typing import Dict, Optional, Set, Tuple
 
 import torch
 from mmengine.model import ModuleDict, ModuleList, Sequential
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import LocalLearningError
 from ..bank_use import BankUse
+from ..level_reads import levels_read
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
 from ..partition.cut_point import same
@@ -276,6 +278,16 @@ class SLM(Auxiliary):
         """See :class:`Auxiliary`."""
         if self.bank_use is not None:
             self.bank_use.observe(features, step)
+
+    def levels_read(self, model: nn.Module, source: AnsweringBackbone) -> Set[int]:
+        """See :class:`Auxiliary`."""
+        if self.bank_use is not None:
+            return super().levels_read(model, source)
+        if self.head is None:
+            return levels_read(model, source, self.cut_point.levels)
+        levels = [replace(stage, channels=channels)
+                  for stage, channels in zip(self.cut_point.levels, self.level_channels)]
+        return levels_read(self.head, self.head.backbone, levels)
 
     def check_bank(self, scope: str) -> None:
         """See :class:`Auxiliary`."""
