@@ -13,8 +13,10 @@ from .hand_over import HandedOver, HandOver
 from .kept_state import unchanged_state
 from .level_reads import levels_read
 from .local_step import LocalStep
-from .partition import IMAGES, cut, cut_points, trace_footprints, unroll
+from .partition import (IMAGES, Recompute, cut, cut_points, recompute_spans, trace_footprints,
+                        unroll)
 from .partition.reconstruction import in_slices
+from .recompute import run_recomputing, run_segments
 from .task_loss import AnsweringBackbone, Features
 
 
@@ -43,12 +45,20 @@ class LocalBackbone(AnsweringBackbone):
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
             single-stage heads without batch normalization, others see the whole batch. Unset, all
             see the whole batch. The last layers of networks that make images see so many, too,
-            unset a quarter of the batch; they run once more for it, in the backward pass.
+            unset a quarter of the batch, or all of it with ``num_modules=1``; they run once more for
+            it, in the backward pass.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
             ``num_modules`` is a number: a share of what the backbone keeps for its backward pass.
             Unset, 0.2 where the auxiliary networks have lighter detection heads of their own (the
             difference on a RetinaNet-R50), and 0 where all modules run the model's, and for
             classifiers.
+        recompute: Keep no activations of the backbone but the inputs of some spans of segments, and
+            recompute the rest span by span in the backward pass (activation checkpointing): a
+            number of spans for each module (chosen so that their inputs and the largest of them
+            take the least memory), ``'stages'``, ``'blocks'`` for one per block, or a list of
+            names of the segments that end a span, such as ``['layer2.3', 'layer3.5']``. Values,
+            gradients and running statistics stay the same. With ``num_modules=1`` this is exact
+            back-propagation, and needs neither :class:`FBAHook` nor ``LocalOptimWrapper``.
         memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
             by a number before the model is built, by ``tools/train.py`` or
             :func:`fba_mm.analysis.resolve_num_modules`.
@@ -57,7 +67,7 @@ class LocalBackbone(AnsweringBackbone):
         init_cfg: Initialization config. The wrapped backbone keeps its own.
 
     Raises:
-        LocalLearningError: The backbone can't be cut, or not in so many modules, or
+        LocalLearningError: The backbone can't be cut, or not in so many modules or spans, or
             ``num_modules='auto'`` has not been replaced.
 
     Example:
@@ -72,6 +82,7 @@ class LocalBackbone(AnsweringBackbone):
                  auxiliary: dict = dict(),
                  head_batch_size: Optional[int] = None,
                  reserve: Optional[float] = None,
+                 recompute: Optional[Recompute] = None,
                  memory_budget: Optional[Union[str, int, float]] = None,
                  pretrained: Optional[str] = None,
                  init_cfg: Optional[dict] = None):
@@ -111,19 +122,25 @@ class LocalBackbone(AnsweringBackbone):
         self._initialize_auxiliary_at: Optional[str] = None
         self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
 
+        # The spans of each module; none where nothing is recomputed.
+        self.spans: List[List[range]] = []
+        whole = num_modules == 1 and not isinstance(num_modules, bool)
         # Back-propagation needs no partition, and so no known family of backbones.
-        if num_modules == 1 and not isinstance(num_modules, bool):
+        if whole and recompute is None:
             self.segments, self.module_segments, self.footprints = [], [range(0)], []
             return
         unrolled = unroll(self.backbone)
-        if unrolled.reduced_head is not None:
+        if unrolled.reduced_head is not None and not (whole and head_batch_size is None):
             unrolled = in_slices(unrolled, head_batch_size)
         self._returns_tuple = unrolled.returns_tuple
         self.segments = unrolled.segments
         self.footprints = trace_footprints(self.backbone, self.segments, unrolled.input_shape,
                                            unrolled.as_map)
-        self.module_segments: List[range] = cut(self.footprints, self.segments, num_modules,
-                                               reserve)
+        self.module_segments: List[range] = [range(len(self.segments))] if whole else cut(
+            self.footprints, self.segments, num_modules, reserve)
+        if recompute is not None:
+            self.spans = recompute_spans(
+                self.footprints, self.segments, self.module_segments, recompute)
         points = cut_points(
             self.backbone, unrolled, self.footprints, self.module_segments)
         self._levels = points[-1].levels
@@ -206,6 +223,8 @@ class LocalBackbone(AnsweringBackbone):
                 count = sum(p.numel() for p in self.auxiliary[k].parameters())
                 name = type(self.auxiliary[k]).__name__
                 trainer = f'{name} with {count / 1e6:.2f} M parameters of its own'
+            if self.spans:
+                trainer += f', recomputed in {len(self.spans[k])} spans'
             lines.append(f'  module {k + 1}: {span}, trained by {trainer}')
         return '\n'.join(lines)
 
@@ -229,11 +248,23 @@ class LocalBackbone(AnsweringBackbone):
                 "custom_hooks = [dict(type='FBAHook')] to the config")
         if self.step is None:
             # Back-propagation, or a pass that asks for outputs, not for losses.
-            return self.backbone(x)
+            return self._forward_whole(x)
         # Where the head is fed in slices, the model around was given the last one only.
         x = x if len(x) == len(self.step.images) else self.step.images
-        features = self.backbone(x) if self.num_modules == 1 else self._forward_local(x, self.step)
+        features = self._forward_whole(x) if self.num_modules == 1 else self._forward_local(
+            x, self.step)
         return self.step.feed_model(features)
+
+    def _forward_whole(self, x: Tensor) -> Features:
+        if not self.spans or self.num_modules > 1:
+            return self.backbone(x)
+        _, levels, _ = self._run_module(0, x, {IMAGES: x})
+        return self._returned(levels)
+
+    def _returned(self, levels: Dict[int, Tensor]) -> Features:
+        """The levels as the wrapped backbone returns them."""
+        features = tuple(levels[level] for level in sorted(levels))
+        return features if self._returns_tuple else features[0]
 
     def local_logits(self, x: Tensor, step: LocalStep) -> List[Tensor]:
         """What the auxiliary network of each module but the last says of images, (N, classes) each.
@@ -292,26 +323,27 @@ class LocalBackbone(AnsweringBackbone):
             raise HandedOver(HandOver.after(x, outputs, kept, step))
         _, levels, _ = self._run_module(last, x, kept)
         outputs.update(levels)
-        features = tuple(outputs[level] for level in sorted(outputs))
-        seen = tuple(feature.detach() for feature in features)
+        seen = tuple(outputs[level].detach() for level in sorted(outputs))
         for auxiliary in self.auxiliary:
             auxiliary.observe(seen, step)
-        return features if self._returns_tuple else features[0]
+        return self._returned(outputs)
 
     def _run_module(
         self, index: int, x: Tensor, kept: Dict[str, Tensor]
     ) -> Tuple[Tensor, Dict[int, Tensor], Dict[str, Tensor]]:
         """Returns the module's output, the levels among its maps, and what it keeps for others."""
         self.before_module(index)
+        if not self.spans:
+            module = self.module_segments[index]
+            return run_segments(self.backbone, self.segments[module.start:module.stop], x, kept)
         levels: Dict[int, Tensor] = {}
-        # Within the module that makes it, a kept map is read with its graph.
-        known = dict(kept)
-        for i in self.module_segments[index]:
-            segment = self.segments[i]
-            x = segment.advance(self.backbone, x, known)
-            if segment.level is not None:
-                levels[segment.level] = segment.output_of(self.backbone, x)
-        own = {name: feature for name, feature in known.items() if name not in kept}
+        own: Dict[str, Tensor] = {}
+        for span in self.spans[index]:
+            # Within the module that makes it, a kept map is read with its graph.
+            x, new_levels, new_own = run_recomputing(
+                self.backbone, self.segments[span.start:span.stop], x, {**kept, **own})
+            levels.update(new_levels)
+            own.update(new_own)
         return x, levels, own
 
     def _look_ahead(self, x: Tensor, step: LocalStep) -> None:

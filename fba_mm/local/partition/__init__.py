@@ -10,11 +10,13 @@ from .cut_point import CutPoint, LaterBlock, StageMap, cut_points
 from .family import backbone_family, unroll
 from .footprint import Footprint, trace_footprints
 from .segment import IMAGES, Segment, Unrolled, run_submodule
+from .spans import Recompute, recompute_spans
 
 for _module in iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
 __all__ = [
-    'IMAGES', 'CutPoint', 'Footprint', 'LaterBlock', 'Segment', 'StageMap', 'Unrolled',
-    'backbone_family', 'cut', 'cut_points', 'run_submodule', 'trace_footprints', 'unroll'
+    'IMAGES', 'CutPoint', 'Footprint', 'LaterBlock', 'Recompute', 'Segment', 'StageMap', 'Unrolled',
+    'backbone_family', 'cut', 'cut_points', 'recompute_spans', 'run_submodule', 'trace_footprints',
+    'unroll'
 ]

@@ -107,11 +107,20 @@ def _trainable_units(footprints: Sequence[Footprint]) -> List[range]:
     return units
 
 
+def stage_of(segment: Segment) -> int:
+    """The stage that a segment counts to: the stem goes with the first.
+
+    Args:
+        segment: Any segment.
+    """
+    return max(segment.stage, 0)
+
+
 def _by_stage(units: Sequence[range], segments: Sequence[Segment]) -> List[range]:
     modules: List[range] = []
     stages: List[int] = []
     for unit in units:
-        stage = max(segments[unit[-1]].stage, 0)
+        stage = stage_of(segments[unit[-1]])
         if stages and stages[-1] == stage:
             modules[-1] = range(modules[-1].start, unit.stop)
         else:

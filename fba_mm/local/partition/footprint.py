@@ -24,6 +24,7 @@ class Footprint:
         saved_bytes: Bytes that autograd keeps for the segment's backward pass, parameters aside.
         frozen: Whether no parameter of the segment is trained.
         pooled: Whether the backbone returns the segment's output as a vector for each image.
+        output_bytes: Bytes of what the segment passes on.
     """
     name: str
     channels: int
@@ -31,6 +32,7 @@ class Footprint:
     saved_bytes: int
     frozen: bool
     pooled: bool = False
+    output_bytes: int = 0
 
 
 class _Trace(nn.Module):
@@ -42,7 +44,7 @@ class _Trace(nn.Module):
         self.segments = segments
         self.as_map = as_map
 
-    def forward(self, x: Tensor, own: set) -> List[Tuple[Tensor, Optional[Tensor], int]]:
+    def forward(self, x: Tensor, own: set) -> List[Tuple[Tensor, Optional[Tensor], int, int]]:
         results = []
         # One map is saved by the segment that made it and by the one that reads it: it counts
         # once, for its maker.
@@ -61,7 +63,7 @@ class _Trace(nn.Module):
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 x = segment.advance(self.backbone, x, kept)
                 level = None if segment.level is None else segment.output_of(self.backbone, x)
-            results.append((self.as_map(x), level, sum(saved)))
+            results.append((self.as_map(x), level, sum(saved), x.nbytes))
         return results
 
 
@@ -115,8 +117,9 @@ def trace_footprints(backbone: nn.Module,
             stride=_stride(input_shape[1], out.shape[2]),
             saved_bytes=saved // 2,
             frozen=not any(p.requires_grad for p in segment.parameters(backbone)),
-            pooled=level is not None and level.dim() == 2)
-        for segment, (out, level, saved) in zip(segments, results)
+            pooled=level is not None and level.dim() == 2,
+            output_bytes=made // 2)
+        for segment, (out, level, saved, made) in zip(segments, results)
     ]
 
 

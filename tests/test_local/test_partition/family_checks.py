@@ -9,6 +9,7 @@ from torch import nn
 
 from fba_mm.local.partition import IMAGES, cut, cut_points, trace_footprints, unroll
 from fba_mm.local.partition.reconstruction import FIRST_MAP
+from fba_mm.local.recompute import run_recomputing, run_segments
 
 from ...conftest import build
 from ...local_training import Trainer
@@ -29,6 +30,9 @@ def built(cfg: dict) -> nn.Module:
 def check_forward(cfg: dict, shape: tuple, resting: tuple = ()) -> None:
     """The segments, one by one, are the backbone's own forward, bit by bit, in both modes.
 
+    In training each is recomputed: gradients are the same bits, too, and running statistics advance
+    once.
+
     Args:
         cfg: A backbone.
         shape: Of an image.
@@ -45,14 +49,20 @@ def check_forward(cfg: dict, shape: tuple, resting: tuple = ()) -> None:
         expected = twin(x)
         expected = [expected] if isinstance(expected, torch.Tensor) else expected
         torch.manual_seed(1)
+        run = run_recomputing if mode else run_segments
         levels, kept, out = {}, {IMAGES: x}, x
         for segment in segments:
-            out = segment.advance(backbone, out, kept)
-            if segment.level is not None:
-                levels[segment.level] = segment.output_of(backbone, out)
+            out, level, own = run(backbone, [segment], out, kept)
+            levels.update(level)
+            kept.update(own)
         assert sorted(levels) == list(range(len(expected)))
         for i, level in enumerate(expected):
             assert level.shape == levels[i].shape and torch.equal(level, levels[i])
+        if mode:
+            for maps in (expected, levels.values()):
+                sum((level * level.detach().cos()).sum() for level in maps).backward()
+    assert all(p.grad is q.grad or torch.equal(p.grad, q.grad)
+               for p, q in zip(twin.parameters(), backbone.parameters()))
     assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in twin.state_dict().items()
                if not k.startswith(resting or ('-', )))
 

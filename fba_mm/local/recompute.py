@@ -1,0 +1,103 @@
+"""Segments that run without keeping anything but their input, and once more for the backward pass.
+
+Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016) by the
+partition's segments: of any backbone that can be cut, its stem included, without an option of its
+own for it.
+"""
+from contextlib import contextmanager, nullcontext
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import LocalLearningError
+from .partition import Segment
+
+# Output of the last segment, levels by their index, kept maps by their name.
+SegmentOutputs = Tuple[Tensor, Dict[int, Tensor], Dict[str, Tensor]]
+
+
+def run_segments(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
+                 kept: Dict[str, Tensor]) -> SegmentOutputs:
+    """Run some segments one after the other.
+
+    Args:
+        backbone: What they are segments of.
+        segments: The segments.
+        x: Input of the first one.
+        kept: Maps that they may read, by name.
+
+    Returns:
+        Output of the last segment, the levels among their outputs, and what they keep for others.
+    """
+    levels: Dict[int, Tensor] = {}
+    known = dict(kept)
+    for segment in segments:
+        x = segment.advance(backbone, x, known)
+        if segment.level is not None:
+            levels[segment.level] = segment.output_of(backbone, x)
+    return x, levels, {name: known[name] for name in known if name not in kept}
+
+
+def run_recomputing(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
+                    kept: Dict[str, Tensor]) -> SegmentOutputs:
+    """:func:`run_segments`, but keep the input alone, and recompute the rest in the backward pass.
+
+    Values, gradients and running statistics are the same. Where nothing is trained, nothing is
+    recomputed.
+
+    Args:
+        backbone: See :func:`run_segments`.
+        segments: See :func:`run_segments`.
+        x: See :func:`run_segments`.
+        kept: See :func:`run_segments`.
+
+    Raises:
+        LocalLearningError: In the backward pass, if an input was written to in the meantime.
+    """
+    read = {name: kept[name] for segment in segments for name in segment.reads if name in kept}
+    trained = any(p.requires_grad for segment in segments for p in segment.parameters(backbone))
+    if not (trained or any(tensor.requires_grad for tensor in (x, *read.values()))):
+        with torch.no_grad():
+            return run_segments(backbone, segments, x, read)
+    return checkpoint(_Span(backbone, segments), x, read, use_reentrant=False)
+
+
+class _Span:
+    """Segments that know whether they run for the first time."""
+
+    def __init__(self, backbone: nn.Module, segments: Sequence[Segment]):
+        self.backbone = backbone
+        self.segments = segments
+        self.versions: Optional[List[int]] = None
+
+    def __call__(self, x: Tensor, read: Dict[str, Tensor]) -> SegmentOutputs:
+        again = self.versions is not None
+        versions = [tensor._version for tensor in (x, *read.values())]
+        if again and versions != self.versions:
+            # Autograd would say so of a tensor that it keeps; of this one it doesn't know.
+            raise LocalLearningError(
+                f'the input of {self.segments[0].name} was written to in place after the forward '
+                'pass, and cannot be used to recompute: set inplace=False in what comes before it, '
+                "or leave 'recompute' out")
+        self.versions = versions
+        with _copied_buffers(self.backbone, self.segments) if again else nullcontext():
+            return run_segments(self.backbone, self.segments, x, read)
+
+
+@contextmanager
+def _copied_buffers(backbone: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
+    """Let segments update copies of their buffers: running statistics advance once in a step."""
+    # Norms must not be told to do without: autograd saves their statistics, and counts them.
+    layers = {layer for segment in segments for path in segment.submodules
+              for layer in backbone.get_submodule(path).modules() if layer._buffers}
+    own = {layer: dict(layer._buffers) for layer in layers}
+    for layer in layers:
+        for name, buffer in own[layer].items():
+            layer._buffers[name] = None if buffer is None else buffer.clone()
+    try:
+        yield
+    finally:
+        for layer, buffers in own.items():
+            layer._buffers.update(buffers)
