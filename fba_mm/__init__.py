@@ -27,6 +27,7 @@ from .engine import (AmpLocalOptimWrapper, FBAHook, LocalDataParallel,  # noqa: 
                      LocalModuleParallel, LocalOptimWrapper, LocalShardedDataParallel)
 from .errors import LocalLearningError  # noqa: E402
 from .local import LocalBackbone  # noqa: E402
+from .local.partition import Segment, Unrolled, backbone_family, run_submodule  # noqa: E402
 from .localize import localize  # noqa: E402
 from .models import SlicedFocalLoss, cifar_resnet, light_fcn, light_retinanet  # noqa: E402
 
@@ -44,8 +45,9 @@ _WHERE = {
 }
 __all__ = [
     'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalDataParallel', 'LocalLearningError',
-    'LocalModuleParallel', 'LocalOptimWrapper', 'LocalShardedDataParallel', 'SlicedFocalLoss',
-    'cifar_resnet', 'light_fcn', 'light_retinanet', 'localize'
+    'LocalModuleParallel', 'LocalOptimWrapper', 'LocalShardedDataParallel', 'Segment',
+    'SlicedFocalLoss', 'Unrolled', 'backbone_family', 'cifar_resnet', 'light_fcn', 'light_retinanet',
+    'localize', 'run_submodule'
 ]
 
 

@@ -1,11 +1,14 @@
 """Configs as users give them: by path or by name, with types as names or as classes."""
 import re
+import sys
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from types import FunctionType
+from typing import Any, ContextManager, Dict, Mapping
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 from mmengine.utils import get_installed_path, is_installed
 
 from .errors import LocalLearningError
@@ -80,6 +83,52 @@ def backbone_key(model: Mapping) -> str:
     """
     has_backbone = model.get('backbone') is not None
     return 'generator' if model.get('generator') is not None and not has_backbone else 'backbone'
+
+
+def config_scope(cfg: Mapping) -> ContextManager:
+    """The context in which a config's names mean what they mean to the runner.
+
+    ``default_scope=None``, as in MMDetection's pure-Python configs, is no scope: whatever is built
+    looks in the registry of its own package first.
+
+    Args:
+        cfg: The config.
+
+    Example:
+        >>> with config_scope(cfg):
+        ...     model = MODELS.build(cfg.model)
+    """
+    return DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
+
+
+def name_classes(part: Any) -> Any:
+    """Put the full names of classes and functions in the place of these, throughout a config.
+
+    Pure-Python configs have classes for types. MMEngine writes them into a file without quotes,
+    once they have been looked at, and that file can't be read again.
+
+    Args:
+        part: A config or a part of one; dicts are changed in place.
+
+    Returns:
+        The part.
+
+    Example:
+        >>> name_classes(dict(type=LocalLearningError))
+        {'type': 'fba_mm.errors.LocalLearningError'}
+    """
+    if isinstance(part, Config):
+        name_classes(part._cfg_dict)
+    elif isinstance(part, dict):
+        # A ConfigDict's own items() would import what nobody has asked for yet.
+        for key, value in list(dict.items(part)):
+            dict.__setitem__(part, key, name_classes(value))
+    elif type(part) in (list, tuple):
+        return type(part)(map(name_classes, part))
+    elif isinstance(part, (type, FunctionType)) and part is getattr(
+            sys.modules.get(part.__module__), part.__name__, None):
+        return f'{part.__module__}.{part.__name__}'
+    return part
 
 
 def settings_of(cfg: Config) -> Dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 import torch
 from mmengine.config import Config, ConfigDict
 
-from .config import backbone_key, load_config, type_name
+from .config import backbone_key, load_config, name_classes, type_name
 from .errors import LocalLearningError
 from .memory_budget import check_budget
 
@@ -156,7 +156,7 @@ def localize(config: Union[str, os.PathLike, Config],
     if 'fba_mm' not in names:
         # First: it brings operators that others may lack when they are imported.
         cfg.custom_imports = dict(imports, imports=['fba_mm'] + names)
-    return cfg
+    return name_classes(cfg)
 
 
 def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
@@ -323,4 +323,4 @@ def stock_form(config: Config) -> Config:
             del optim_wrapper.constructor
             if 'stock_constructor' in paramwise:
                 optim_wrapper.constructor = paramwise.pop('stock_constructor')
-    return cfg
+    return name_classes(cfg)

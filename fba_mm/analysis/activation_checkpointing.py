@@ -4,11 +4,11 @@ from functools import partial
 from typing import List
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fba_mm.config import backbone_key
+from fba_mm.config import backbone_key, config_scope
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.partition import unroll
 
@@ -25,8 +25,7 @@ def takes_with_cp(cfg: Config) -> bool:
     """
     kind = cfg.model[backbone_key(cfg.model)].get('type')
     if isinstance(kind, str):
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), \
-                MODELS.switch_scope_and_registry(None) as registry:
+        with config_scope(cfg), MODELS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind)
     for owner in getattr(kind, '__mro__', ()):
         if '__init__' not in vars(owner):

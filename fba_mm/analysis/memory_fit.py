@@ -10,10 +10,10 @@ from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 
 from fba_mm.compat import MissingOpError
-from fba_mm.config import backbone_key, type_name
+from fba_mm.config import backbone_key, config_scope, type_name
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.partition import cut, trace_footprints, unroll
 from fba_mm.memory_budget import check_budget, parse_memory
@@ -263,8 +263,7 @@ def _numbers(limit: int) -> List[int]:
 
 def _count_blocks(cfg: Config) -> int:
     """Modules of the finest cut."""
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'), \
-            readable_errors('the backbone cannot be built'), quiet(), without_memory():
+    with config_scope(cfg), readable_errors('the backbone cannot be built'), quiet(), without_memory():
         backbone = MODELS.build(backbone_of(from_scratch(cfg)).backbone)
         unrolled = unroll(backbone)
         footprints = trace_footprints(

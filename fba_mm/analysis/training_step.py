@@ -5,10 +5,10 @@ from typing import Any, Dict
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import HOOKS, DefaultScope
+from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from fba_mm.config import type_name
+from fba_mm.config import config_scope, type_name
 from fba_mm.preflight.building import build_model
 
 
@@ -25,8 +25,8 @@ class TrainingStep:
     """
 
     def __init__(self, cfg: Config, device: str = 'cpu'):
-        self.scope = cfg.get('default_scope') or 'mmengine'
-        with DefaultScope.overwrite_default_scope(self.scope):
+        self._cfg = cfg
+        with config_scope(cfg):
             self.model = self._build_model(cfg, device).train()
             self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
             self.hooks = [
@@ -52,7 +52,7 @@ class TrainingStep:
         for hook in self.hooks:
             hook.before_train_iter(self._iteration, 0)
         self._iteration.iter += 1
-        with DefaultScope.overwrite_default_scope(self.scope):
+        with config_scope(self._cfg):
             log = self.model.train_step(data, self.optim_wrapper)
         # MMEngine's log values share no graph, but local ones are kept by the hook until logged.
         for hook in self.hooks:
@@ -69,7 +69,7 @@ class TrainingStep:
             The model's summed loss.
         """
         with torch.no_grad(), self.optim_wrapper.optim_context(self.model), \
-                DefaultScope.overwrite_default_scope(self.scope):
+                config_scope(self._cfg):
             data = self.model.data_preprocessor(data, True)
             losses = self.model(data['inputs'], data_samples=data['data_samples'], mode='loss')
             return self.model.parse_losses(losses)[0]

@@ -13,8 +13,8 @@ from .hand_over import HandedOver, HandOver
 from .kept_state import unchanged_state
 from .level_reads import levels_read
 from .local_step import LocalStep
-from .partition import (IMAGES, Recompute, cut, cut_points, recompute_spans, trace_footprints,
-                        unroll)
+from .partition import (IMAGES, Recompute, check_segments, cut, cut_points, recompute_spans,
+                        trace_footprints, unroll)
 from .partition.reconstruction import in_slices
 from .recompute import run_recomputing, run_segments
 from .task_loss import AnsweringBackbone, Features
@@ -141,6 +141,7 @@ class LocalBackbone(AnsweringBackbone):
         if recompute is not None:
             self.spans = recompute_spans(
                 self.footprints, self.segments, self.module_segments, recompute)
+        check_segments(self.backbone, unrolled)
         points = cut_points(
             self.backbone, unrolled, self.footprints, self.module_segments)
         self._levels = points[-1].levels

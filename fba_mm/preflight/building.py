@@ -2,12 +2,13 @@
 import copy
 import re
 from contextlib import contextmanager
-from typing import ContextManager, Iterator, Optional
+from typing import Iterator, Optional
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, Registry
+from mmengine.registry import MODELS, Registry
 from torch import nn
 
+from ..config import config_scope
 from ..errors import LocalLearningError
 
 
@@ -37,15 +38,6 @@ def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]
                 'its spelling, or name the module that registers it in custom_imports') from error
         raise LocalLearningError(
             f'{what} ({type(error).__name__}: {reason[:300]}): {mend}') from error
-
-
-def config_scope(cfg: Config) -> ContextManager:
-    """The scope in which the runner will look for what a config names.
-
-    Args:
-        cfg: The config.
-    """
-    return DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine')
 
 
 def registered(registry: Registry, kind: str, cfg: Config) -> Optional[type]:

@@ -68,7 +68,7 @@ def run_last(backbone, x, first, path):
     return add_pooled(backbone, backbone.get_submodule(path)(x), first)
 
 
-@backbone_family('SkippingNet')
+@backbone_family(SkippingNet)
 def unroll_skipping_net(backbone):
     last = len(WIDTHS) - 1
     return Unrolled([

@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 from .balance import cut
 from .cut_point import CutPoint, LaterBlock, StageMap, cut_points
 from .family import backbone_family, unroll
-from .footprint import Footprint, trace_footprints
+from .footprint import Footprint, check_segments, trace_footprints
 from .segment import IMAGES, Segment, Unrolled, run_submodule
 from .spans import Recompute, recompute_spans
 
@@ -17,6 +17,6 @@ for _module in iter_modules(__path__):
 
 __all__ = [
     'IMAGES', 'CutPoint', 'Footprint', 'LaterBlock', 'Recompute', 'Segment', 'StageMap', 'Unrolled',
-    'backbone_family', 'cut', 'cut_points', 'recompute_spans', 'run_submodule', 'trace_footprints',
-    'unroll'
+    'backbone_family', 'check_segments', 'cut', 'cut_points', 'recompute_spans', 'run_submodule',
+    'trace_footprints', 'unroll'
 ]

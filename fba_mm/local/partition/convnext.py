@@ -98,7 +98,7 @@ def _reduced_output(level: int, channels: int, pool: bool,
     return NormedLevel(channels, pool, norm)
 
 
-@backbone_family('ConvNeXt')
+@backbone_family('mmpretrain.models.backbones.convnext.ConvNeXt')
 def unroll_convnext(backbone: nn.Module) -> Unrolled:
     """Stem, then one segment per block; the downsampling before a stage is with its first block.
 
@@ -109,16 +109,13 @@ def unroll_convnext(backbone: nn.Module) -> Unrolled:
         backbone: A ``ConvNeXt`` of mmpretrain.
 
     Raises:
-        LocalLearningError: It is another package's, or its norm is no ``LN2d``.
+        LocalLearningError: Its norm is no ``LN2d``.
 
     Example:
         >>> [s.name for s in unroll_convnext(MODELS.build(dict(
         ...     type='mmpretrain.ConvNeXt', arch='tiny'))).segments][:3]
         ['stem', 'stages.0.0', 'stages.0.1']
     """
-    if not hasattr(backbone, 'downsample_layers') or not hasattr(backbone, 'gap_before_final_norm'):
-        raise LocalLearningError(
-            "this ConvNeXt is not mmpretrain's, and cannot be cut: use type='mmpretrain.ConvNeXt'")
     last = backbone.stages[-1][-1]
     if not isinstance(last.norm, nn.LayerNorm):
         raise LocalLearningError(

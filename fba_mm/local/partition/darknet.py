@@ -96,7 +96,7 @@ def _activation(conv: ConvModule) -> dict:
     return dict(type=type(activate).__name__)
 
 
-@backbone_family('Darknet')
+@backbone_family('mmdet.models.backbones.darknet.Darknet')
 def unroll_darknet(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per residual block.
 
@@ -110,7 +110,7 @@ def unroll_darknet(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, backbone.cr_blocks)
 
 
-@backbone_family('CSPDarknet')
+@backbone_family('mmdet.models.backbones.csp_darknet.CSPDarknet')
 def unroll_csp_darknet(backbone: nn.Module) -> Unrolled:
     """The stem, then a stage's convolution with the layer after it, and what follows.
 
@@ -120,7 +120,7 @@ def unroll_csp_darknet(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, backbone.layers)
 
 
-@backbone_family('CSPNeXt')
+@backbone_family('mmdet.models.backbones.cspnext.CSPNeXt')
 def unroll_cspnext(backbone: nn.Module) -> Unrolled:
     """As CSPDarknet.
 

@@ -34,7 +34,7 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type
         in_channels, out_channels, block(mid_channels=out_channels, res_scale=res_scale))
 
 
-@backbone_family('EDSRNet')
+@backbone_family('mmagic.models.editors.edsr.edsr_net.EDSRNet')
 def unroll_edsr(backbone: nn.Module) -> Unrolled:
     """Stem, one segment per residual block, and a tail that makes the image.
 

@@ -1,43 +1,71 @@
 """Which function unrolls which backbone."""
-from typing import Callable, Dict
+import sys
+from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
 from ...errors import LocalLearningError
 from .segment import Unrolled
 
-_FAMILIES: Dict[str, Callable[[nn.Module], Unrolled]] = {}
+_HOW = ('describe how it runs with @fba_mm.backbone_family in a module that custom_imports names '
+        '(docs/backbones.md shows how), or set num_modules=1 (back-propagation)')
+
+# What containers do whose children may be run one by one in their place.
+_CHAINS = (nn.Sequential.forward, nn.ModuleList.forward)
 
 
-def backbone_family(class_name: str) -> Callable:
+class _Family(NamedTuple):
+    classes: Tuple[Union[str, type], ...]
+    unroll: Callable[[nn.Module], Unrolled]
+    replaces: Tuple[str, ...]
+    steps_into: Tuple[Union[str, type], ...]
+
+    def changed(self, cls: Union[str, type], backbone: nn.Module) -> List[str]:
+        """Which of the replaced methods aren't those of one of the family's classes."""
+        return [name for name in self.replaces
+                if _method(backbone, name) is not _method_of(cls, name)]
+
+    def fits(self, backbone: nn.Module) -> bool:
+        return any(not self.changed(cls, backbone) for cls in self.classes
+                   if isinstance(cls, str) or isinstance(backbone, cls))
+
+
+_FAMILIES: List[_Family] = []
+
+
+def backbone_family(*classes: Union[str, type],
+                    replaces: Sequence[str] = (),
+                    steps_into: Sequence[Union[str, type]] = ()) -> Callable:
     """Register the function that unrolls a family of backbones.
 
-    Families go by the name of the class that *defines* ``forward``, so that no OpenMMLab package
-    is imported to look one up, all packages' ResNets are one family, and a subclass that runs its
-    layers in another way isn't taken for its parent.
+    A backbone belongs to a family if the very functions that the family stands in for are those of
+    one of these classes: a subclass that inherits them does, one with a ``forward`` of its own
+    doesn't, and neither does another class of the same name. Of classes registered later, the last
+    one counts.
 
     Args:
-        class_name: Name of the class whose ``forward`` the function reproduces.
+        *classes: Classes whose ``forward`` the function reproduces, or their dotted names, such as
+            ``'mmdet.models.backbones.resnet.ResNet'``, which import nothing.
+        replaces: Names of other methods of the backbone that ``forward`` calls and the segments
+            don't.
+        steps_into: Classes of submodules, beside ``Sequential`` and ``ModuleList``, that aren't
+            called as a whole, for the segments run their children one by one; or their dotted names.
 
     Example:
-        >>> @backbone_family('ResNet')
+        >>> @backbone_family('mmdet.models.backbones.resnet.ResNet')
         ... def unroll_resnet(backbone): ...
     """
+    for cls in classes:
+        if not isinstance(cls, type) and '.' not in cls:
+            raise LocalLearningError(
+                f'backbone_family({cls!r}): give the class itself, or its full name as in '
+                "'mmdet.models.backbones.resnet.ResNet'")
 
     def register(unroll: Callable[[nn.Module], Unrolled]) -> Callable[[nn.Module], Unrolled]:
-        _FAMILIES[class_name] = unroll
+        _FAMILIES.append(_Family(classes, unroll, ('forward', *replaces), tuple(steps_into)))
         return unroll
 
     return register
-
-
-def owner_of_forward(backbone: nn.Module) -> type:
-    """The class that defines how a backbone runs: its own, or one that it inherits from.
-
-    Args:
-        backbone: A built backbone.
-    """
-    return next(c for c in type(backbone).__mro__ if 'forward' in vars(c))
 
 
 def unroll(backbone: nn.Module) -> Unrolled:
@@ -47,13 +75,76 @@ def unroll(backbone: nn.Module) -> Unrolled:
         backbone: A built backbone of a known family.
 
     Raises:
-        LocalLearningError: The family is unknown.
+        LocalLearningError: No family is known to run as it does.
     """
-    owner = owner_of_forward(backbone)
-    if owner.__name__ not in _FAMILIES:
-        own = '' if owner is type(backbone) else f' (it runs as {owner.__name__} does)'
-        raise LocalLearningError(
-            f'backbone {type(backbone).__name__}{own} cannot be cut: use one of the families '
-            f'{", ".join(sorted(_FAMILIES))}, set num_modules=1 (back-propagation), or describe it in '
-            'a file of fba_mm/local/partition/ with @backbone_family')
-    return _FAMILIES[owner.__name__](backbone)
+    family = next((family for family in reversed(_FAMILIES) if family.fits(backbone)), None)
+    if family is None:
+        raise LocalLearningError(_unknown(backbone))
+    unrolled = family.unroll(backbone)
+    chains = [*_CHAINS, *(_method_of(cls, 'forward') for cls in family.steps_into)]
+    for name, container in _containers(backbone, unrolled):
+        if _method(container, 'forward') not in chains:
+            raise LocalLearningError(
+                f'backbone {_name_and_module(backbone)} cannot be cut: its {name} '
+                f'runs by {_method_name(container, "forward")}, which running its layers one by one '
+                f'would leave out: {_HOW}')
+    return unrolled
+
+
+def _unknown(backbone: nn.Module) -> str:
+    message = f'backbone {_name_and_module(backbone)} cannot be cut: '
+    for family in reversed(_FAMILIES):
+        for cls in family.classes:
+            changed = family.changed(cls, backbone)
+            if 'forward' not in changed:
+                return (f'{message}it runs as {_short_name(cls)} does, but with another '
+                        f'{changed[0]} ({_method_name(backbone, changed[0])}): {_HOW}')
+    known = sorted({_short_name(cls) for family in _FAMILIES for cls in family.classes})
+    return (f'{message}it runs by {_method_name(backbone, "forward")}, which is none of the '
+            f'families {", ".join(known)}: take one of these, {_HOW}')
+
+
+def _containers(backbone: nn.Module, unrolled: Unrolled) -> Iterator[Tuple[str, nn.Module]]:
+    """Submodules whose children are run in their place, and their names."""
+    names = {}
+    for segment in unrolled.segments:
+        for path in segment.submodules:
+            parts = path.split('.')
+            names.update(dict.fromkeys('.'.join(parts[:i]) for i in range(1, len(parts))))
+    for name in names:
+        yield name, backbone.get_submodule(name)
+
+
+def _method_of(cls: Union[str, type], name: str) -> Optional[Callable]:
+    """The function that a class has under a name; None if its module isn't imported.
+
+    One that was put in its place from outside isn't what the named class is known for.
+    """
+    if isinstance(cls, type):
+        return getattr(cls, name, None)
+    module, _, class_name = cls.rpartition('.')
+    function = vars(getattr(sys.modules.get(module), class_name, object)).get(name)
+    return function if getattr(function, '__module__', None) == module else None
+
+
+def _method(module: nn.Module, name: str) -> Optional[Callable]:
+    """The function behind a bound method of a module."""
+    method = getattr(module, name, None)
+    return getattr(method, '__func__', method)
+
+
+def _name_and_module(module: nn.Module) -> str:
+    return f'{type(module).__name__} ({type(module).__module__})'
+
+
+def _method_name(module: nn.Module, name: str) -> str:
+    method = _method(module, name)
+    return (f'{getattr(method, "__module__", type(method).__module__)}.'
+            f'{getattr(method, "__qualname__", type(method).__qualname__)}')
+
+
+def _short_name(cls: Union[str, type]) -> str:
+    """A class as configs name it: ``'mmdet.ResNet'``."""
+    if isinstance(cls, type):
+        cls = f'{cls.__module__}.{cls.__name__}'
+    return f'{cls.partition(".")[0]}.{cls.rpartition(".")[2]}'

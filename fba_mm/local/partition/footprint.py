@@ -1,6 +1,6 @@
 """What each segment of a backbone produces and keeps for its backward pass."""
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 from unittest import mock
 
 import torch
@@ -9,7 +9,10 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import LocalLearningError
-from .segment import IMAGES, Segment, same
+from .segment import IMAGES, Segment, Unrolled, same
+
+# Packages whose backbones' segments are compared with their forward by the tests.
+_TESTED = ('mmdet', 'mmpretrain', 'mmseg', 'mmagic', 'fba_mm')
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class _Trace(nn.Module):
         self.segments = segments
         self.as_map = as_map
 
-    def forward(self, x: Tensor, own: set) -> List[Tuple[Tensor, Optional[Tensor], int, int]]:
+    def forward(self, x: Tensor, own: Optional[set]) -> Any:
+        if own is None:
+            return self.backbone(x)
         results = []
         # One map is saved by the segment that made it and by the one that reads it: it counts
         # once, for its maker.
@@ -80,13 +85,14 @@ def trace_footprints(backbone: nn.Module,
     Args:
         backbone: The backbone that the segments belong to. It is left as it was.
         segments: From :func:`unroll`.
-        input_shape: (channels, height, width) of one image, in pixels. Unset, (3, 256, 256).
+        input_shape: (channels, height, width) of one image, in pixels. Unset, 256×256 with as many
+            channels as the first convolution takes.
         as_map: Of the backbone's :class:`Unrolled`.
 
     Raises:
         LocalLearningError: The backbone doesn't run on an image of this shape.
     """
-    input_shape = input_shape or (3, 256, 256)
+    input_shape = input_shape or (_image_channels(backbone, segments[0]), 256, 256)
     trace = _Trace(backbone, segments, as_map)
     training = backbone.training
     # Before the parameters are looked at: some backbones freeze stages only here.
@@ -121,6 +127,83 @@ def trace_footprints(backbone: nn.Module,
             output_bytes=made // 2)
         for segment, (out, level, saved, made) in zip(segments, results)
     ]
+
+
+def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
+    """Refuse segments that compute something else than the backbone itself.
+
+    Both run on the same two random images, in training mode, with weights that no initialization
+    to zero hides. Classes of OpenMMLab's packages are tested once and for all, those of users when
+    they are built.
+
+    Args:
+        backbone: The backbone; it is left as it was.
+        unrolled: Its segments.
+
+    Raises:
+        LocalLearningError: Says which of the returned maps differs.
+    """
+    if type(backbone).__module__.partition('.')[0] in _TESTED:
+        return
+    segments, training = unrolled.segments, backbone.training
+    shape = unrolled.input_shape or (_image_channels(backbone, segments[0]), 256, 256)
+    trace = _Trace(backbone, segments, unrolled.as_map)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        device = next(backbone.parameters()).device
+        images = torch.rand(2, *shape, device=device)
+        if type(images) is not Tensor or images.is_meta:
+            return  # Nothing is computed here, as in a simulation.
+        weights = {name: p + .01 * torch.rand_like(p) for name, p in trace.named_parameters()}
+        backbone.train()
+        try:
+            torch.manual_seed(0)
+            whole = functional_call(trace, {**weights, **_copies(trace)}, (images, None))
+            torch.manual_seed(0)
+            results = functional_call(trace, {**weights, **_copies(trace)}, (images, set()))
+        finally:
+            backbone.train(training)
+    levels = {segment.level: level for segment, (_, level, *_) in zip(segments, results)
+              if segment.level is not None}
+    ours = [levels[level] for level in sorted(levels)]
+    whole = [whole] if isinstance(whole, Tensor) else list(whole)
+    name = f'{type(backbone).__name__} ({type(backbone).__module__})'
+    if len(whole) != len(ours):
+        raise LocalLearningError(
+            f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: mend the '
+            'function under @backbone_family that describes it')
+    for level, (one, other) in enumerate(zip(whole, ours)):
+        if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-5, equal_nan=True):
+            raise LocalLearningError(
+                f'backbone {name} cannot be cut: run segment by segment, it returns another map '
+                f'{level} than its forward does: mend the function under @backbone_family that '
+                'describes it, or write one for this class')
+
+
+def _copies(module: nn.Module) -> Dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def _image_channels(backbone: nn.Module, stem: Segment) -> int:
+    """Channels of the images that a backbone takes, as its first convolution tells them."""
+    found = []
+
+    def read(convolution: nn.Conv2d, args: Tuple[Tensor, ...]) -> None:
+        # Some stems move pixels to channels first.
+        found.append(3 * convolution.in_channels // args[0].size(1))
+        raise StopIteration
+
+    handles = [module.register_forward_pre_hook(read) for module in backbone.modules()
+               if isinstance(module, nn.Conv2d)]
+    try:
+        like = next(backbone.parameters())
+        stem.run(backbone, like.new_zeros(1, 3, 256, 256))
+    except Exception:  # It is run for nothing but the number; faults show where it is traced.
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else 3
 
 
 def _stride(image_height: int, map_height: int) -> Union[int, float]:

@@ -6,7 +6,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .family import backbone_family, owner_of_forward
+from .family import backbone_family
 from .segment import Segment, Unrolled, run_submodule
 
 
@@ -101,7 +101,9 @@ def _unrolled(backbone: nn.Module, layers: Sequence[str], act_cfg: dict,
         returns_tuple=returns_tuple)
 
 
-@backbone_family('MobileNetV2')
+@backbone_family('mmdet.models.backbones.mobilenet_v2.MobileNetV2',
+                 'mmpretrain.models.backbones.mobilenet_v2.MobileNetV2',
+                 'mmseg.models.backbones.mobilenet_v2.MobileNetV2')
 def unroll_mobilenet_v2(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per block, and the last convolution.
 
@@ -113,12 +115,13 @@ def unroll_mobilenet_v2(backbone: nn.Module) -> Unrolled:
         'layer1.0'
     """
     # mmseg's returns a single map as it is.
-    is_mmseg = owner_of_forward(backbone).__module__.startswith('mmseg.')
+    is_mmseg = type(backbone).forward.__module__.startswith('mmseg.')
     returns_tuple = len(backbone.out_indices) > 1 or not is_mmseg
     return _unrolled(backbone, backbone.layers, backbone.act_cfg, 'conv1', returns_tuple)
 
 
-@backbone_family('MobileNetV3')
+@backbone_family('mmpretrain.models.backbones.mobilenet_v3.MobileNetV3',
+                 'mmseg.models.backbones.mobilenet_v3.MobileNetV3')
 def unroll_mobilenet_v3(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per block, and the last convolution.
 
@@ -129,7 +132,8 @@ def unroll_mobilenet_v3(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, backbone.layers, dict(type='HSwish'))
 
 
-@backbone_family('EfficientNet')
+@backbone_family('mmdet.models.backbones.efficientnet.EfficientNet',
+                 'mmpretrain.models.backbones.efficientnet.EfficientNet')
 def unroll_efficientnet(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per block, and the last convolution.
 

@@ -26,7 +26,7 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type
     return with_channels(in_channels, out_channels, block(mid_channels=out_channels))
 
 
-@backbone_family('MSRResNet')
+@backbone_family('mmagic.models.editors.srgan.sr_resnet.MSRResNet')
 def unroll_msrresnet(backbone: nn.Module) -> Unrolled:
     """Stem, one segment per residual block, and a tail that adds details to the enlarged images.
 

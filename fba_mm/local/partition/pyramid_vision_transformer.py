@@ -68,7 +68,7 @@ class ReducedPyramidLayer(BaseModule):
         return _to_map(self.ffn(self.norm(tokens), size, identity=tokens), size)
 
 
-@backbone_family('PyramidVisionTransformer')
+@backbone_family('mmdet.models.backbones.pvt.PyramidVisionTransformer')
 def unroll_pyramid_vision_transformer(backbone: nn.Module) -> Unrolled:
     """One segment per layer, the first of a stage with its patch and position embeddings.
 
@@ -84,7 +84,7 @@ def unroll_pyramid_vision_transformer(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, in_one_piece=True, use_conv=True)
 
 
-@backbone_family('MixVisionTransformer')
+@backbone_family('mmseg.models.backbones.mit.MixVisionTransformer')
 def unroll_mix_vision_transformer(backbone: nn.Module) -> Unrolled:
     """One segment per layer, the first of a stage with its patch embedding.
 

@@ -20,7 +20,7 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type
     return with_channels(in_channels, out_channels, block(out_channels, growth, num_layers))
 
 
-@backbone_family('RDNNet')
+@backbone_family('mmagic.models.editors.rdn.rdn_net.RDNNet')
 def unroll_rdn(backbone: nn.Module) -> Unrolled:
     """Two stems, one segment per residual dense block, and a tail that makes the image.
 

@@ -77,7 +77,9 @@ class ReducedResidualBlock(BaseModule):
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-@backbone_family('ResNet')
+@backbone_family('mmdet.models.backbones.resnet.ResNet',
+                 'mmpretrain.models.backbones.resnet.ResNet',
+                 'mmseg.models.backbones.resnet.ResNet')
 def unroll_resnet(backbone: nn.Module) -> Unrolled:
     """Stem, then one segment per residual block.
 
@@ -94,7 +96,8 @@ def unroll_resnet(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, _run_stem)
 
 
-@backbone_family('RegNet')
+@backbone_family('mmdet.models.backbones.regnet.RegNet',
+                 'mmpretrain.models.backbones.regnet.RegNet')
 def unroll_regnet(backbone: nn.Module) -> Unrolled:
     """As ResNet, with another stem.
 

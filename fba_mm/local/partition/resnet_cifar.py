@@ -12,7 +12,7 @@ def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
     return backbone.relu(backbone.norm1(backbone.conv1(x)))
 
 
-@backbone_family('ResNet_CIFAR')
+@backbone_family('mmpretrain.models.backbones.resnet_cifar.ResNet_CIFAR')
 def unroll_resnet_cifar(backbone: nn.Module) -> Unrolled:
     """As a ResNet, but for the stem: a 3×3 convolution that keeps the size, and no pooling.
 

@@ -34,7 +34,7 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type
         block(mid_channels=out_channels, growth_channels=growth_channels))
 
 
-@backbone_family('RRDBNet')
+@backbone_family('mmagic.models.editors.esrgan.rrdb_net.RRDBNet')
 def unroll_rrdbnet(backbone: nn.Module) -> Unrolled:
     """Stem, one segment per residual-in-residual dense block, and a tail that makes the image.
 

@@ -127,7 +127,12 @@ def _reduced_output(level: int, channels: int, eps: float) -> nn.Module:
     return NormedMap(channels, eps)
 
 
-@backbone_family('SwinTransformer')
+@backbone_family('mmdet.models.backbones.swin.SwinTransformer',
+                 'mmpretrain.models.backbones.swin_transformer.SwinTransformer',
+                 'mmseg.models.backbones.swin.SwinTransformer',
+                 steps_into=('mmdet.models.backbones.swin.SwinBlockSequence',
+                             'mmpretrain.models.backbones.swin_transformer.SwinBlockSequence',
+                             'mmseg.models.backbones.swin.SwinBlockSequence'))
 def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
     """Stem, then one segment per block; the patch merging before a stage is with its first block.
 
@@ -138,19 +143,14 @@ def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
         backbone: A ``SwinTransformer`` of mmpretrain, mmdet or mmseg.
 
     Raises:
-        LocalLearningError: It is another package's, or it returns its maps after the patch merging
-            that follows them.
+        LocalLearningError: It returns its maps after the patch merging that follows them.
 
     Example:
         >>> [s.name for s in unroll_swin_transformer(MODELS.build(dict(
         ...     type='mmpretrain.SwinTransformer', arch='tiny'))).segments][:3]
         ['stem', 'stages.0.blocks.0', 'stages.0.blocks.1']
     """
-    stages = getattr(backbone, 'stages', None)
-    if not stages or not all(hasattr(s, 'blocks') and hasattr(s, 'downsample') for s in stages):
-        raise LocalLearningError(
-            "this SwinTransformer is neither mmpretrain's nor mmdet's, and cannot be cut: use "
-            "type='mmpretrain.SwinTransformer'")
+    stages = backbone.stages
     if getattr(backbone, 'out_after_downsample', False):
         raise LocalLearningError(
             'SwinTransformer with out_after_downsample=True cannot be cut, for a stage ends before '

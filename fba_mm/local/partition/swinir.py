@@ -108,7 +108,7 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, **kwargs) -
     return with_channels(in_channels, out_channels, ReducedRSTB(dim=out_channels, **kwargs))
 
 
-@backbone_family('SwinIRNet')
+@backbone_family('mmagic.models.editors.swinir.swinir_net.SwinIRNet', replaces=('forward_features', ))
 def unroll_swinir(backbone: nn.Module) -> Unrolled:
     """Stem, one segment per RSTB, and a tail that makes the image.
 

@@ -81,7 +81,7 @@ def _reduced_output(level: int, channels: int, scores: int, num_classes: int) ->
     return PooledClassifier(channels, num_classes) if level == scores else nn.Identity()
 
 
-@backbone_family('VGG')
+@backbone_family('mmpretrain.models.backbones.vgg.VGG')
 def unroll_vgg(backbone: nn.Module) -> Unrolled:
     """One segment per convolution, with its norm and activation; a stage's pooling ends it.
 
@@ -94,19 +94,13 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
         backbone: A ``VGG`` of mmpretrain.
 
     Raises:
-        LocalLearningError: It is another package's, or it returns both its scores and the map that
-            they are computed from.
+        LocalLearningError: It returns both its scores and the map that they are computed from.
 
     Example:
         >>> segments = unroll_vgg(MODELS.build(dict(type='mmpretrain.VGG', depth=11))).segments
         >>> segments[0].submodules
         ('features.0', 'features.1')
     """
-    # mmcv's, for one, has layers instead of blocks of convolution, norm and activation.
-    features = getattr(backbone, 'features', None)
-    if not features or not isinstance(features[0], ConvModule):
-        raise LocalLearningError(
-            "this VGG is not mmpretrain's, and cannot be cut: use type='mmpretrain.VGG'")
     last = len(backbone.stage_blocks) - 1
     levels = [stage for stage in range(last + 1) if stage in backbone.out_indices]
     classifies = backbone.num_classes > 0
@@ -129,9 +123,9 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
                 segment = Segment(paths[0], run, (*paths, 'classifier'), stage, len(levels),
                                   _classify)
             segments.append(segment)
-    first = features[0]
+    first = backbone.features[0]
     norm_cfg = dict(first.norm_cfg, requires_grad=True) if first.with_norm else None
-    pools = [m for m in features if isinstance(m, nn.MaxPool2d)]
+    pools = [m for m in backbone.features if isinstance(m, nn.MaxPool2d)]
     return Unrolled(
         segments,
         partial(
@@ -144,7 +138,7 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
         input_shape=(3, 224, 224) if classifies else None)
 
 
-@backbone_family('SSDVGG')
+@backbone_family('mmdet.models.backbones.ssd_vgg.SSDVGG')
 def unroll_ssd_vgg(backbone: nn.Module) -> Unrolled:
     """One segment per convolution, with its activation; pooling begins the next stage.
 

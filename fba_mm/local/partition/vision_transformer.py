@@ -30,6 +30,7 @@ def _as_map(x: Tensor, extra: int, resolution: Tuple[int, int]) -> Tensor:
 
 
 def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
+    from mmpretrain.models.utils import resize_pos_embed
     x, grid = backbone.patch_embed(x)
     if _grid_of(x.size(1), backbone.patch_resolution) != tuple(grid):
         raise LocalLearningError(
@@ -38,7 +39,8 @@ def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
             'patches): set img_size=(height, width) of the backbone to that of the training images')
     if backbone.cls_token is not None:
         x = cat((backbone.cls_token.expand(len(x), -1, -1), x), dim=1)
-    x = x + backbone.resize_pos_embed(
+    # As forward does it, whatever a subclass makes of the method of this name.
+    x = x + resize_pos_embed(
         backbone.pos_embed,
         backbone.patch_resolution,
         grid,
@@ -155,7 +157,7 @@ def _stage_ends(num_layers: int) -> Tuple[int, ...]:
     return tuple(num_layers * (i + 1) // groups - 1 for i in range(groups))
 
 
-@backbone_family('VisionTransformer')
+@backbone_family('mmpretrain.models.backbones.vision_transformer.VisionTransformer')
 def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
     """Stem, then one segment per layer; what flows are all tokens (N, L, C), the class token first.
 
@@ -167,9 +169,8 @@ def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
         backbone: A ``VisionTransformer`` of mmpretrain.
 
     Raises:
-        LocalLearningError: It is another package's, it returns raw tokens, it returns the tokens of
-            a layer at which none of the four groups ends, or it norms the means of several layers
-            with one norm.
+        LocalLearningError: It returns raw tokens, it returns the tokens of a layer at which none of
+            the four groups ends, or it norms the means of several layers with one norm.
 
     Example:
         >>> unrolled = unroll_vision_transformer(MODELS.build(dict(
@@ -177,10 +178,6 @@ def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
         >>> [s.stage for s in unrolled.segments]
         [-1, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     """
-    if not hasattr(backbone, 'layers') or not hasattr(backbone, 'arch_settings'):
-        raise LocalLearningError(
-            "this VisionTransformer is not mmpretrain's, and cannot be cut: use "
-            "type='mmpretrain.VisionTransformer'")
     ends = _stage_ends(backbone.num_layers)
     levels = sorted(backbone.out_indices)
     _check(backbone, levels, ends)

@@ -1,42 +1,53 @@
-"""Families of backbones: a new one is one function, known by who defines forward."""
+"""Families of backbones go by the functions that a backbone runs, not by names."""
 import pytest
 import torch
+from mmengine.model import BaseModule, Sequential
 from mmengine.registry import MODELS
+from torch import nn
 
-from fba_mm import LocalBackbone, LocalLearningError
-from fba_mm.local.partition import Segment, Unrolled, backbone_family, family, run_submodule, unroll
-from fba_mm.local.partition.resnet import ReducedResidualBlock
+from fba_mm import (LocalBackbone, LocalLearningError, Segment, Unrolled, backbone_family,
+                    run_submodule)
+from fba_mm.local.partition import family, unroll
+from fba_mm.local.partition.resnet import ReducedResidualBlock, unroll_resnet
 
 
-class Chain(torch.nn.Module):
+class Chain(nn.Module):
     """Three convolutions; two maps."""
 
     def __init__(self):
         super().__init__()
-        self.steps = torch.nn.ModuleList(
-            torch.nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in ((3, 4), (4, 8), (8, 16)))
+        self.steps = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in ((3, 4), (4, 8), (8, 16)))
 
     def forward(self, x):
-        first = self.steps[1](self.steps[0](x))
+        first = self.begin(x)
         return first, self.steps[2](first)
+
+    def begin(self, x):
+        return self.steps[1](self.steps[0](x))
+
+
+def segments_of_chain(backbone):
+
+    def run(index):
+        return lambda backbone, x: run_submodule(backbone, x, f'steps.{index}')
+
+    return Unrolled([Segment(f'step {i}', run(i), (f'steps.{i}', ), stage=i,
+                             level=None if i == 0 else i - 1) for i in range(3)],
+                    ReducedResidualBlock)
+
+
+@pytest.fixture(autouse=True)
+def families(monkeypatch):
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(family, '_FAMILIES', list(family._FAMILIES))
+    monkeypatch.setattr(MODELS, '_module_dict', dict(MODELS._module_dict))
 
 
 @pytest.fixture
 def chain():
     MODELS.register_module(module=Chain)
-
-    def run(index):
-        return lambda backbone, x: run_submodule(backbone, x, f'steps.{index}')
-
-    @backbone_family('Chain')
-    def unroll_chain(backbone):
-        return Unrolled([Segment(f'step {i}', run(i), (f'steps.{i}', ), stage=i,
-                                 level=None if i == 0 else i - 1) for i in range(3)],
-                        ReducedResidualBlock)
-
-    yield unroll_chain
-    del family._FAMILIES['Chain']
-    MODELS._module_dict.pop('Chain')
+    backbone_family(Chain, replaces=('begin', ))(segments_of_chain)
 
 
 def test_a_new_family_is_one_function(chain):
@@ -48,33 +59,155 @@ def test_a_new_family_is_one_function(chain):
     assert [m.shape for m in maps] == [(1, 8, 4, 4), (1, 16, 2, 2)]
 
 
-def test_subclasses_follow_whose_forward_they_run(chain):
+class Named(Chain):
+    """Runs as its parent."""
 
-    class Named(Chain):
-        pass
 
-    class Otherwise(Chain):
+class Otherwise(Chain):
+
+    def forward(self, x):
+        return super().forward(-x)
+
+
+class BeginsOtherwise(Chain):
+
+    def begin(self, x):
+        return super().begin(-x)
+
+
+class FlippingList(nn.ModuleList):
+
+    def forward(self, x):
+        return x
+
+
+class Inside(Chain):
+
+    def __init__(self):
+        super().__init__()
+        self.steps = FlippingList(self.steps)
+
+
+@pytest.mark.parametrize('backbone, reason', [
+    (Otherwise, r'it runs by \S+test_family.Otherwise.forward, which is none of the families'),
+    (BeginsOtherwise, r'it runs as \w+.Chain does, but with another begin \(\S+.BeginsOtherwise.b'),
+    (Inside, r'its steps runs by \S+FlippingList.forward, which running its layers one by one'),
+])
+def test_what_a_family_stands_in_for_is_the_very_function(chain, backbone, reason):
+    assert len(unroll(Named()).segments) == 3
+    message = rf'backbone {backbone.__name__} \(\S+test_family\) cannot be cut: {reason}'
+    with pytest.raises(LocalLearningError, match=message) as info:
+        unroll(backbone())
+    assert '\n' not in str(info.value) and '@fba_mm.backbone_family' in str(info.value)
+    backbone_family(backbone, replaces=('begin', ), steps_into=(FlippingList, ))(segments_of_chain)
+    assert len(unroll(backbone()).segments) == 3
+
+
+def test_a_method_of_one_object_counts(chain):
+    backbone = Chain()
+    backbone.forward = lambda x: (x, x)
+    with pytest.raises(LocalLearningError, match='backbone Chain .* cannot be cut'):
+        unroll(backbone)
+
+
+def resnet_of(package):
+    from mmdet.models.backbones import resnet as mmdet
+    from mmpretrain.models.backbones import resnet as mmpretrain
+    return dict(mmdet=mmdet, mmpretrain=mmpretrain)[package].ResNet
+
+
+@pytest.mark.parametrize('package', ['mmdet', 'mmpretrain'])
+def test_a_fork_under_a_known_name(package):
+    """It was cut as its parent, and its gates were never trained."""
+    parent = resnet_of(package)
+
+    class ResNet(parent):
+
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.gate = nn.Conv2d(64, 64, 1)
 
         def forward(self, x):
-            return super().forward(-x)
+            return tuple(x * torch.sigmoid(self.gate(x)) for x in super().forward(x))
 
-    assert len(unroll(Named()).segments) == 3
-    with pytest.raises(LocalLearningError, match='backbone Otherwise cannot be cut: '):
-        unroll(Otherwise())
+    settings = dict(depth=18, base_channels=8, stem_channels=8, out_indices=(3, ))
+    assert len(unroll(parent(**settings)).segments) == 9
+    with pytest.raises(LocalLearningError, match=rf'ResNet \(\S+test_family\) cannot be cut: it runs'):
+        unroll(ResNet(**settings))
+
+
+def test_a_function_put_in_place_of_a_known_one(monkeypatch):
+    parent = resnet_of('mmdet')
+    backbone = parent(depth=18, base_channels=8, stem_channels=8)
+    stock = parent.forward
+    monkeypatch.setattr(parent, 'forward', lambda self, x: stock(self, -x))
+    with pytest.raises(LocalLearningError, match='ResNet .mmdet.* cannot be cut: it runs by '
+                                                 r'\S+test_family\S*<lambda>'):
+        unroll(backbone)
+
+
+class DoublingLayer(Sequential):
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_stage_that_does_more_than_its_blocks():
+
+    class WithDoubling(resnet_of('mmdet')):
+
+        def make_res_layer(self, **kwargs):
+            return DoublingLayer(*super().make_res_layer(**kwargs))
+
+    with pytest.raises(LocalLearningError, match=r'its layer1 runs by \S+DoublingLayer.forward'):
+        unroll(WithDoubling(depth=18, base_channels=8, stem_channels=8))
+
+
+class Forked(BaseModule):
+    """Registered as a user does it, with a segment that forgets a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 4, 3)
+        self.conv2 = nn.Conv2d(4, 4, 3)
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        x = self.conv1(x)
+        return (self.conv2(x) + self.scale * x[..., 1:-1, 1:-1], )
+
+
+@pytest.mark.parametrize('forgets', [True, False])
+def test_segments_are_compared_with_forward(forgets):
+    """Even where the weights that tell them apart start at 0."""
+    MODELS.register_module(module=Forked)
+
+    @backbone_family(Forked)
+    def unroll_forked(backbone):
+
+        def last(backbone, x):
+            y = backbone.conv2(x)
+            return y if forgets else y + backbone.scale * x[..., 1:-1, 1:-1]
+
+        return Unrolled([
+            Segment('conv1', lambda backbone, x: backbone.conv1(x), ('conv1', ), stage=0),
+            Segment('conv2', last, ('conv2', ), stage=1, level=0, own_parameters=('scale', ))
+        ], ReducedResidualBlock)
+
+    if not forgets:
+        assert LocalBackbone(dict(type='Forked'), 2).num_modules == 2
+        return
+    with pytest.raises(LocalLearningError, match=r'Forked \(\S+test_family\) cannot be cut: run '
+                                                 'segment by segment, it returns another map 0'):
+        LocalBackbone(dict(type='Forked'), 2)
+
+
+def test_names_alone_are_no_family():
+    with pytest.raises(LocalLearningError, match=r"backbone_family\('ResNet'\): give the class"):
+        backbone_family('ResNet')
+    assert backbone_family('mmdet.models.backbones.resnet.ResNet')(unroll_resnet) is unroll_resnet
 
 
 def test_unknown_families_are_told_the_known_ones():
-
-    class Parent(torch.nn.Module):
-
-        def forward(self, x):
-            return x
-
-    class Child(Parent):
-        pass
-
-    with pytest.raises(LocalLearningError, match='ResNet.*@backbone_family') as info:
-        unroll(Parent())
-    assert '\n' not in str(info.value)
-    with pytest.raises(LocalLearningError, match=r'backbone Child \(it runs as Parent does\)'):
-        unroll(Child())
+    with pytest.raises(LocalLearningError, match=r'Chain \(\S+\) .*mmdet.ResNet.*custom_imports'):
+        unroll(Chain())
