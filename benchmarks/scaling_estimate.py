@@ -78,7 +78,8 @@ def _record_once(step: TrainingStep, batch: dict, local: bool) -> Recorded:
     modules = [parameters]
     if local:
         backbone = step.model.backbone
-        own = [backbone.local_parameters(k) for k in range(backbone.num_modules - 1)]
+        own = [[p for p in backbone.local_parameters(k) if p.requires_grad]
+               for k in range(backbone.num_modules - 1)]
         known = {p for module in own for p in module}
         modules = own + [[p for p in parameters if p not in known]]
     reducer = GradientReducer({}, bucket_cap_mb=BUCKET_MB)

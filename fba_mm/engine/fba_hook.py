@@ -217,7 +217,9 @@ class FBAHook(Hook):
             losses: What the module's auxiliary network made of the batch, by name.
         """
         loss, terms = self._model.parse_losses(losses)
-        self._optim_wrapper.update_local(loss, self._parameters[index])
+        # Hooks may freeze layers, and make them trainable again, at any time.
+        trained = [p for p in self._parameters[index] if p.requires_grad]
+        self._optim_wrapper.update_local(loss, trained)
         for name, value in terms.items():
             if name == 'loss' or self.log_terms:
                 self._log[f'local_{index + 1}.{name}'] = value.detach()

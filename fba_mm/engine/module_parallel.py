@@ -133,7 +133,9 @@ class LocalModuleParallel(nn.Module):
         self._check_gradients()
         if losses is None:
             optim_wrapper.update_without_loss()
-            return dict(loss=sum(self.log[f'local_{k + 1}.loss'] for k in self.modules_here))
+            own = [f'local_{k + 1}.loss' for k in self.modules_here]
+            # Modules that are frozen have none.
+            return dict(loss=sum(self.log[name] for name in own if name in self.log))
         loss, log_vars = model.parse_losses(losses)
         optim_wrapper.update_params(loss)
         return log_vars
@@ -252,7 +254,7 @@ class LocalModuleParallel(nn.Module):
                 else:
                     parameters = self._backbone.local_parameters(k)
                 for p in parameters:
-                    if trained.setdefault(p, stage) != stage:
+                    if p.requires_grad and trained.setdefault(p, stage) != stage:
                         raise LocalLearningError(
                             f'{names[p]} is part of modules in process {last - trained[p]} and in '
                             f'process {last - stage}: give model_wrapper_cfg.modules_per_process '

@@ -27,7 +27,12 @@ class LocalBackbone(AnsweringBackbone):
     In training, module i runs on a detached input, its auxiliary network computes a loss, and the
     gradients are computed at once, so that module i's activations are gone before module i + 1
     runs (FBA paper, equation 1). The last module has no auxiliary network: its output goes to the
-    model's own neck and head. In evaluation this is exactly the wrapped backbone.
+    model's own neck and head. In evaluation this is exactly the wrapped backbone, whose attributes
+    and layers are found here too: ``model.backbone.layer1``, ``model.backbone.frozen_stages``.
+
+    A module that is frozen as a whole, by the config or later by a hook, needs no loss: it runs
+    without a graph and without its auxiliary network. An auxiliary network is trained as long as
+    its module is; a hook that freezes all parameters named ``backbone.*`` is not meant for it.
 
     Training needs :class:`FBAHook` in ``custom_hooks`` and ``optim_wrapper.type`` set to
     ``LocalOptimWrapper``.
@@ -148,6 +153,31 @@ class LocalBackbone(AnsweringBackbone):
         for point in points[:-1]:
             self.auxiliary.append(MODELS.build(
                 dict(auxiliary), default_args=dict(type=unrolled.auxiliary, cut_point=point)))
+        self._auxiliary_names = [
+            {name for name, p in network.named_parameters() if p.requires_grad}
+            for network in self.auxiliary
+        ]
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes and layers of the wrapped backbone, under the names that users know."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            wrapped = _wrapped(self)
+            # Python's own protocols, such as copying, are about this object.
+            if wrapped is None or name.startswith('__') or not hasattr(wrapped, name):
+                raise
+            return getattr(wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what only the wrapped backbone has, such as ``frozen_stages``, there."""
+        wrapped = _wrapped(self)
+        is_own = wrapped is None or hasattr(type(self), name) or any(
+            name in names for names in (vars(self), self._modules, self._parameters, self._buffers))
+        if is_own or not hasattr(wrapped, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(wrapped, name, value)
 
     @property
     def num_modules(self) -> int:
@@ -157,6 +187,8 @@ class LocalBackbone(AnsweringBackbone):
     def local_parameters(self, index: int) -> List[nn.Parameter]:
         """Parameters that only module ``index``'s loss trains: its layers' and its auxiliary's.
 
+        Some may be frozen.
+
         Args:
             index: 0 to K - 2. The last module is trained by the model's own loss.
         """
@@ -164,9 +196,19 @@ class LocalBackbone(AnsweringBackbone):
             p for i in self.module_segments[index]
             for p in self.segments[i].parameters(self.backbone)
         ]
-        return [
-            p for p in (*parameters, *self.auxiliary[index].parameters()) if p.requires_grad
-        ]
+        return [*parameters, *self.auxiliary[index].parameters()]
+
+    def _is_trained(self, index: int) -> bool:
+        """Whether a module has parameters to train; its auxiliary network is trained with it."""
+        if not any(p.requires_grad for i in self.module_segments[index]
+                   for p in self.segments[i].parameters(self.backbone)):
+            return False
+        trained = [p for name, p in self.auxiliary[index].named_parameters()
+                   if name in self._auxiliary_names[index]]
+        if not any(p.requires_grad for p in trained):
+            for parameter in trained:
+                parameter.requires_grad_()
+        return True
 
     def forget_unread_levels(self, model: nn.Module) -> None:
         """From now on, keep no levels that neither the model nor any auxiliary network looks at.
@@ -291,7 +333,6 @@ class LocalBackbone(AnsweringBackbone):
 
     def _forward_local(self, x: Tensor, step: LocalStep,
                        visit: Optional[Callable] = None) -> Features:
-        visit = visit or self._train
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
@@ -303,8 +344,12 @@ class LocalBackbone(AnsweringBackbone):
             self.received.restore(step)
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(here.start, min(here.stop, last)):
-            x, levels, step.kept = self._run_module(k, x, kept)
-            visit(k, x, levels, step)
+            # A frozen module has nothing to learn from a loss, and needs no graph.
+            learns = visit is not None or self._is_trained(k)
+            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+                x, levels, step.kept = self._run_module(k, x, kept)
+            if learns:
+                (visit or self._train)(k, x, levels, step)
             # What the next module and the bank see is the same storage, without the graph.
             x = x.detach()
             for level, feature in levels.items():
@@ -389,6 +434,11 @@ class LocalBackbone(AnsweringBackbone):
         self._initialize_auxiliary_at = auxiliary if is_stock and not any(
             key.startswith(auxiliary) for key in state_dict) else None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _wrapped(local_backbone: LocalBackbone) -> Optional[nn.Module]:
+    """The wrapped backbone; None as long as there is none."""
+    return vars(local_backbone).get('_modules', {}).get('backbone')
 
 
 def _nothing(index: int) -> None:

@@ -1,11 +1,13 @@
 """Cutting, training, evaluating, copying and loading a wrapped backbone."""
 import copy
+import pickle
 import re
 from unittest import mock
 
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
@@ -285,7 +287,7 @@ def test_unknown_backbone():
         stage1=small, stage2=stage, stage3=three, stage4=four))
     with pytest.raises(LocalLearningError, match='HRNet cannot be cut: .*families.*ResNet') as info:
         LocalBackbone(hrnet, 4)
-    assert 'fba_mm/local/partition' in str(info.value)
+    assert '@fba_mm.backbone_family' in str(info.value)
     # Back-propagation needs no cut.
     assert LocalBackbone(hrnet, 1).num_modules == 1
 
@@ -317,6 +319,103 @@ def test_a_pass_without_targets_trains_nothing():
     assert all(p.grad is None for p in model.parameters())
     sum(level.sum() for level in output[0]).backward()
     assert model.backbone.backbone.conv1.weight.grad is not None
+
+
+# What users reach for
+
+
+def test_layers_and_attributes_of_the_wrapped_backbone():
+    backbone = build(retinanet(num_modules=4, frozen_stages=1)).backbone
+    wrapped = backbone.backbone
+    assert backbone.layer1 is wrapped.layer1 and backbone.norm1 is wrapped.norm1
+    assert backbone.frozen_stages == 1 and not hasattr(backbone, 'layer5')
+    with pytest.raises(AttributeError, match="'LocalBackbone' object has no attribute 'layer5'"):
+        backbone.layer5
+    backbone.frozen_stages = -1
+    assert wrapped.frozen_stages == -1 and 'frozen_stages' not in vars(backbone)
+    backbone.conv1 = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3)
+    assert wrapped.conv1 is backbone.conv1
+    # What it has itself stays its own, as does what nobody has.
+    backbone.step, backbone.of_a_user = None, 1
+    assert not hasattr(wrapped, 'of_a_user') and 'step' in vars(backbone)
+    for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+        assert twin.layer1 is twin.backbone.layer1 is not backbone.layer1
+        assert twin.state_dict().keys() == backbone.state_dict().keys()
+
+
+def plain(parameters):
+    return torch.optim.SGD(parameters, lr=.01)
+
+
+def frozen(model, *prefixes, trained=False):
+    for name, parameter in model.named_parameters():
+        if name.startswith(prefixes):
+            parameter.requires_grad_(trained)
+
+
+def changes(trainer, data):
+    """Names of the parameters that a step changes."""
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.step(data)
+    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+
+
+@pytest.mark.parametrize('auxiliary', [dict(type='SLM', blocks_per_stage=0), own_head()])
+def test_freezing_all_that_is_named_backbone_and_back(auxiliary):
+    """As hooks do it, between two steps. Auxiliary networks follow their modules."""
+    model = build(retinanet(num_modules=4, auxiliary=auxiliary))
+    trainer = Trainer(model, optimizer=plain)
+    every = changes(trainer, batch())
+    of_backbone = {name for name in every if name.startswith('backbone.')}
+    assert {name.split('.')[2] for name in of_backbone if '.auxiliary.' not in name} >= {
+        'conv1', 'layer1', 'layer2', 'layer3', 'layer4'}
+
+    # Exactly as in the stock model, whose neck and head alone learn.
+    frozen(model, 'backbone')
+    stock = build(retinanet(num_modules=None))
+    stock.load_state_dict({name.replace('backbone.backbone', 'backbone'): value for name, value
+                           in model.state_dict().items() if '.auxiliary.' not in name})
+    frozen(stock, 'backbone')
+    assert changes(trainer, batch()) == every - of_backbone
+    stock.train_step(batch(), OptimWrapper(plain(stock.parameters())))
+    for name, parameter in stock.named_parameters():
+        same = name.replace('backbone.', 'backbone.backbone.', 1)
+        torch.testing.assert_close(model.get_parameter(same), parameter)
+
+    # One module alone, by the layers that a user knows: its auxiliary network comes with it.
+    index = next(k for k in range(3) if any(
+        model.backbone.segments[i].name.startswith('layer2') for i in
+        model.backbone.module_segments[k]))
+    for parameter in model.backbone.layer2.parameters():
+        parameter.requires_grad_()
+    changed = changes(trainer, batch())
+    assert {name.split('.')[2] for name in changed if name.startswith('backbone.backbone')} == {
+        'layer2'}
+    assert {name for name in every if name.startswith(f'backbone.auxiliary.{index}.')} <= changed
+
+    frozen(model, 'backbone', trained=True)
+    assert changes(trainer, batch()) >= every
+
+
+def test_a_frozen_module_keeps_no_graph():
+    model = build(retinanet(num_modules=4))
+    trainer = Trainer(model)
+    frozen(model, 'backbone.backbone.conv1', 'backbone.backbone.bn1', 'backbone.backbone.layer1')
+    first = model.backbone.module_segments[0]
+    names = [model.backbone.segments[i].name for i in first]
+    assert all(name == 'stem' or name.startswith('layer1') for name in names)
+    seen = []
+    run = type(model.backbone)._run_module
+
+    def watched(self, index, x, kept):
+        result = run(self, index, x, kept)
+        seen.append(result[0].requires_grad)
+        return result
+
+    with mock.patch.object(type(model.backbone), '_run_module', watched), \
+            mock.patch.object(model.backbone.auxiliary[0], 'loss') as loss:
+        trainer.step(batch())
+    assert seen[0] is False and seen[-1] is True and not loss.called
 
 
 # Copies and checkpoints

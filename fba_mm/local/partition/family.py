@@ -85,23 +85,27 @@ def unroll(backbone: nn.Module) -> Unrolled:
     for name, container in _containers(backbone, unrolled):
         if _method(container, 'forward') not in chains:
             raise LocalLearningError(
-                f'backbone {_name_and_module(backbone)} cannot be cut: its {name} '
+                f'backbone {type(backbone).__name__} cannot be cut: its {name} '
                 f'runs by {_method_name(container, "forward")}, which running its layers one by one '
                 f'would leave out: {_HOW}')
     return unrolled
 
 
 def _unknown(backbone: nn.Module) -> str:
-    message = f'backbone {_name_and_module(backbone)} cannot be cut: '
+    message = f'backbone {type(backbone).__name__} cannot be cut: '
     for family in reversed(_FAMILIES):
         for cls in family.classes:
             changed = family.changed(cls, backbone)
             if 'forward' not in changed:
-                return (f'{message}it runs as {_short_name(cls)} does, but with another '
-                        f'{changed[0]} ({_method_name(backbone, changed[0])}): {_HOW}')
-    known = sorted({_short_name(cls) for family in _FAMILIES for cls in family.classes})
-    return (f'{message}it runs by {_method_name(backbone, "forward")}, which is none of the '
-            f'families {", ".join(known)}: take one of these, {_HOW}')
+                return (f'{message}it runs as {_name(cls)} does, but with another {changed[0]}, '
+                        f'{_method_name(backbone, changed[0])}: {_HOW}')
+    classes = [cls for family in _FAMILIES for cls in family.classes]
+    runs = f'{message}it runs by {_method_name(backbone, "forward")}, '
+    namesakes = [str(cls) for cls in classes if _name(cls) == type(backbone).__name__]
+    if namesakes:
+        return f'{runs}and not as {", ".join(namesakes)}: take one of these, {_HOW}'
+    return (f'{runs}which is none of the families of OpenMMLab\'s packages '
+            f'({", ".join(sorted(set(map(_name, classes))))}): take one of these, {_HOW}')
 
 
 def _containers(backbone: nn.Module, unrolled: Unrolled) -> Iterator[Tuple[str, nn.Module]]:
@@ -133,18 +137,11 @@ def _method(module: nn.Module, name: str) -> Optional[Callable]:
     return getattr(method, '__func__', method)
 
 
-def _name_and_module(module: nn.Module) -> str:
-    return f'{type(module).__name__} ({type(module).__module__})'
-
-
 def _method_name(module: nn.Module, name: str) -> str:
     method = _method(module, name)
     return (f'{getattr(method, "__module__", type(method).__module__)}.'
             f'{getattr(method, "__qualname__", type(method).__qualname__)}')
 
 
-def _short_name(cls: Union[str, type]) -> str:
-    """A class as configs name it: ``'mmdet.ResNet'``."""
-    if isinstance(cls, type):
-        cls = f'{cls.__module__}.{cls.__name__}'
-    return f'{cls.partition(".")[0]}.{cls.rpartition(".")[2]}'
+def _name(cls: Union[str, type]) -> str:
+    return cls.__name__ if isinstance(cls, type) else cls.rpartition('.')[2]

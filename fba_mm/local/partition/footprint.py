@@ -167,7 +167,7 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
               if segment.level is not None}
     ours = [levels[level] for level in sorted(levels)]
     whole = [whole] if isinstance(whole, Tensor) else list(whole)
-    name = f'{type(backbone).__name__} ({type(backbone).__module__})'
+    name = f'{type(backbone).__name__} (of {type(backbone).__module__})'
     if len(whole) != len(ours):
         raise LocalLearningError(
             f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: mend the '

@@ -6,7 +6,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from fba_mm import LocalLearningError
+from fba_mm import LocalBackbone, LocalLearningError
 from fba_mm.local.partition import Segment, run_submodule, trace_footprints, unroll
 
 from ...conftest import retinanet
@@ -111,9 +111,24 @@ def test_a_backbone_that_does_not_run():
     backbone = built()
     segments = [Segment('layer4', lambda b, x: run_submodule(b, x, 'layer4'), ('layer4', ), 3)]
     with pytest.raises(LocalLearningError, match='ResNet does not run on images of shape') as info:
-        trace_footprints(backbone, segments)
+        trace_footprints(backbone, segments, (3, 256, 256))
     assert '\n' not in str(info.value)
     assert backbone.training
+
+
+@pytest.mark.parametrize('cfg, channels', [
+    (dict(type='mmdet.ResNet', in_channels=1), 1),
+    (dict(type='mmpretrain.ResNet', in_channels=4), 4),
+    (dict(type='mmseg.ResNetV1c', in_channels=2), 2),
+    # Its stem gives the first convolution four times the channels of the images.
+    (dict(type='mmdet.CSPDarknet', deepen_factor=.33, widen_factor=.125), 3),
+])
+def test_images_have_the_channels_that_the_backbone_takes(cfg, channels):
+    if 'ResNet' in cfg['type']:
+        cfg = dict(cfg, depth=18, base_channels=8, stem_channels=8)
+    wrapped = LocalBackbone(cfg, 2).eval()
+    with torch.no_grad():
+        assert wrapped(torch.rand(1, channels, 64, 64))[-1].shape[2:] == (2, 2)
 
 
 def test_outputs_larger_than_the_image_have_a_fraction_of_a_stride():

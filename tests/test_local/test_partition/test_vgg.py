@@ -81,7 +81,7 @@ def test_two_levels_of_one_segment_are_refused(small_classifier):
 
 def test_another_packages_vgg():
     from mmcv.cnn import VGG as other
-    with pytest.raises(LocalLearningError, match="mmpretrain's.*type='mmpretrain.VGG'"):
+    with pytest.raises(LocalLearningError, match='mmcv.*and not as mmpretrain.*vgg.VGG:'):
         unroll(other(11))
 
 
