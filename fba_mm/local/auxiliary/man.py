@@ -8,10 +8,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...errors import LocalLearningError
+from ..kept_state import unchanged_state
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..partition.cut_point import same
-from ..kept_state import unchanged_state
 from ..task_loss import AnsweringBackbone, Losses
 from .base import Auxiliary
 from .classification import ClassificationAuxiliary
