@@ -245,6 +245,7 @@ ABLATION = {
     'own_head': ('a copy', 'past'),
     'light_head': (dict(type='SLM', channels=64, head=dict(type='LightRetinaNet', num_classes=80)),
                    'past'),
+    'stage_tail': (dict(type='StageTail', head=dict(type='LightRetinaNet', num_classes=80)), 'past'),
 }
 
 
@@ -252,7 +253,8 @@ def test_detection_tables_are_complete():
     expected = {f'detection/{data}/{net}_r{depth}_{method}.py' for data in ('voc', 'coco')
                 for net in ('retinanet', 'yolov1') for depth in DEPTHS for method in ('bp', 'fba')}
     expected |= {f'detection/coco/ablation/retinanet_r34_{name}.py' for name in ABLATION}
-    assert set(DETECTION) == expected | {'detection/coco/retinanet_r34_dgl.py'}
+    assert set(DETECTION) == expected | {
+        'detection/coco/retinanet_r34_dgl.py', 'detection/coco/retinanet_r50_manpp.py'}
 
 
 @pytest.mark.parametrize('name', DETECTION)
@@ -288,13 +290,16 @@ def test_detection_modules(name, loaded):
     local = cfg.model.backbone
     depth, method = re.search(r'_r(\d+)_(\w+)\.py', name).groups()
     assert local.type == 'LocalBackbone'
-    assert local.num_modules == (DEPTHS[int(depth)] if '/voc/' in name else 4)
+    assert local.num_modules == (
+        DEPTHS[int(depth)] if '/voc/' in name else 'stages' if method == 'manpp' else 4)
     auxiliary, scope = ABLATION.get(method, (None, 'past'))
     auxiliary = auxiliary if 'ablation' in name else None
     copied = dict(type='RetinaNet', neck=cfg.model.get('neck'), bbox_head=cfg.model.bbox_head,
                   train_cfg=cfg.model.get('train_cfg'))
     if method == 'dgl':
         auxiliary, scope = dict(type='DGLFPN', head=copied), 'off'
+    elif method == 'manpp':
+        auxiliary = dict(type='MAN++', host=dict(type='OwnLevels', num_classes=80))
     elif auxiliary == 'a copy':
         auxiliary = dict(type='SLM', head=copied)
     assert local.get('auxiliary') == auxiliary
@@ -328,7 +333,8 @@ def _narrow(part, width: int = 16):
 
 
 @pytest.mark.parametrize('name', [
-    'coco/retinanet_r34_fba', 'coco/retinanet_r34_dgl', 'voc/yolov1_r34_fba',
+    'coco/retinanet_r34_fba', 'coco/retinanet_r34_dgl', 'coco/retinanet_r50_manpp',
+    'voc/yolov1_r34_fba',
     *(f'coco/ablation/retinanet_r34_{name}' for name in ABLATION)])
 def test_detection_configs_train(name, loaded):
     cfg = copy.deepcopy(loaded[f'detection/{name}.py'])
@@ -343,7 +349,8 @@ def test_detection_configs_train(name, loaded):
     assert all(loss.isfinite() for loss in losses.values()) and losses['loss'] > 0
     assert type(wrapper).__name__ == 'LocalOptimWrapper'
     auxiliary = {type(one).__name__ for one in step.model.backbone.auxiliary}
-    assert auxiliary == {'DGLFPN' if name.endswith('dgl') else 'SLM'}
+    method = name.rsplit('_', 1)[-1]
+    assert auxiliary == {dict(dgl='DGLFPN', manpp='MANPlusPlus', tail='StageTail').get(method, 'SLM')}
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])

@@ -42,12 +42,27 @@ class PooledShortcut(nn.Module):
         return groups[0] if len(groups) == 1 else torch.stack(groups).mean(0)
 
 
+def blank_map(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
+    """A stage's map where the bank doesn't know it: zeros, which take no memory.
+
+    Args:
+        stage: The stage.
+        x: The module's output, for the number of images and the type.
+        step: The batch.
+    """
+    if stage.pooled:
+        return x.new_zeros(()).expand(len(x), stage.channels)
+    height, width = (-(-size // stage.stride) for size in step.images.shape[-2:])
+    return x.new_zeros(()).expand(len(x), stage.channels, height, width)
+
+
 @MODELS.register_module()
 class SLM(Auxiliary):
     """Completes a module to a small backbone: reduced blocks for each deeper stage.
 
-    The maps that the task's neck and head expect are put together (FBA paper, equations 2, 3
-    and 5) from three sources: shallower levels from the feature bank, the module's own level from
+    This is FBA's auxiliary network by an earlier draft of the paper; :class:`StageTail` is that of the
+    current one. The maps that the task's neck and head expect are put together (equations 3 and 5)
+    from three sources: shallower levels from the feature bank, the module's own level from
     the module, deeper levels from the SLM's blocks. With ``scope='all'`` the bank also knows the
     deeper levels: they are added to the SLM's maps for a random half of the images. For the other
     half the module answers alone, so that the bank cannot starve it of gradient.
@@ -61,7 +76,7 @@ class SLM(Auxiliary):
             train_cfg=...)``), which becomes this module's own, usually lighter, neck and head.
             Its ``neck.in_channels`` is filled in. ``dict(type='LightRetinaNet', num_classes=80)``
             is one.
-        blocks_per_stage: Blocks for each deeper stage; the paper has one. With 0, as
+        blocks_per_stage: Blocks for each deeper stage; the draft has one. With 0, as
             :func:`localize` has it for detectors, nothing is learned between the module and the
             head: deeper maps are the module's own, pooled, with zeros for the channels that they
             have more (the parameter-free shortcut of He et al., "Deep Residual Learning for Image
@@ -219,7 +234,7 @@ class SLM(Auxiliary):
                 if stage.stage == self.cut_point.stage:
                     maps[level] = self._returned(x, level)
                 else:
-                    maps[level] = self._blank(stage, x, step) if banked is None else banked
+                    maps[level] = blank_map(stage, x, step) if banked is None else banked
         return tuple(maps[level] for level in sorted(maps))
 
     @staticmethod
@@ -228,14 +243,6 @@ class SLM(Auxiliary):
             return own
         offered = offered.reshape(-1, *[1] * (own.dim() - 1))
         return own + banked.to(own.dtype) * offered.to(banked.device)
-
-    @staticmethod
-    def _blank(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
-        # No bank, no knowledge: zeros, which as an expanded scalar take no memory.
-        if stage.pooled:
-            return x.new_zeros(()).expand(len(x), stage.channels)
-        height, width = (-(-size // stage.stride) for size in step.inputs.shape[-2:])
-        return x.new_zeros(()).expand(len(x), stage.channels, height, width)
 
     def _draw_images(self, step: LocalStep) -> slice:
         total = len(step.data_samples)

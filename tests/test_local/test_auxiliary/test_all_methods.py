@@ -152,7 +152,7 @@ def test_methods_of_the_page():
     kinds = [eval(ast.unparse(line.value)) for block in blocks if block.startswith('auxiliary =')
              for line in ast.parse(block).body] + [dict(type='TwoLayers', num_classes=10)]
     assert {kind['type'] for kind in kinds} == {kind['type'] for kind in METHODS.values()} | {
-        'SLM', 'TwoLayers'}
+        'SLM', 'StageTail', 'TwoLayers'}
     for kind in kinds:
         cfg = localize(classifier('BN'), 3, auxiliary=kind)
         cfg.model.head.num_classes = 10
