@@ -20,8 +20,10 @@ def is_anchor_based(head: nn.Module) -> bool:
     """Whether a head's targets depend on anchors and boxes alone, and its loss is a plain sum.
 
     Args:
-        head: Any module.
+        head: Any module; one that has ``is_sum_over_anchors = True`` says it of itself.
     """
+    if getattr(head, 'is_sum_over_anchors', False) is True:
+        return True
     owners = {
         name: next((c for c in type(head).__mro__ if name in vars(c)), None)
         for name in ('loss_by_feat', 'get_targets', 'get_anchors')

@@ -51,7 +51,7 @@ def light_retinanet(backbone: dict,
             background unless it says ``use_sigmoid=True``.
         loss_bbox: Regression loss; unset, L1.
         neck: What shall differ in the FPN's config.
-        bbox_head: What shall differ in the RetinaHead's config.
+        bbox_head: What shall differ in the :class:`LightRetinaHead`'s config.
         train_cfg: What shall differ in the training config, such as ``assigner``.
 
     Returns:
@@ -83,6 +83,7 @@ def light_retinanet(backbone: dict,
     if octaves:
         sizes = dict(scales=[octave_base_scale * 2**(i / scales_per_octave - octaves)
                              for i in range(scales_per_octave * (octaves + 1))])
+    from . import light_retina_head  # noqa: F401  It imports mmdet.
     # All types with their scope: the default scope is that of the model, which may be another.
     fpn = dict(
         type='mmdet.FPN',
@@ -91,7 +92,7 @@ def light_retinanet(backbone: dict,
         add_extra_convs='on_input',
         num_outs=len(strides))
     head = dict(
-        type='mmdet.RetinaHead',
+        type='LightRetinaHead',
         num_classes=num_classes,
         in_channels=channels,
         feat_channels=channels,

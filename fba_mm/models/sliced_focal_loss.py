@@ -270,7 +270,12 @@ def _check_target(pred: Tensor, target: Tensor) -> None:
     if not target.numel():
         return
     num_classes = pred.size(1)
-    least, most = (int(label) for label in target.aminmax())
+    limits = torch.stack(target.aminmax())
+    if limits.device.type not in ('cpu', 'meta'):
+        # To read them would make the host wait, in every level of every module.
+        torch._assert_async(((limits >= 0) & (limits <= num_classes)).all())
+        return
+    least, most = limits.tolist()
     if least < 0 or most > num_classes:
         raise LocalLearningError(
             f'SlicedFocalLoss got the class index {least if least < 0 else most}, but there are '

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 
 from fba_mm import LocalLearningError, SlicedFocalLoss
 from fba_mm.checkpoint import export_checkpoint
@@ -53,7 +54,8 @@ def test_is_mmdets_retinanet_made_light():
         task_loss(model, model.backbone, features, inputs, data['data_samples'])
         for model in (built, expected))
     assert set(losses) == {'loss_cls', 'loss_bbox'}
-    assert sum(losses['loss_bbox']) > 0
+    assert losses['loss_bbox'] > 0
+    expected = {name: sum(levels) for name, levels in expected.items()}
     torch.testing.assert_close(losses, expected)
 
 
@@ -183,3 +185,38 @@ def test_the_package_needs_no_mmdet():
             "assert 'LightRetinaNet' in MODELS and 'SlicedFocalLoss' in MODELS")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def objects(*boxes) -> InstanceData:
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return InstanceData(bboxes=boxes, labels=torch.arange(len(boxes)) % NUM_CLASSES)
+
+
+def test_targets_are_mmdets():
+    """Objects of all sizes, on each other, at the border, too small for any anchor, and none."""
+    from mmdet.models.dense_heads import RetinaHead
+    ours = head().bbox_head
+    sizes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
+    metas = [dict(img_shape=(128, 192), pad_shape=shape) for shape in ((128, 192), (96, 150))]
+    anchors, flags = ours.get_anchors(sizes, metas, device='cpu')
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(20, 2, generator=generator) * 100
+    many = torch.cat([corners, corners + torch.rand(20, 2, generator=generator)**2 * 90 + 1], 1)
+    cases = [
+        [objects(*many[:10].tolist()), objects(*many[10:].tolist())],
+        [objects([10, 10, 60, 60], [10, 10, 60, 60], [12, 10, 60, 60]), objects()],
+        [objects([0, 0, 2, 2], [150, 100, 191, 127], [-20, -20, 30, 30]), objects([0, 0, 190, 120])],
+    ]
+    for case in cases:
+        got = ours.get_targets(anchors, flags, case, metas)
+        expected = RetinaHead.get_targets(ours, anchors, flags, case, metas)
+        assert got[-1] == expected[-1] and len(got) == len(expected) == 5
+        for kind, (mine, theirs) in enumerate(zip(got[:-1], expected[:-1])):
+            for level, (one, other) in enumerate(zip(mine, theirs)):
+                assert one.shape == other.shape and one.dtype == other.dtype
+                torch.testing.assert_close(one, other, msg=f'kind {kind}, level {level}')
+
+
+def test_other_assigners_are_asked():
+    built = head(train_cfg=dict(assigner=dict(type='mmdet.ATSSAssigner', topk=9))).bbox_head
+    assert not built._assigns_by_masks() and head().bbox_head._assigns_by_masks()
