@@ -125,8 +125,8 @@ def name_classes(part: Any) -> Any:
             dict.__setitem__(part, key, name_classes(value))
     elif type(part) in (list, tuple):
         return type(part)(map(name_classes, part))
-    elif isinstance(part, (type, FunctionType)) and part is getattr(
-            sys.modules.get(part.__module__), part.__name__, None):
+    elif isinstance(part, (type, FunctionType)) and part.__module__ != 'builtins' and (
+            part is getattr(sys.modules.get(part.__module__), part.__name__, None)):
         return f'{part.__module__}.{part.__name__}'
     return part
 

@@ -1,16 +1,19 @@
 """Stock configs to local-learning ones and back."""
 import copy
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
 from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
-from fba_mm.config import load_config
+from fba_mm.config import load_config, type_name
 from fba_mm.localize import stock_form
+from fba_mm.preflight.building import build_model
 
 from .conftest import build, retinanet
 
@@ -469,3 +472,66 @@ def test_a_model_wrapper_for_local_learning_is_kept():
     stock = load_config(RETINANET)
     stock.model_wrapper_cfg = dict(type='LocalModuleParallel', modules_per_process=[3, 1])
     assert localize(stock).model_wrapper_cfg == stock.model_wrapper_cfg
+
+
+PURE = """
+from mmengine.hooks import EMAHook
+from mmengine.optim import AmpOptimWrapper
+from torch.nn import BatchNorm2d
+from torch.optim import SGD
+from mmdet.engine.optimizers import LearningRateDecayOptimizerConstructor
+from mmdet.models import FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet
+from mmdet.models.losses import FocalLoss, L1Loss
+from mmdet.models.task_modules import (AnchorGenerator, DeltaXYWHBBoxCoder, MaxIoUAssigner,
+                                       PseudoSampler)
+
+default_scope = SCOPE
+model = dict(
+    type=RetinaNet,
+    data_preprocessor=dict(type=DetDataPreprocessor),
+    backbone=dict(type=ResNet, depth=18, base_channels=8, stem_channels=8,
+                  norm_cfg=dict(type=BatchNorm2d), norm_eval=False),
+    neck=dict(type=FPN, in_channels=[8, 16, 32, 64], out_channels=16, start_level=1, num_outs=3),
+    bbox_head=dict(
+        type=RetinaHead, num_classes=3, in_channels=16, stacked_convs=1, feat_channels=16,
+        anchor_generator=dict(type=AnchorGenerator, octave_base_scale=4, scales_per_octave=1,
+                              ratios=[1.], strides=[8, 16, 32]),
+        bbox_coder=dict(type=DeltaXYWHBBoxCoder), loss_cls=dict(type=FocalLoss, use_sigmoid=True),
+        loss_bbox=dict(type=L1Loss)),
+    train_cfg=dict(assigner=dict(type=MaxIoUAssigner, pos_iou_thr=.5, neg_iou_thr=.4),
+                   sampler=dict(type=PseudoSampler), allowed_border=-1, pos_weight=-1))
+optim_wrapper = dict(type=AmpOptimWrapper, optimizer=dict(type=SGD, lr=.01))
+custom_hooks = [dict(type=EMAHook)]
+"""
+
+
+@pytest.mark.parametrize('auxiliary', ['own', 'light', 'pooled'])
+@pytest.mark.parametrize('scope', ["'mmdet'", 'None'])
+def test_what_is_written_of_a_pure_python_config_is_read_again(tmp_path, auxiliary, scope):
+    """With classes for types, and in MMDetection's form, without a scope."""
+    (tmp_path / 'pure.py').write_text(PURE.replace('SCOPE', scope))
+    cfg = localize(str(tmp_path / 'pure.py'), auxiliary=auxiliary)
+    for name, written in (('local', cfg), ('stock', stock_form(cfg))):
+        written.dump(tmp_path / f'{name}.py')
+        again = load_config(str(tmp_path / f'{name}.py'))
+        assert again.to_dict() == written.to_dict()
+        assert again.default_scope == (None if scope == 'None' else 'mmdet')
+        with mock.patch.object(DefaultScope, '_instance_dict', type(DefaultScope._instance_dict)()):
+            model = build_model(again)  # As in a process that has made no scope yet.
+        assert type(model).__name__ == 'RetinaNet'
+        assert isinstance(model.backbone, LocalBackbone) == (name == 'local')
+    assert again.model.type == 'mmdet.models.RetinaNet'
+    assert type_name(again.custom_hooks[0].type) == 'EMAHook'
+
+
+def test_classes_in_a_config_are_written_by_name():
+    cfg = small_config(optim_wrapper=dict(
+        type='OptimWrapper', optimizer=dict(type='SGD', lr=.1), constructor=None))
+    cfg.model.backbone.type = ResNet
+    cfg.custom_hooks = [dict(type=EMAHook, function=build, kept=(int, None))]
+    written = localize(cfg)
+    assert written.model.backbone.backbone.type == 'mmdet.models.backbones.resnet.ResNet'
+    assert written.custom_hooks[0] == dict(
+        type='mmengine.hooks.ema_hook.EMAHook', function='tests.conftest.build',
+        kept=(int, None))
+    assert cfg.model.backbone.type is ResNet
