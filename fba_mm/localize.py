@@ -82,6 +82,11 @@ def localize(config: Union[str, os.PathLike, Config],
     is_name = isinstance(config, (str, os.PathLike))
     cfg = load_config(os.fspath(config)) if is_name else copy.deepcopy(config)
     key, backbone = _backbone_of(cfg)
+    if backbone is None and isinstance((cfg.get('model') or {}).get('detector'), dict):
+        raise LocalLearningError(
+            f"{type_name(cfg.model.get('type'))} has its backbone in model.detector and runs it several "
+            'times for one loss, as semi-supervised and tracking models do, and local learning follows '
+            'one pass: train the detector by itself, or without local learning')
     if backbone is None:
         raise LocalLearningError(
             'the config has no model.backbone and no model.generator to cut: give the config of a '

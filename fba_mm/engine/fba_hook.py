@@ -38,6 +38,13 @@ def find_local_backbone(model: nn.Module) -> LocalBackbone:
             'FBAHook found no LocalBackbone in the model: wrap the backbone, model = dict(backbone='
             "dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone)), or in the "
             "same way mmagic's generator")
+    outer = [name for name in found
+             if not any(name.startswith(f'{other}.') for other in found if other != name)]
+    if len(outer) > 1:
+        raise LocalLearningError(
+            f'the model has its backbone {len(outer)} times ({", ".join(outer)}) and runs all of '
+            'them for one loss, as momentum-contrast and teacher-student models do; local learning '
+            'follows one pass of one backbone: train this model without LocalBackbone')
     if len(found) > 1:
         raise LocalLearningError(
             f'the model has {len(found)} LocalBackbones ({", ".join(found)}): wrap one backbone '
@@ -257,6 +264,7 @@ class FBAHook(Hook):
         last = step.slices(model, local_backbone)[-1]
         if last.start == 0:
             return None
+        step.in_slices = True
         self._answering.enter_context(step.targets.only(last))
         return (), dict(kwargs, inputs=inputs[last], data_samples=data_samples[last])
 

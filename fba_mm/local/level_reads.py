@@ -51,7 +51,8 @@ def levels_read(model: nn.Module, source: AnsweringBackbone,
     owner = next((c for c in type(model).__mro__ if 'loss' in vars(c)), object)
     neck = getattr(model, 'neck', None)
     like = next((p for p in neck.parameters()), None) if isinstance(neck, nn.Module) else None
-    if owner.__name__ not in _LOSS_OWNERS or like is None or any(s.pooled for s in levels):
+    is_known = owner.__name__ in _LOSS_OWNERS and owner.__module__.startswith('mmdet.')
+    if not is_known or like is None or any(s.pooled for s in levels):
         return everything
     sizes = [max(128 // stage.stride, 1) for stage in levels]
     maps = {stage.level: like.new_zeros(1, stage.channels, size, size)

@@ -17,7 +17,7 @@ from .partition import (IMAGES, Recompute, check_segments, cut, cut_points, reco
                         trace_footprints, unroll)
 from .partition.reconstruction import in_slices
 from .recompute import run_recomputing, run_segments
-from .task_loss import AnsweringBackbone, Features
+from .task_loss import SEVERAL_PASSES, AnsweringBackbone, Features
 
 
 @MODELS.register_module()
@@ -271,36 +271,57 @@ class LocalBackbone(AnsweringBackbone):
             lines.append(f'  module {k + 1}: {span}, trained by {trainer}')
         return '\n'.join(lines)
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor, *args, **kwargs) -> Features:
         """What the backbone returns; in training, all modules but the last have been trained on it.
 
         Args:
-            x: Images after preprocessing, (N, 3, H, W).
+            x: Images after preprocessing, (N, C, H, W).
+            *args: What else the wrapped backbone takes; not in local modules.
+            **kwargs: The same.
 
         Raises:
-            LocalLearningError: In training, if no :class:`FBAHook` is there to train it.
+            LocalLearningError: In training, if no :class:`FBAHook` is there to train it, or if the
+                model runs it several times for one loss.
             HandedOver: The last module is in another process.
         """
         if self._answer is not None:
-            return self._answer
+            features = self.answer(x)
+            self._check_images(x)
+            return features
         if not (self.training and torch.is_grad_enabled()):
-            return self.backbone(x)
+            return self.backbone(x, *args, **kwargs)
         if self.num_modules > 1 and not self.trained_locally:
             raise LocalLearningError(
                 'LocalBackbone does not train without FBAHook: add '
                 "custom_hooks = [dict(type='FBAHook')] to the config")
         if self.step is None:
             # Back-propagation, or a pass that asks for outputs, not for losses.
-            return self._forward_whole(x)
+            return self._forward_whole(x, *args, **kwargs)
         # Where the head is fed in slices, the model around was given the last one only.
-        x = x if len(x) == len(self.step.images) else self.step.images
-        features = self._forward_whole(x) if self.num_modules == 1 else self._forward_local(
-            x, self.step)
+        x = self.step.images if self.step.in_slices else x
+        if self.num_modules == 1:
+            features = self._forward_whole(x, *args, **kwargs)
+        elif self.step.seen is not None:
+            raise LocalLearningError(SEVERAL_PASSES)
+        else:
+            self.step.seen = x
+            features = self._forward_local(x, self.step)
         return self.step.feed_model(features)
 
-    def _forward_whole(self, x: Tensor) -> Features:
+    def _check_images(self, x: Tensor) -> None:
+        """Refuse images for a local loss that are others than those that the modules run on."""
+        seen = None if self.step is None else self.step.seen
+        if seen is None or x is seen or self.step.in_slices or not isinstance(x, Tensor):
+            return
+        if x.shape != seen.shape or not torch.equal(x, seen):
+            raise LocalLearningError(
+                "the model's loss runs its backbone on other images for each module, as one that "
+                'mixes or augments images itself does: augment in the pipeline or in the '
+                'data_preprocessor, or train with num_modules=1 (back-propagation)')
+
+    def _forward_whole(self, x: Tensor, *args, **kwargs) -> Features:
         if not self.spans or self.num_modules > 1:
-            return self.backbone(x)
+            return self.backbone(x, *args, **kwargs)
         _, levels, _ = self._run_module(0, x, {IMAGES: x})
         return self._returned(levels)
 

@@ -32,6 +32,8 @@ class LocalStep:
             the whole batch.
         targets: Targets that heads have assigned in this iteration.
         fed: Losses of the model's own head on the images that :meth:`feed_model` has dealt with.
+        in_slices: Whether the model around was given the last slice of the batch only.
+        seen: What the backbone has run on in this iteration, if it has.
         kept: Maps that segments of the module now in training keep for later ones, by name,
             attached to its graph. Those of earlier modules are in the bank.
     """
@@ -46,6 +48,8 @@ class LocalStep:
     head_batch_size: Optional[int] = None
     targets: AssignedTargets = field(init=False)
     fed: Losses = field(init=False, default_factory=dict)
+    in_slices: bool = field(init=False, default=False)
+    seen: Optional[Tensor] = field(init=False, default=None, repr=False)
     kept: Dict[str, Tensor] = field(init=False, default_factory=dict)
     _labels: Optional[Tensor] = field(init=False, default=None, repr=False)
     _network_logits: Optional[Tensor] = field(init=False, default=None, repr=False)

@@ -13,11 +13,17 @@ from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from ..errors import LocalLearningError
 from .kept_state import unchanged_state
 
 Losses = Dict[str, Union[Tensor, List[Tensor]]]
 # What a backbone returns: a tuple of maps, or the one image that a generator makes.
 Features = Union[Tensor, Tuple[Tensor, ...]]
+
+SEVERAL_PASSES = (
+    "the model's loss runs its backbone several times, on other images each time, as contrastive, "
+    'siamese and tracking models do, and local learning follows one pass: train it without '
+    'LocalBackbone, or with num_modules=1 (back-propagation)')
 
 
 class AnsweringBackbone(BaseModule):
@@ -26,6 +32,7 @@ class AnsweringBackbone(BaseModule):
     def __init__(self, init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
         self._answer: Optional[Features] = None
+        self._asked: Any = None
 
     @contextmanager
     def answering(self, features: Features) -> Iterator[None]:
@@ -38,7 +45,21 @@ class AnsweringBackbone(BaseModule):
         try:
             yield
         finally:
-            self._answer = None
+            self._answer = self._asked = None
+
+    def answer(self, x: Any) -> Features:
+        """The features that were given to :meth:`answering`.
+
+        Args:
+            x: What the model asks for the features of.
+
+        Raises:
+            LocalLearningError: It has asked before, for those of something else.
+        """
+        if self._asked is not None and self._asked is not x:
+            raise LocalLearningError(SEVERAL_PASSES)
+        self._asked = x
+        return self._answer
 
 
 @MODELS.register_module()
@@ -58,7 +79,7 @@ class FeatureSource(AnsweringBackbone):
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Return the features that were given to :meth:`answering`."""
-        return self._answer
+        return self.answer(x)
 
 
 def task_loss(model: nn.Module, source: AnsweringBackbone, features: Features,

@@ -1,0 +1,160 @@
+"""Losses that run the backbone several times, or on other images than the batch."""
+from unittest import mock
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
+from torch import nn
+
+from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
+from fba_mm.engine.fba_hook import check_local_training
+from fba_mm.preflight.building import build_model
+
+from ..local_training import Trainer
+
+RESNET = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, zero_init_residual=False)
+NECK = dict(type='NonLinearNeck', in_channels=64, hid_channels=16, out_channels=16,
+            with_avg_pool=True)
+PREDICTOR = dict(type='NonLinearNeck', in_channels=16, hid_channels=16, out_channels=16,
+                 with_avg_pool=False)
+LATENT = dict(type='LatentPredictHead', loss=dict(type='CosineSimilarityLoss'), predictor=PREDICTOR)
+CONTRASTIVE = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'))
+SELF_SUPERVISED = dict(
+    SimSiam=dict(neck=NECK, head=LATENT),
+    BarlowTwins=dict(neck=NECK, head=dict(
+        type='LatentCrossCorrelationHead', in_channels=16, loss=dict(type='CrossCorrelationLoss'))),
+    BYOL=dict(neck=NECK, head=LATENT, base_momentum=.01),
+    MoCo=dict(queue_len=16, feat_dim=16, momentum=.01, head=CONTRASTIVE, neck=dict(
+        type='MoCoV2Neck', in_channels=64, hid_channels=16, out_channels=16)),
+    SimCLR=dict(neck=NECK, head=CONTRASTIVE))
+
+
+@pytest.fixture(autouse=True)
+def scope():
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        yield
+
+
+def self_supervised(kind, num_modules=3):
+    model = dict(type=kind, backbone=RESNET, data_preprocessor=dict(type='SelfSupDataPreprocessor'),
+                 **SELF_SUPERVISED[kind])
+    cfg = Config(dict(model=model, default_scope='mmpretrain'))
+    torch.manual_seed(0)
+    model = build_model(cfg if num_modules is None else localize(cfg, num_modules))
+    return model.train()
+
+
+def views(count=2):
+    torch.manual_seed(0)
+    return dict(inputs=[torch.rand(4, 3, 32, 32) for _ in range(count)], data_samples=[None] * 4)
+
+
+def unchanged(model, step):
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(LocalLearningError, match='several times.*contrastive.*num_modules=1'):
+        step()
+    return all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize('kind', ['SimSiam', 'BarlowTwins'])
+@pytest.mark.parametrize('num_modules', [3, 1])
+def test_views_one_after_the_other(kind, num_modules):
+    """Refused before the first parameter has changed, however they are applied."""
+    model = self_supervised(kind, num_modules)
+    trainer = Trainer(model, apply='eager')
+    if num_modules == 1:
+        assert trainer.step(views())['loss'] == pytest.approx(
+            self_supervised(kind, None)(**views(), mode='loss')['loss'].item(), rel=1e-5)
+    else:
+        assert unchanged(model, lambda: trainer.step(views()))
+
+
+@pytest.mark.parametrize('kind, where', [('MoCo', 'backbone, encoder_k.module.0'),
+                                         ('BYOL', 'backbone, target_net.module.0')])
+def test_copies_of_the_backbone(kind, where):
+    model = self_supervised(kind)
+    with pytest.raises(LocalLearningError, match=rf'2 times \({where}\).*teacher-student'):
+        check_local_training(model, LocalOptimWrapper)
+
+
+def test_views_in_one_pass():
+    """SimCLR's loss joins its views itself: each module runs on both, and is trained."""
+    model = self_supervised('SimCLR')
+    trainer = Trainer(model)
+    data = views()
+    images = torch.stack(data['inputs'], 1).flatten(0, 1)
+    first, _, _ = model.backbone._run_module(0, images, dict(images=images))
+    seen, before = [], {name: p.clone() for name, p in model.named_parameters()}
+    loss_of = type(model.backbone.auxiliary[0]).loss
+
+    def loss(self, x, levels, step):
+        seen.append(x.detach())
+        return loss_of(self, x, levels, step)
+
+    with mock.patch.object(type(model.backbone.auxiliary[0]), 'loss', loss):
+        trainer.step(data)
+    assert len(seen[0]) == 8
+    torch.testing.assert_close(seen[0], first.detach())
+    assert all(loss > 0 for name, loss in trainer.log.items() if name.endswith('.loss'))
+    same = [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
+    assert not [name for name in same if name.endswith('conv1.weight')]
+
+
+class Mixing(BaseModel):
+    """Shuffles its images before the backbone, and its labels with them."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(64, 2)
+        self.shuffles = True
+
+    def loss(self, inputs, data_samples):
+        order = torch.randperm(len(inputs)) if self.shuffles else torch.arange(len(inputs))
+        features = self.backbone(inputs[order])[-1].mean((2, 3))
+        return dict(loss=nn.functional.cross_entropy(self.fc(features), data_samples[order]))
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return self.loss(inputs, data_samples)
+
+
+@pytest.mark.parametrize('shuffles', [True, False])
+def test_images_that_the_loss_changes_at_random(shuffles):
+    torch.manual_seed(0)
+    model = Mixing(LocalBackbone(RESNET, 2)).train()
+    model.shuffles = shuffles
+    trainer = Trainer(model)
+    data = dict(inputs=torch.rand(6, 3, 32, 32), data_samples=torch.arange(6) % 2)
+    if shuffles:
+        with pytest.raises(LocalLearningError, match='other images for each module'):
+            trainer.step(data)
+    else:
+        assert trainer.step(data)['loss'] > 0
+
+
+@pytest.mark.parametrize('kind', ['SoftTeacher', 'QDTrack'])
+def test_detectors_inside_another_model(kind):
+    cfg = Config(dict(model=dict(type=kind, detector=dict(type='RetinaNet', backbone=RESNET))))
+    with pytest.raises(LocalLearningError, match=f'{kind} has its backbone in model.detector'):
+        localize(cfg)
+
+
+def test_arguments_beside_the_images():
+    """As of backbones that are told a mask; back-propagation needs no family."""
+
+    class Masked(nn.Module):
+
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x, mask, scale=1.):
+            return self.conv(x * mask) * scale
+
+    backbone = LocalBackbone(dict(type=Masked), 1)
+    x, mask = torch.rand(1, 3, 4, 4), torch.ones(1, 1, 4, 4)
+    for mode in (True, False):
+        backbone.train(mode)
+        torch.testing.assert_close(backbone(x, mask, scale=2.), 2 * backbone.backbone(x, mask))
