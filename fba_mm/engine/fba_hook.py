@@ -11,7 +11,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..errors import LocalLearningError
-from ..local import AssignedTargets, FeatureBank, LocalBackbone, LocalStep
+from ..local import AssignedTargets, FeatureBank, HeadSettings, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
@@ -130,6 +130,7 @@ class FBAHook(Hook):
         self._log: Dict[str, Tensor] = {}
         self._heads: List[nn.Module] = []
         self._answering = ExitStack()
+        self._settings: Optional[HeadSettings] = None
         self._own_images = True
 
     def __deepcopy__(self, memo: dict) -> 'FBAHook':
@@ -149,6 +150,9 @@ class FBAHook(Hook):
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
         name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)
         check_settings(local_backbone, name, runner.cfg.get('optim_wrapper') or {})
+        # Before other hooks' before_train, where some of them set what a resumed training has come to.
+        self._settings = HeadSettings(
+            _unwrapped(runner.model), local_backbone, local_backbone.auxiliary)
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
         runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
                            f'{self.bank.scope!r}:\n{local_backbone.describe()}')
@@ -184,6 +188,9 @@ class FBAHook(Hook):
         if isinstance(model, LocalShardedDataParallel):
             model.shard(optim_wrapper)
         self._model = model = _unwrapped(model)
+        if self._settings is None:
+            self._settings = HeadSettings(
+                model, self._local_backbone, self._local_backbone.auxiliary)
         self._optim_wrapper = optim_wrapper
         self._parameters = [
             self._local_backbone.local_parameters(i)
@@ -242,6 +249,17 @@ class FBAHook(Hook):
         """Have all weights in all processes."""
         gather_weights(runner)
 
+    def before_val_epoch(self, runner) -> None:
+        """Take what was set on the model up to now for settings."""
+        if self._handles:
+            self._follow()
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None,
+                       outputs: Any = None) -> None:
+        """Take what validation has left on the model for none."""
+        if self._handles:
+            self._settings.note()
+
     def after_train(self, runner) -> None:
         """Detach from the model."""
         gather_weights(runner)
@@ -259,6 +277,7 @@ class FBAHook(Hook):
                          self.train_module, self._accumulate, self._generator,
                          local_backbone.head_batch_size)
         local_backbone.step = step
+        self._follow()
         self._answering.enter_context(step.targets.answering(self._heads))
         # The backbone sees to all images but the last; the model's own loss() sees these only.
         last = step.slices(model, local_backbone)[-1]
@@ -272,7 +291,13 @@ class FBAHook(Hook):
         step, self._local_backbone.step = self._local_backbone.step, None
         self.bank.clear()
         self._answering.close()
+        if step is not None:
+            self._settings.note()
         return output if step is None or output is None else step.joined(output)
+
+    def _follow(self) -> None:
+        if self._settings.follow():
+            self._heads = AssignedTargets.heads_of(self._model)
 
     def _accumulate(self, losses: Losses) -> None:
         self._optim_wrapper.accumulate_local(self._model.parse_losses(losses)[0])

@@ -6,7 +6,9 @@ Knows torch and the registries, but no runner: training a loss is a callable tha
 from .assigned_targets import AssignedTargets
 from .auxiliary import SLM, Auxiliary
 from .feature_bank import FeatureBank
+from .head_settings import HeadSettings
 from .local_backbone import LocalBackbone
 from .local_step import LocalStep
 
-__all__ = ['AssignedTargets', 'Auxiliary', 'FeatureBank', 'LocalBackbone', 'LocalStep', 'SLM']
+__all__ = ['AssignedTargets', 'Auxiliary', 'FeatureBank', 'HeadSettings', 'LocalBackbone', 'LocalStep',
+           'SLM']

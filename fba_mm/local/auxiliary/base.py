@@ -72,6 +72,11 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             step: The batch and the bank.
         """
 
+    @property
+    def shares_head(self) -> bool:
+        """Whether it learns from the model's own neck and head, not from some of its own."""
+        return getattr(self, 'head', self) is None
+
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See what the whole network made of the batch, after all modules have run.
 

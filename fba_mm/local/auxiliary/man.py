@@ -142,6 +142,11 @@ class _ThroughNextBlock(Auxiliary):
 
     follows_next_module = True
 
+    @property
+    def shares_head(self) -> bool:
+        """See :class:`Auxiliary`."""
+        return self.host.shares_head
+
     def check_apart(self) -> None:
         """See :class:`Auxiliary`."""
         raise LocalLearningError(

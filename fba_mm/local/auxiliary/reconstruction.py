@@ -121,6 +121,9 @@ class SLMReconstruction(Auxiliary):
                 "learning follows the step of one loss: train the generator in mmagic's "
                 'BaseEditModel, by its pixel_loss')
 
+    # The loss is the model's own, whatever makes the image.
+    shares_head = True
+
     def check_apart(self) -> None:
         """See :class:`Auxiliary`."""
         if self.head is None:
