@@ -97,9 +97,9 @@ class Snapshot:
                 if owner.training and owner.track_running_stats:
                     owner.track_running_stats = False
                     self._norms.append(owner)
-            elif owner._buffers:
+            elif owner._buffers or not plain:  # There may be new ones.
                 self._take(index, owner._buffers)
-            if owner._modules:
+            if owner._modules or not plain:
                 self._take(index, owner._modules)
             for name, parameter in owner._parameters.items():
                 if parameter is not None and not parameter.requires_grad:

@@ -59,6 +59,7 @@ class Keeper(nn.Module):
         self.fc = nn.Linear(3, 3)
         self.norms = nn.ModuleList([nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
         self.plain = torch.zeros(2)
+        self.fresh = CountingHead(None, seen=False)
         self.array = np.zeros(2)
         self.iteration = 0
         self.history = [[1.], deque([1, 2], maxlen=2)]
@@ -86,6 +87,8 @@ class Keeper(nn.Module):
         self.array += 1
         self.iteration += 1
         self.new = 1
+        self.fresh.register_buffer('late', torch.zeros(1))
+        self.fresh.layer = nn.Identity()
         self.history[0].append(2.)
         self.history[1].append(3)
         self.by_class['a'][0] += 1
@@ -136,6 +139,7 @@ def test_every_form_of_state_is_put_back(failing):
         pass
     assert same(before[0], model.state()[0]) and same(before[1:], model.state()[1:])
     assert {k: id(v) for k, v in vars(model).items()} == held
+    assert not model.fresh._buffers and not model.fresh._modules
     assert {name: id(buffer) for name, buffer in model.named_buffers()} == buffers
     # The pass itself is as ever, with the state that the model has, and its gradients.
     loss.backward()
@@ -204,10 +208,11 @@ def test_losses_and_layers_that_count(loss, args):
 class CountingHead(nn.Module):
     """Put on a head's loss: counts passes in a buffer and in an attribute."""
 
-    def __init__(self, loss):
+    def __init__(self, loss, seen=True):
         super().__init__()
         self.loss = loss
-        self.register_buffer('seen', torch.zeros(()))
+        if seen:
+            self.register_buffer('seen', torch.zeros(()))
         self.passes = 0
 
     def forward(self, *args, **kwargs):
