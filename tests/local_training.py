@@ -16,22 +16,25 @@ class Trainer:
         wrapper: Class of the optimizer wrapper.
         optimizer: ``optimizer(parameters)``.
         scope: Of the feature bank.
+        hook: More arguments of the hook.
         **kwargs: For the wrapper.
     """
 
-    def __init__(self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', **kwargs):
+    def __init__(self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', hook={},
+                 **kwargs):
         optimizer = optimizer or (lambda p: torch.optim.SGD(p, lr=.01, momentum=.9))
         self.model = model
         if issubclass(wrapper, LocalOptimWrapper):
             kwargs.setdefault('apply', 'end')  # Most tests look at gradients, which eager frees.
         self.optim_wrapper = wrapper(optimizer=optimizer(model.parameters()), **kwargs)
-        self.hook = FBAHook(scope=scope, log_terms=True)
+        self.hook = FBAHook(scope=scope, log_terms=True, **hook)
         self.runner = SimpleNamespace(
             model=model,
             optim_wrapper=self.optim_wrapper,
             seed=0,
             iter=0,
             cfg={},
+            hooks=[],
             logger=MMLogger.get_current_instance(),
             message_hub=MessageHub.get_instance('tests'))
         self.log = {}

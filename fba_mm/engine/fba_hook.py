@@ -17,6 +17,7 @@ from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
 from .local_optim_wrapper_constructor import check_settings
 from .local_sharded_data_parallel import LocalShardedDataParallel, check_sharded
+from .loss_check import LossCheck
 from .module_parallel import LocalModuleParallel, begin_module_parallel, check_module_parallel
 from .whole_model import gather_weights
 
@@ -107,19 +108,29 @@ class FBAHook(Hook):
             ``'off'``: nothing.
         bank_dtype: What maps of the extra forward are stored in; see :class:`FeatureBank`.
         log_terms: Also log each term of the local losses (``local_1.loss_cls``, ...).
+        invalid_loss: What is done when a module's loss, or the model's own, is NaN or infinite.
+            ``'stop'``: training ends with a line that names module and iteration; see
+            :class:`LossCheck`. ``'skip'``: there is no backward pass of that loss, and a warning;
+            on a GPU this waits for each loss. With MMDetection's ``CheckInvalidLossHook``, training
+            stops.
 
     Raises:
-        LocalLearningError: Unknown ``scope``; before training: no or several LocalBackbones,
-            another optimizer wrapper, an auxiliary network that doesn't fit, or another model
-            wrapper than :class:`LocalDataParallel`, :class:`LocalShardedDataParallel` and
-            :class:`LocalModuleParallel`.
+        LocalLearningError: Unknown ``scope`` or ``invalid_loss``; in training: a loss is no number;
+            before training: ``'skip'`` in several processes or with ``head_batch_size``, no or
+            several LocalBackbones, another optimizer wrapper, an auxiliary network that doesn't
+            fit, or another model wrapper than :class:`LocalDataParallel`,
+            :class:`LocalShardedDataParallel` and :class:`LocalModuleParallel`.
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
     """
 
     def __init__(self, scope: str = 'past', bank_dtype: Optional[str] = None,
-                 log_terms: bool = False):
+                 log_terms: bool = False, invalid_loss: str = 'stop'):
+        if invalid_loss not in ('stop', 'skip'):
+            raise LocalLearningError(f"invalid_loss={invalid_loss!r}: give 'stop' or 'skip'")
+        self.invalid_loss = invalid_loss
+        self._check: Optional[LossCheck] = None
         self.bank = FeatureBank(scope, bank_dtype)
         self.log_terms = log_terms
         self._model: Optional[nn.Module] = None
@@ -150,7 +161,8 @@ class FBAHook(Hook):
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
         name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)
         check_settings(local_backbone, name, runner.cfg.get('optim_wrapper') or {})
-        # Before other hooks' before_train, where some of them set what a resumed training has come to.
+        self._check = self._loss_check(runner, local_backbone)
+        # Before other hooks' before_train, where some set what a resumed training has come to.
         self._settings = HeadSettings(
             _unwrapped(runner.model), local_backbone, local_backbone.auxiliary)
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
@@ -161,6 +173,20 @@ class FBAHook(Hook):
             runner.logger.info(runner.model.describe())
         if isinstance(runner.model, LocalShardedDataParallel):
             check_sharded(runner, self.bank.scope)
+
+    def _loss_check(self, runner, local_backbone: LocalBackbone) -> LossCheck:
+        mode = self.invalid_loss
+        if mode == 'skip' and is_model_wrapper(runner.model):
+            raise LocalLearningError(
+                "FBAHook(invalid_loss='skip') is for one process: others would wait for gradients "
+                "that don't come, leave it out")
+        if mode == 'skip' and local_backbone.head_batch_size is not None:
+            raise LocalLearningError(
+                "FBAHook(invalid_loss='skip') does not go with head_batch_size, which computes "
+                'gradients before the whole loss is known: leave out one')
+        if any(type(hook).__name__ == 'CheckInvalidLossHook' for hook in runner.hooks):
+            mode = 'stop'
+        return LossCheck(mode, local_backbone.num_modules)
 
     def before_train(self, runner) -> None:
         """Attach to the model that is trained."""
@@ -192,6 +218,8 @@ class FBAHook(Hook):
             self._settings = HeadSettings(
                 model, self._local_backbone, self._local_backbone.auxiliary)
         self._optim_wrapper = optim_wrapper
+        if self._check is not None:
+            optim_wrapper.loss_check = self._check
         self._parameters = [
             self._local_backbone.local_parameters(i)
             for i in range(self._local_backbone.num_modules - 1)
@@ -212,6 +240,8 @@ class FBAHook(Hook):
         rank = get_rank() if self._own_images else 0
         self._generator.manual_seed(
             (runner.seed or 0) * 1_000_003 + runner.iter + rank * 1_000_000_007)
+        if self._check is not None:
+            self._check.begin(runner.iter)
 
     def after_train_iter(self,
                          runner,
@@ -234,9 +264,10 @@ class FBAHook(Hook):
             losses: What the module's auxiliary network made of the batch, by name.
         """
         loss, terms = self._model.parse_losses(losses)
-        # Hooks may freeze layers, and make them trainable again, at any time.
-        trained = [p for p in self._parameters[index] if p.requires_grad]
-        self._optim_wrapper.update_local(loss, trained)
+        if self._check is None or self._check.trains(index, loss, terms):
+            # Hooks may freeze layers, and make them trainable again, at any time.
+            trained = [p for p in self._parameters[index] if p.requires_grad]
+            self._optim_wrapper.update_local(loss, trained)
         for name, value in terms.items():
             if name == 'loss' or self.log_terms:
                 self._log[f'local_{index + 1}.{name}'] = value.detach()

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
 from .gradient_reducer import GradientReducer
+from .loss_check import LossCheck
 from .sharded_reducer import ShardedReducer
 
 
@@ -61,6 +62,8 @@ class LocalOptimWrapper(OptimWrapper):
         # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
         # over all processes.
         self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
+        # FBAHook sets this: it looks for losses that are NaN.
+        self.loss_check: Optional[LossCheck] = None
 
     def accumulate_local(self, loss: Tensor) -> None:
         """Compute the gradients of a part of a module's loss now, and add them up.
@@ -100,6 +103,9 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The scaled loss.
             **kwargs: Arguments of ``torch.Tensor.backward``.
         """
+        if self.loss_check is not None and not self.loss_check.finishes(loss):
+            self._inner_count += 1
+            return
         parameters = [p for g in self.optimizer.param_groups for p in g['params']
                       if p.requires_grad]
         if not self._reduces:
@@ -120,6 +126,8 @@ class LocalOptimWrapper(OptimWrapper):
 
         With ``update_params`` in that process, gradients accumulate over as many iterations here.
         """
+        if self.loss_check is not None:
+            self.loss_check.finishes()
         self._inner_count += 1
         if self.should_update():
             self.step()

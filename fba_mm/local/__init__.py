@@ -10,5 +10,5 @@ from .head_settings import HeadSettings
 from .local_backbone import LocalBackbone
 from .local_step import LocalStep
 
-__all__ = ['AssignedTargets', 'Auxiliary', 'FeatureBank', 'HeadSettings', 'LocalBackbone', 'LocalStep',
-           'SLM']
+__all__ = ['AssignedTargets', 'Auxiliary', 'FeatureBank', 'HeadSettings', 'LocalBackbone',
+           'LocalStep', 'SLM']

@@ -117,7 +117,7 @@ class HeadSettings:
 
 
 def _counterpart(head: nn.Module, owners: List[Tuple[Any, Any]]) -> Any:
-    """What stands in a copy where the last of these objects stands in the model; None if nothing."""
+    """What a copy has in the place of the last of these objects; None if nothing like it."""
     found: Any = head
     for owner, key in owners[1:]:
         if isinstance(found, dict):

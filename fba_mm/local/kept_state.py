@@ -68,8 +68,8 @@ class Snapshot:
 
     Attributes:
         taken: For each container: the index of its owner in ``owners``, the container, its contents
-            as they were (a dict, list or set), its values as they are from now on, and whether there
-            are copies among these.
+            as they were (a dict, list or set), its values as they are from now on, and whether
+            there are copies among these.
         owners: The model, and the modules, objects and containers found in it: each with the index
             of the one that holds it, and the attribute's name or the item's key there.
     """
@@ -193,8 +193,9 @@ class Snapshot:
         for parameter, version, index, name in self._untrained:
             if parameter._version != version:
                 raise LocalLearningError(
-                    f'{self.place(index, name)} is changed in the forward pass of the head, once for '
-                    "each module that shares it: give modules heads of their own, auxiliary='own'")
+                    f'{self.place(index, name)} is changed in the forward pass of the head, once '
+                    'for each module that shares it: give modules heads of their own, '
+                    "auxiliary='own'")
 
 
 def is_as_it_was(contents: Any, live: list) -> bool:

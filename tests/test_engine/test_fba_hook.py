@@ -22,7 +22,8 @@ def runner_of(model, optim_wrapper=LocalOptimWrapper, **settings):
     """As much of a runner as the hook looks at before training."""
     optim_wrapper = optim_wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=.1))
     return SimpleNamespace(**dict(
-        dict(model=model, optim_wrapper=optim_wrapper, logger=mock.Mock(), cfg={}), **settings))
+        dict(model=model, optim_wrapper=optim_wrapper, logger=mock.Mock(), cfg={},
+             hooks=[]), **settings))
 
 
 class AmpOptimWrapper(OptimWrapper):

@@ -57,7 +57,8 @@ class Keeper(nn.Module):
         self.register_buffer('counts', torch.zeros(3))
         self.register_buffer('queue', torch.zeros(4))
         self.fc = nn.Linear(3, 3)
-        self.norms = nn.ModuleList([nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
         self.plain = torch.zeros(2)
         self.fresh = CountingHead(None, seen=False)
         self.array = np.zeros(2)
@@ -175,7 +176,8 @@ def test_parameters_that_a_pass_moves():
     (dict(type='EQLV2Loss', num_classes=3), lambda: (torch.rand(4, 4), torch.arange(4) % 3)),
     (dict(type='GHMC', momentum=.7),
      lambda: (torch.rand(4, 3), torch.eye(4)[:, :3], torch.ones(4, 3))),
-    (dict(type='GHMR', momentum=.7), lambda: (torch.rand(4, 4), torch.rand(4, 4), torch.ones(4, 4))),
+    (dict(type='GHMR', momentum=.7),
+     lambda: (torch.rand(4, 4), torch.rand(4, 4), torch.ones(4, 4))),
     (dict(type='mmseg.EMAModule', channels=4, num_bases=2, num_stages=1, momentum=.1),
      lambda: (torch.rand(2, 4, 3, 3), )),
     (dict(type='DropBlock', drop_prob=.1, block_size=1, warmup_iters=5),
@@ -194,7 +196,8 @@ def test_losses_and_layers_that_count(loss, args):
     args = args()
 
     def state():
-        return copy.deepcopy({name: value for name, value in {**vars(module), **module._buffers}.items()
+        values = {**vars(module), **module._buffers}
+        return copy.deepcopy({name: value for name, value in values.items()
                               if isinstance(value, (bool, int, float, list, torch.Tensor))})
 
     before = state()
