@@ -287,8 +287,9 @@ def _num_classes(part: Any) -> Iterator[int]:
     if isinstance(part, dict):
         if isinstance(part.get('num_classes'), int):
             yield part['num_classes']
-        for value in part.values():
-            yield from _num_classes(value)
+        for name, value in part.items():
+            if 'semantic' not in name:  # Of maps beside the boxes, as HTC has them.
+                yield from _num_classes(value)
     elif isinstance(part, (list, tuple)):
         for value in part:
             yield from _num_classes(value)

@@ -150,6 +150,7 @@ def test_what_no_light_head_is_for():
 @pytest.mark.parametrize('name, auxiliary', [
     (RETINANET, LIGHT),
     ('mmdet::solo/solo_r50_fpn_1x_coco.py', LIGHT),
+    ('mmdet::htc/htc_r50_fpn_1x_coco.py', LIGHT),  # whose semantic maps have 183 classes
     ('mmdet::rpn/rpn_r50_fpn_1x_coco.py', dict(type='SLM', blocks_per_stage=0)),
     ('mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', dict(type='SLM', blocks_per_stage=0)),
     ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', dict(type='SLM', head=dict(

@@ -166,8 +166,10 @@ class FBAHook(Hook):
         self._settings = HeadSettings(
             _unwrapped(runner.model), local_backbone, local_backbone.auxiliary)
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
-        runner.logger.info(f'Local learning in {local_backbone.num_modules} modules, feature bank '
-                           f'{self.bank.scope!r}:\n{local_backbone.describe()}')
+        count = local_backbone.num_modules
+        what = f'Local learning in {count} modules, feature bank {self.bank.scope!r}' if count > 1 \
+            else 'num_modules=1'
+        runner.logger.info(f'{what}:\n{local_backbone.describe()}')
         if isinstance(runner.model, LocalModuleParallel):
             check_module_parallel(runner, self.bank.scope)
             runner.logger.info(runner.model.describe())

@@ -1,6 +1,6 @@
 """``LocalOptimWrapper``: when gradients are computed and applied."""
 from contextlib import contextmanager
-from typing import Iterator, List, Optional, Sequence, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -59,6 +59,7 @@ class LocalOptimWrapper(OptimWrapper):
         self.by_parameter = apply == 'eager' or type(optimizer).__module__.startswith('torch.optim')
         self.apply = apply or (
             'eager' if self.by_parameter and not self.clip_grad_kwargs else 'end')
+        self._groups: Dict[nn.Parameter, int] = {}
         # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
         # over all processes.
         self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
@@ -178,8 +179,10 @@ class LocalOptimWrapper(OptimWrapper):
             return
         complete: List[nn.Parameter] = []
         applied = set()
+        nbytes = 0
 
         def on_gradient(parameter: nn.Parameter) -> None:
+            nonlocal nbytes
             if id(parameter) in applied:
                 raise LocalLearningError(
                     f'a parameter of shape {tuple(parameter.shape)} gets its gradient in several '
@@ -187,9 +190,11 @@ class LocalOptimWrapper(OptimWrapper):
                     "set optim_wrapper.apply='end'")
             applied.add(id(parameter))
             complete.append(parameter)
-            if sum(p.grad.nbytes for p in complete) >= _EAGER_BYTES:
+            nbytes += parameter.grad.nbytes
+            if nbytes >= _EAGER_BYTES:
                 self._apply_to(complete)
                 complete.clear()
+                nbytes = 0
 
         handles = [p.register_post_accumulate_grad_hook(on_gradient) for p in parameters]
         try:
@@ -202,20 +207,34 @@ class LocalOptimWrapper(OptimWrapper):
 
     def _apply_to(self, parameters: Sequence[nn.Parameter]) -> None:
         """Apply the gradients of some parameters, as far as they have any, and free them."""
-        own = {id(p) for p in parameters if p.grad is not None}
-        if not own:
-            return
-        groups = self.optimizer.param_groups
-        everything = [group['params'] for group in groups]
-        for group in groups:
-            group['params'] = [p for p in group['params'] if id(p) in own]
-        try:
-            self._apply_gradients()
-        finally:
-            for group, all_of_group in zip(groups, everything):
-                group['params'] = all_of_group
+        chosen: Dict[int, List[nn.Parameter]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                chosen.setdefault(self._group_index(parameter), []).append(parameter)
+        chosen.pop(-1, None)
+        if chosen:
+            # The optimizer is shown these groups alone: there may be one for each parameter.
+            groups = self.optimizer.param_groups
+            everything = {i: groups[i]['params'] for i in chosen}
+            for i, some in chosen.items():
+                groups[i]['params'] = some
+            self.optimizer.param_groups = [groups[i] for i in chosen]
+            try:
+                self._apply_gradients()
+            finally:
+                self.optimizer.param_groups = groups
+                for i, all_of_group in everything.items():
+                    groups[i]['params'] = all_of_group
         for parameter in parameters:
             parameter.grad = None
+
+    def _group_index(self, parameter: nn.Parameter) -> int:
+        """Which of the optimizer's groups a parameter is in; -1 if in none."""
+        if parameter not in self._groups:
+            self._groups = {p: i for i, group in enumerate(self.optimizer.param_groups)
+                            for p in group['params']}
+            self._groups.setdefault(parameter, -1)
+        return self._groups[parameter]
 
 
 class _ScaledStep:

@@ -256,19 +256,27 @@ class LocalBackbone(AnsweringBackbone):
         return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
 
     def describe(self) -> str:
-        """One line per module: its segments, and whether an auxiliary network trains it."""
+        """One line per module: its segments, what trains it, and its share of the activations.
+
+        The share is that of what the whole backbone would keep for its backward pass.
+        """
+        if self.num_modules == 1:
+            how = f'recomputed in {len(self.spans[0])} spans' if self.spans else 'which is plain ' \
+                'back-propagation: no feature bank, no auxiliary network, no memory saved'
+            return f"  the whole backbone, trained by the model's own loss, {how}"
         lines = []
+        saved = [sum(self.footprints[i].saved_bytes for i in module)
+                 for module in self.module_segments]
         for k, module in enumerate(self.module_segments):
             names = [self.segments[i].name for i in module] or ['whole backbone']
             span = names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
             trainer = 'the model\'s own loss'
             if k < len(self.auxiliary):
-                count = sum(p.numel() for p in self.auxiliary[k].parameters())
-                name = type(self.auxiliary[k]).__name__
-                trainer = f'{name} with {count / 1e6:.2f} M parameters of its own'
+                trainer = self.auxiliary[k].describe()
+            share = f', {saved[k] / max(sum(saved), 1):.0%} of the activations'
             if self.spans:
                 trainer += f', recomputed in {len(self.spans[k])} spans'
-            lines.append(f'  module {k + 1}: {span}, trained by {trainer}')
+            lines.append(f'  module {k + 1}: {span}{share}, trained by {trainer}')
         return '\n'.join(lines)
 
     def forward(self, x: Tensor, *args, **kwargs) -> Features:

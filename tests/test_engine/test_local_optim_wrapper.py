@@ -93,6 +93,30 @@ def test_gradients_are_freed_before_the_next_module_runs(apply):
     assert held == [[apply == 'end'] * k for k in range(1, wrapped.num_modules)]
 
 
+def test_the_optimizer_is_shown_the_groups_of_a_step_alone():
+    """With a group for each parameter, as multipliers make them, each step would walk through all."""
+    model = build(retinanet(num_modules=4, auxiliary=auxiliary('own')))
+    trainer = Trainer(model, apply='eager', optimizer=lambda parameters: torch.optim.SGD(
+        [dict(params=[p], lr=.1) for p in parameters], lr=.1))
+    optimizer = trainer.optim_wrapper.optimizer
+    groups = optimizer.param_groups
+    shown = []
+    optimizer.register_step_pre_hook(
+        lambda optimizer, *_: shown.append([len(group['params']) for group in optimizer.param_groups]))
+    trainer.step(batch())
+    *eager, last = shown
+    assert all(params == [1] * len(params) for params in eager)
+    assert sum(map(len, eager)) == len(groups) == len(last)
+    assert optimizer.param_groups is groups and all(len(group['params']) == 1 for group in groups)
+    # One that came later, and one of nobody's.
+    optimizer.add_param_group(dict(params=[torch.nn.Parameter(torch.ones(2))]))
+    late, foreign = groups[-1]['params'][0], torch.nn.Parameter(torch.ones(2))
+    late.grad, foreign.grad = torch.ones(2), torch.ones(2)
+    trainer.optim_wrapper._apply_to([late, foreign])
+    assert torch.allclose(late, torch.full((2, ), .9)) and torch.equal(foreign, torch.ones(2))
+    assert late.grad is None and foreign.grad is None
+
+
 @pytest.mark.parametrize('size', [None, 1])
 @pytest.mark.parametrize('step_bytes', [0, 2**13, 2**40])
 @pytest.mark.parametrize('head', ['own', 'shared'])

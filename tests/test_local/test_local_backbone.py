@@ -222,6 +222,21 @@ def test_number_of_modules(num_modules):
     assert len(wrapped.auxiliary) == num_modules - 1
     assert len(wrapped.describe().splitlines()) == num_modules
     assert "model's own loss" in wrapped.describe().splitlines()[-1]
+    assert ('plain back-propagation' in wrapped.describe()) == (num_modules == 1)
+
+
+def test_description():
+    head = dict(type='LightRetinaNet', num_classes=3, channels=16)
+    wrapped = LocalBackbone(resnet(), [3, 6], auxiliary=dict(type='SLM', head=head))
+    first, second = wrapped.describe().splitlines()
+    count = sum(p.numel() for p in wrapped.auxiliary.parameters()) / 1e6
+    saved = [footprint.saved_bytes for footprint in wrapped.footprints]
+    share = round(100 * sum(saved[:3]) / sum(saved))
+    assert first == (f'  module 1: stem ... layer1.1, {share}% of the activations, trained by SLM '
+                     f'with {count:.2f} M parameters of its own, LightRetinaNet among them')
+    assert second.startswith(f'  module 2: layer2.0 ... layer4.1, {100 - share}% of the activations')
+    shared = LocalBackbone(resnet(), [3, 6]).describe().splitlines()[0]
+    assert shared.endswith("parameters of its own, before the model's own head")
 
 
 def test_modules_of_the_stages():

@@ -85,6 +85,11 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             step: The batch and the bank.
         """
 
+    def describe(self) -> str:
+        """What it is, for the log, in some words."""
+        count = sum(p.numel() for p in self.parameters())
+        return f'{type(self).__name__} with {count / 1e6:.2f} M parameters of its own'
+
     def levels_read(self, model: nn.Module, source: AnsweringBackbone) -> Set[int]:
         """The levels of the backbone's output that it computes with; in doubt all of them.
 
@@ -146,7 +151,8 @@ def num_classes_of(model: nn.Module, skip: Optional[nn.Module] = None) -> Option
         skip: A part of it to leave out.
     """
     skipped = set() if skip is None else set(skip.modules())
-    # A two-stage detector's RPN has one class of its own beside those of the data set.
-    return max((m.num_classes for m in model.modules()
-                if m not in skipped and isinstance(getattr(m, 'num_classes', None), int)),
-               default=None)
+    # A two-stage detector's RPN has one class of its own beside those of the data set, and a semantic
+    # head has those of maps.
+    return max((m.num_classes for name, m in model.named_modules()
+                if m not in skipped and 'semantic' not in name
+                and isinstance(getattr(m, 'num_classes', None), int)), default=None)

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...config import type_name
 from ...errors import LocalLearningError
 from ..bank_use import BankUse
 from ..level_reads import levels_read
@@ -166,6 +167,7 @@ class SLM(Auxiliary):
                 if cut_point.reduced_output is not None and self._makes(stage):
                     self.outputs[str(stage.level)] = cut_point.reduced_output(
                         stage.level, out_channels)
+        self._head_type = None if head is None else type_name(head.get('type'))
         self.head = None if head is None else build_own_head(
             head, self.level_channels, [stage.stride for stage in cut_point.levels])
         self.bank_use: Optional[BankUse] = None
@@ -285,6 +287,13 @@ class SLM(Auxiliary):
         """See :class:`Auxiliary`."""
         if self.bank_use is not None:
             self.bank_use.observe(features, step)
+
+    def describe(self) -> str:
+        """See :class:`Auxiliary`."""
+        own = super().describe()
+        if self.head is not None:
+            return f'{own}, {self._head_type} among them'
+        return f"{own}, before the model's own head"
 
     def levels_read(self, model: nn.Module, source: AnsweringBackbone) -> Set[int]:
         """See :class:`Auxiliary`."""
