@@ -4,7 +4,7 @@ A network for 32×32 px images trains faster than a few workers can crop, pack a
 whole set fits on the device many times over (CIFAR-10: 154 MB), and there a batch is cropped and
 mirrored by one indexing operation.
 """
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -160,6 +160,7 @@ class DeviceBatches:
         self.seed = seed
         self.joint_sample = joint_sample
         self.metainfo = dict(metainfo or {})
+        self.dataset = DeviceDataset(self)
         self.epoch = 0
         self._normalization = None if mean is None else tuple(
             torch.tensor(values, dtype=torch.float32, device=self.images.device).view(-1, 1, 1)
@@ -189,7 +190,7 @@ class DeviceBatches:
         """
         if max_images is not None and max_images < 1:
             raise LocalLearningError(f'max_images={max_images}: give at least 1, or leave it unset')
-        once, pad, crop, flip_prob = _split_pipeline(dataset)
+        once, *_ = _split_pipeline(dataset.pipeline)
         count = len(dataset) if max_images is None else min(max_images, len(dataset))
         images, labels = [], []
         for info in _with_progress(dataset, [i * len(dataset) // count for i in range(count)]):
@@ -210,22 +211,10 @@ class DeviceBatches:
         if not images:
             raise LocalLearningError(f'{type(dataset).__name__} has no images: give other data')
         stacked = torch.stack(images).permute(0, 3, 1, 2).contiguous()
-        size = tuple(stacked.shape[2:])
-        if crop is not None and tuple(crop.crop_size) != size:
-            raise LocalLearningError(
-                f'RandomCrop(crop_size={tuple(crop.crop_size)}) does not fit images of {size} px: '
-                'crops on the device are as large as the images, set crop_size to that')
-        augmentation = Augmentation(
-            padding=getattr(pad or crop, 'padding', None) or 0,
-            flip_prob=flip_prob,
-            reflect=pad is not None)
-        return cls(stacked, torch.tensor(labels), batch_size, augmentation=augmentation,
-                   metainfo=dataset.metainfo, **kwargs)
-
-    @property
-    def dataset(self) -> 'DeviceBatches':
-        """Where MMEngine looks for ``metainfo``: this object."""
-        return self
+        batches = cls(stacked, torch.tensor(labels), batch_size, metainfo=dataset.metainfo, **kwargs)
+        batches.dataset.loading = once
+        batches.dataset.pipeline = dataset.pipeline
+        return batches
 
     @property
     def sampler(self) -> 'DeviceBatches':
@@ -274,14 +263,67 @@ class DeviceBatches:
         ]
 
 
-def _split_pipeline(dataset) -> Tuple[List, object, object, float]:
+class DeviceDataset:
+    """What MMEngine and hooks look for behind a dataloader.
+
+    Args:
+        batches: The dataloader.
+
+    Attributes:
+        loading: Transforms that have run on the images before these went to the device.
+    """
+
+    def __init__(self, batches: DeviceBatches):
+        self._batches = batches
+        self._pipeline: Any = None
+        self.loading: list = []
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._batches.images)
+
+    @property
+    def metainfo(self) -> dict:
+        """The data set's."""
+        return self._batches.metainfo
+
+    @property
+    def pipeline(self) -> Any:
+        """The data set's pipeline. Hooks may set another: the next epoch is augmented by that.
+
+        Raises:
+            LocalLearningError: It has no form on the device, or makes other images to begin with.
+        """
+        return self._pipeline
+
+    @pipeline.setter
+    def pipeline(self, pipeline: Any) -> None:
+        once, pad, crop, flip_prob = _split_pipeline(pipeline)
+        if list(map(repr, once)) != list(map(repr, self.loading)):
+            raise LocalLearningError(
+                f'the pipeline is switched to one that makes its images by {once}, and those on the '
+                f'device are made by {self.loading}: switch what follows alone, or set '
+                'train_cfg.type=EpochBasedTrainLoop')
+        size = tuple(self._batches.images.shape[2:])
+        if crop is not None and tuple(crop.crop_size) != size:
+            raise LocalLearningError(
+                f'RandomCrop(crop_size={tuple(crop.crop_size)}) does not fit images of {size} px: '
+                'crops on the device are as large as the images, set crop_size to that')
+        self._batches.augmentation = Augmentation(
+            padding=getattr(pad or crop, 'padding', None) or 0,
+            flip_prob=flip_prob,
+            reflect=pad is not None)
+        self._pipeline = pipeline
+
+
+def _split_pipeline(pipeline) -> Tuple[List, object, object, float]:
     """A pipeline's transforms that run once, its ReflectPad and RandomCrop, and how often it flips."""
     from mmcv.transforms import LoadImageFromFile, RandomFlip, Resize
     from mmpretrain.datasets.transforms import CenterCrop, PackInputs, RandomCrop, ResizeEdge
 
     from .classification import ReflectPad
     once, pad, crop, flip_prob = [], None, None, 0.
-    for transform in dataset.pipeline.transforms:
+    for transform in pipeline.transforms:
         kind = type(transform)
         if kind is PackInputs:
             continue

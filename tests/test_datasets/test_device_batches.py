@@ -1,9 +1,13 @@
 """Batches from the device: what mmpretrain's pipeline and preprocessor give, but all at once."""
+from types import SimpleNamespace
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import Compose
 from mmpretrain.datasets import CustomDataset
+from mmpretrain.engine.hooks import SwitchRecipeHook
 from mmpretrain.models import ClsDataPreprocessor
 from PIL import Image
 
@@ -176,6 +180,21 @@ def test_takes_augmentation_from_the_pipeline(pipeline, expected):
     batches = DeviceBatches.from_dataset(_digits(*pipeline, indices=10), 4)
     assert batches.augmentation == expected
     assert batches.dataset.metainfo['classes'] == tuple('0123456789')
+
+
+def test_hooks_switch_the_pipeline():
+    """They look behind the loader, and behind every data set that has one inside."""
+    batches = DeviceBatches.from_dataset(_digits(CROP, FLIP, PACK, indices=10), 4)
+    runner = SimpleNamespace(train_loop=SimpleNamespace(dataloader=batches), epoch=1,
+                             logger=mock.Mock(), _resume=False)
+    recipe = dict(action_epoch=2, train_pipeline=[dict(CROP, padding=2), PACK])
+    SwitchRecipeHook([recipe]).before_train_epoch(runner)
+    assert batches.augmentation == Augmentation(2, 0.)
+    assert batches.dataset.pipeline.transforms[0].padding == 2
+    assert len(batches.dataset) == 10 and not hasattr(batches.dataset, 'dataset')
+    resize = dict(action_epoch=2, train_pipeline=[dict(type='Resize', scale=16), PACK])
+    with pytest.raises(LocalLearningError, match='makes its images by .Resize.*EpochBasedTrainLoop'):
+        SwitchRecipeHook([resize]).before_train_epoch(runner)
 
 
 def test_reads_what_the_data_set_holds():
