@@ -230,7 +230,8 @@ def _default_auxiliary(model: dict, key: str) -> str:
     if key == 'generator':
         return 'light'
     head = model.get('head')
-    if isinstance(head, dict) and 'num_classes' in head:
+    # In itself, or in one of several for a task each.
+    if isinstance(head, dict) and any(_num_classes(head)):
         return 'own'
     # With one map to look at, a shared head would have to read every module's in its place.
     if 'bbox_head' in model and not any(model.get(name) for name in ('neck', 'roi_head')):

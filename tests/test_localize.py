@@ -4,11 +4,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from mmdet.models.backbones import ResNet
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
+from mmpretrain.structures import DataSample, MultiTaskDataSample
 
 from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.config import load_config, type_name
@@ -16,6 +18,8 @@ from fba_mm.localize import stock_form
 from fba_mm.preflight.building import build_model
 
 from .conftest import build, retinanet
+from .local_training import Trainer
+from .test_analysis.small_configs import classifier
 
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 LIGHT = dict(type='SLM', head=dict(type='LightRetinaNet', num_classes=80))
@@ -200,6 +204,32 @@ def test_heads_of_classifiers():
     assert localize(stock, auxiliary='own').to_dict() == cfg.to_dict()
     shared = localize(stock, auxiliary='shared').model.backbone
     assert shared.auxiliary == dict(type='SLM')
+
+
+def test_heads_of_several_tasks():
+    """MMPretrain's MultiTaskHead knows its classes one level deeper."""
+    task = dict(type='LinearClsHead', loss=dict(type='CrossEntropyLoss'))
+    head = dict(type='MultiTaskHead', in_channels=64, task_heads=dict(
+        shade=dict(task, num_classes=3), size=dict(task, num_classes=2)))
+    stock = classifier()
+    stock.model.head = head
+    stock.data_preprocessor.pop('num_classes')
+    cfg = localize(stock, 2)
+    assert cfg.model.backbone.auxiliary.head.head == head
+    model = build_model(cfg).train()
+    own = model.backbone.auxiliary[0].head.head.task_heads
+    assert own.shade is not model.head.task_heads.shade
+    before = own.size.fc.weight.clone()
+    samples = []
+    for label in (0, 1):
+        sample = MultiTaskDataSample()
+        for name in ('shade', 'size'):
+            sample.set_field(DataSample().set_gt_label(label), name)
+        samples.append(sample)
+    trainer = Trainer(model)
+    trainer.step(dict(inputs=torch.rand(2, 3, 32, 32), data_samples=samples))
+    assert {'local_1.shade_loss', 'local_1.size_loss'} <= trainer.log.keys()
+    assert not torch.equal(own.size.fc.weight, before)
 
 
 def test_copies_don_t_augment_or_load():

@@ -20,7 +20,7 @@ from fba_mm.localize import localize, stock_form
 from fba_mm.preflight.building import build_model
 
 from .small_language_model import small_language_model
-from .synthetic_batch import synthetic_batch
+from .synthetic_batch import batch_shape, synthetic_batch
 from .training_step import TrainingStep
 
 # What became of a config, in the order of tables.
@@ -88,7 +88,7 @@ def try_config(name: str, cfg: Config, num_modules: int = 4,
             makes no step on images of the one before, as SSD on small ones.
     """
     for size in sizes:
-        verdict = _try_size(name, cfg, num_modules, (2, 3, size, size))
+        verdict = _try_size(name, cfg, num_modules, (2, batch_shape(cfg)[1], size, size))
         if not verdict.reason.startswith(_STOCK_FAILS):
             break
     return verdict

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-from fba_mm.config import type_name
+from fba_mm.config import backbone_key, type_name
 from fba_mm.errors import LocalLearningError
 
 Shape = Tuple[int, int, int, int]
@@ -30,7 +30,8 @@ def batch_shape(cfg: Config) -> Shape:
         cfg: A training config.
 
     Returns:
-        (images, channels, height, width), with 2, 3, 256 and 256 for what isn't told.
+        (images, channels, height, width), with 2, 3, 256 and 256 for what isn't told. Channels are
+        the backbone's ``in_channels``, or else as many as the means of the data_preprocessor.
 
     Example:
         >>> batch_shape(load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'))
@@ -44,10 +45,20 @@ def batch_shape(cfg: Config) -> Shape:
         # mmagic's transforms find the scale among the values of a sample.
         scale = (transform.get('dictionary') or {}).get('scale', scale)
         height, width = _output_size(transform, scale) or (height, width)
-    preprocessor = (cfg.get('model') or {}).get('data_preprocessor') or cfg.get('data_preprocessor')
-    mean = (preprocessor or {}).get('mean')
-    channels = len(mean) if isinstance(mean, (list, tuple)) else 3
-    return images, channels, height, width
+    return images, _channels(cfg), height, width
+
+
+def _channels(cfg: Config) -> int:
+    model = cfg.get('model') or {}
+    network = model.get(backbone_key(model)) or {}
+    if type_name(network.get('type')) == 'LocalBackbone':
+        network = network['backbone']
+    channels = network.get('in_channels')
+    if isinstance(channels, int):
+        return channels
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    mean = preprocessor.get('mean')
+    return len(mean) if isinstance(mean, (list, tuple)) else 3
 
 
 def _transforms(part: Any) -> Iterator[dict]:

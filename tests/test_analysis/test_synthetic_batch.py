@@ -3,7 +3,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from fba_mm.analysis import TrainingStep
+from fba_mm import localize
+from fba_mm.analysis import TrainingStep, predict_memory
 from fba_mm.analysis.synthetic_batch import batch_shape, single_images, synthetic_batch
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
@@ -63,6 +64,35 @@ def test_a_segmentors_batch_has_the_shape_that_is_asked_for():
 def test_shape_of_a_config_that_says_nothing():
     assert batch_shape(Config()) == (2, 3, 256, 256)
     assert batch_shape(Config(dict(data_preprocessor=dict(mean=[0.])))) == (2, 1, 256, 256)
+
+
+def with_channels(cfg, channels):
+    """A config for gray or multispectral images."""
+    cfg.model.backbone.in_channels = channels
+    for part in (cfg.model, cfg):
+        if 'data_preprocessor' in part:
+            part.data_preprocessor.update(mean=[127.5] * channels, std=[64.] * channels)
+    return cfg
+
+
+@pytest.mark.parametrize('cfg, channels, auxiliary', [
+    (detector, 1, 'pooled'), (classifier, 1, None), (classifier, 4, None),
+    (classifier, 1, dict(type='InfoPro', num_classes=5)),
+])
+def test_images_of_other_channels_than_three(cfg, channels, auxiliary):
+    cfg = localize(with_channels(cfg(), channels), 2, auxiliary=auxiliary)
+    assert batch_shape(cfg) == (2, channels, 256, 256)
+    shape = (2, channels, 64, 64)
+    step = TrainingStep(cfg)
+    log = step(synthetic_batch(step.model, shape))
+    assert log['loss'].isfinite()
+    assert predict_memory(cfg, shape).total > 0
+
+
+def test_channels_without_means():
+    cfg = with_channels(classifier(), 4)
+    cfg.pop('data_preprocessor')
+    assert batch_shape(cfg)[1] == batch_shape(localize(cfg))[1] == 4
 
 
 @pytest.mark.parametrize('cfg', [detector, classifier, training])

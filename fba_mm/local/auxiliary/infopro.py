@@ -95,7 +95,7 @@ class InfoPro(ClassificationAuxiliary):
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, _DECODER_CHANNELS, 3, padding=1),
             nn.BatchNorm2d(_DECODER_CHANNELS), nn.ReLU(),
-            nn.Conv2d(_DECODER_CHANNELS, 3, 3, padding=1))
+            nn.Conv2d(_DECODER_CHANNELS, cut_point.image_channels, 3, padding=1))
 
     def scores(self, x: Tensor) -> Tensor:
         """See :class:`ClassificationAuxiliary`.

@@ -6,7 +6,7 @@ from typing import Callable, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from .footprint import Footprint
+from .footprint import Footprint, image_channels
 from .segment import Segment, Unrolled, same
 
 
@@ -74,6 +74,7 @@ class CutPoint:
         reduced_head: ``reduced_head(channels, residual) -> nn.Module``, a light stand-in for the
             backbone's last segment, where that is the task's head; None where it isn't.
         last: The backbone's last segment.
+        image_channels: Channels of the images that the backbone takes.
     """
     module: int
     num_modules: int
@@ -90,6 +91,7 @@ class CutPoint:
     reduced_output: Optional[Callable[[int, int], nn.Module]] = None
     reduced_head: Optional[Callable[[int, Optional[str]], nn.Module]] = None
     last: Optional[Segment] = None
+    image_channels: int = 3
 
     @property
     def levels(self) -> Tuple[StageMap, ...]:
@@ -121,6 +123,8 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             footprint.stride,
             segment.path)
         for segment, footprint in zip(unrolled.segments, footprints))
+    channels = unrolled.input_shape[0] if unrolled.input_shape else image_channels(
+        backbone, unrolled.segments[0])
     return tuple(
         CutPoint(
             module=k,
@@ -137,7 +141,8 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             as_map=unrolled.as_map,
             reduced_output=unrolled.reduced_output,
             reduced_head=unrolled.reduced_head,
-            last=unrolled.segments[-1]) for k, module in enumerate(modules))
+            last=unrolled.segments[-1],
+            image_channels=channels) for k, module in enumerate(modules))
 
 
 def _copy_block(backbone: nn.Module, path: str) -> nn.Module:

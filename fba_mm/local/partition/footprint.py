@@ -92,7 +92,7 @@ def trace_footprints(backbone: nn.Module,
     Raises:
         LocalLearningError: The backbone doesn't run on an image of this shape.
     """
-    input_shape = input_shape or (_image_channels(backbone, segments[0]), 256, 256)
+    input_shape = input_shape or (image_channels(backbone, segments[0]), 256, 256)
     trace = _Trace(backbone, segments, as_map)
     training = backbone.training
     # Before the parameters are looked at: some backbones freeze stages only here.
@@ -146,7 +146,7 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
     if type(backbone).__module__.partition('.')[0] in _TESTED:
         return
     segments, training = unrolled.segments, backbone.training
-    shape = unrolled.input_shape or (_image_channels(backbone, segments[0]), 256, 256)
+    shape = unrolled.input_shape or (image_channels(backbone, segments[0]), 256, 256)
     trace = _Trace(backbone, segments, unrolled.as_map)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -184,8 +184,13 @@ def _copies(module: nn.Module) -> Dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
-def _image_channels(backbone: nn.Module, stem: Segment) -> int:
-    """Channels of the images that a backbone takes, as its first convolution tells them."""
+def image_channels(backbone: nn.Module, stem: Segment) -> int:
+    """Channels of the images that a backbone takes, as its first convolution tells them.
+
+    Args:
+        backbone: The backbone.
+        stem: Its first segment.
+    """
     found = []
 
     def read(convolution: nn.Conv2d, args: Tuple[Tensor, ...]) -> None:
