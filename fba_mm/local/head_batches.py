@@ -6,7 +6,7 @@ of the backbone's features, its gradients are computed at once, and the next sli
 gradients on the features are collected, and flow into the backbone when the last slice is done.
 Nothing is computed twice, and the gradients are those of the whole batch.
 """
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Container, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
     """
     loss_owner = next((c for c in type(model).__mro__ if 'loss' in vars(c)), object)
     features_owner = next((c for c in type(model).__mro__ if 'extract_feat' in vars(c)), object)
-    if {loss_owner.__name__, features_owner.__name__} != {'SingleStageDetector'}:
+    if not all(_is_of(owner, ('SingleStageDetector', )) for owner in (loss_owner, features_owner)):
         return False
     parts = {name: child for name, child in model.named_children() if child is not source}
     trained = {name for name, child in parts.items() if any(True for _ in child.parameters())}
@@ -46,7 +46,12 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
 
 def _is_sum_over_anchors(head: nn.Module) -> bool:
     losses = [child for name, child in head.named_children() if name.startswith('loss_')]
-    return is_anchor_based(head) and all(type(loss).__name__ in _SUMS for loss in losses)
+    return is_anchor_based(head) and all(_is_of(type(loss), _SUMS) for loss in losses)
+
+
+def _is_of(cls: type, names: Container[str]) -> bool:
+    """Whether a class is mmdet's or this package's of one of these names, not a user's namesake."""
+    return cls.__name__ in names and cls.__module__.partition('.')[0] in ('mmdet', 'fba_mm')
 
 
 def is_image_mean(model: nn.Module) -> bool:

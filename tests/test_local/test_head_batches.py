@@ -157,6 +157,17 @@ def another_loss(cfg):
                             stacked_convs=1, strides=[8, 16, 32, 64, 128], norm_cfg=None)
 
 
+def test_a_loss_of_a_users_by_a_known_name():
+    """Nobody knows whether it is a sum."""
+    model = build(model_with(1))
+
+    class FocalLoss(type(model.bbox_head.loss_cls)):
+        """Another module's."""
+
+    model.bbox_head.loss_cls = FocalLoss(use_sigmoid=True)
+    assert not can_be_split(model, model.backbone)
+
+
 @pytest.mark.parametrize('change', [norm_in_the_neck, histogram_loss, two_stages, another_loss])
 def test_the_whole_batch_where_it_is_needed(change):
     cfg = model_with(1)

@@ -89,10 +89,10 @@ def unroll_resnet(backbone: nn.Module) -> Unrolled:
     Raises:
         LocalLearningError: Its blocks pass on several maps.
     """
-    if type(backbone).__name__ == 'TridentResNet':
+    if any(kind.__name__ == 'TridentResNet' for kind in type(backbone).__mro__):
         raise LocalLearningError(
-            'backbone TridentResNet cannot be cut: its blocks pass on a list of maps, one for each '
-            'dilation; use another ResNet, or set num_modules=1 (back-propagation)')
+            f'backbone {type(backbone).__name__} cannot be cut: its blocks pass on a list of maps, '
+            'one for each dilation; use another ResNet, or set num_modules=1 (back-propagation)')
     return _unrolled(backbone, _run_stem)
 
 

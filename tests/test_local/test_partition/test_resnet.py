@@ -5,6 +5,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
+from fba_mm import LocalLearningError
 from fba_mm.local.partition import unroll
 from fba_mm.local.partition.resnet import ReducedResidualBlock
 
@@ -108,3 +109,16 @@ def test_reduced_block(bottleneck, stride, size):
     same = ReducedResidualBlock(8, 8, 1, bottleneck)
     assert isinstance(same.shortcut, torch.nn.Identity)
     torch.testing.assert_close(same(x), torch.relu(same.residual(x) + x), rtol=1e-4, atol=1e-5)
+
+
+def test_descendants_of_trident_resnet_are_refused():
+    from mmdet.models.backbones import TridentResNet
+
+    class Descendant(TridentResNet):
+        pass
+
+    backbone = Descendant(
+        depth=50, num_branch=2, test_branch_idx=1, strides=(1, 2, 2), dilations=(1, 1, 1),
+        trident_dilations=(1, 2), num_stages=3, out_indices=(2, ), base_channels=8)
+    with pytest.raises(LocalLearningError, match='Descendant cannot be cut: .* a list of maps'):
+        unroll(backbone)
