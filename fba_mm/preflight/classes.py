@@ -14,8 +14,9 @@ from .label_maps import check_head_classes, is_segmentation
 def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
     """Refuse a head that is made for another number of classes than the data has.
 
-    Image classifiers and segmentors are asked, and detectors that learn from folders in PASCAL VOC's
-    form. With others, heads for more classes than the data has are common.
+    Image classifiers and segmentors are asked, and detectors that learn from folders in PASCAL
+    VOC's form. Those that learn from files in COCO's form may have heads for more classes than the
+    data has, which is common, but not for fewer.
 
     Args:
         cfg: The config.
@@ -25,7 +26,7 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
     Raises:
         LocalLearningError: Names both numbers and the mend.
     """
-    _check_voc_classes(cfg, model, splits)
+    _check_detector_classes(cfg, model, splits)
     for dataset, where in datasets_of(cfg, splits):
         kind = dataset_class(dataset, cfg)
         if is_segmentation(kind):
@@ -47,14 +48,19 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
                 f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}')
 
 
-def _check_voc_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> None:
+def _check_detector_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> None:
+    expected = num_classes_of(model, skip=getattr(model, 'backbone', None))
+    # A region proposal network alone has one class for all objects.
+    if expected is None or any(base.__name__ == 'RPN' for base in type(model).__mro__):
+        return
     for dataset, where in datasets_of(cfg, splits):
         kind = dataset_class(dataset, cfg)
-        if not is_voc_folder(kind):
+        bases = {base.__name__ for base in getattr(kind, '__mro__', ())}
+        at_least = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases
+        if not at_least and not is_voc_folder(kind):
             continue
-        expected = num_classes_of(model, skip=getattr(model, 'backbone', None))
         for count, what in class_counts(dataset, kind):
-            if expected is not None and count != expected:
+            if count > expected or not at_least and count < expected:
                 raise LocalLearningError(
                     f'{where}: {what}, but the head predicts {expected}: set its num_classes='
                     f"{count}, in the auxiliary networks too, or name the head's classes as "

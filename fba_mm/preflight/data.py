@@ -4,9 +4,11 @@ import os
 from typing import Iterator, Optional, Sequence, Tuple
 
 from mmengine.config import Config
+from mmengine.dist import get_rank
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
 
+from ..datasets.coco_annotations import COCOFile
 from ..datasets.source import source_of
 from ..datasets.voc_annotations import ANNOTATIONS, IMAGES, VOCFolder, refuse_or_skip
 from ..errors import LocalLearningError
@@ -127,6 +129,9 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
         if key == 'ann_file' and path.endswith('.json') and not _is_closed_json(path):
             raise LocalLearningError(
                 f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
+    if _is_coco_file(kind) and '://' not in root and get_rank() == 0:
+        with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
+            _coco_file(dataset, kind, where).check(where)
     if is_voc_folder(kind) and '://' not in root:
         with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
             refuse_or_skip(
@@ -158,26 +163,64 @@ def is_voc_folder(kind: Optional[type]) -> bool:
 def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
     root = dataset.get('data_root') or ''
     prefix = (dataset.get('data_prefix') or {}).get('sub_data_root', '')
-    classes = (dataset.get('metainfo') or {}).get('classes') or (kind.METAINFO or {}).get('classes')
-    if not classes:
-        raise LocalLearningError(
-            f'{where}: {kind.__name__} has no classes of its own: name those of the data as '
-            'metainfo=dict(classes=(...))')
+    classes = _classes_of(dataset, kind, where)
     ann_file = _join(root, dataset.get('ann_file') or '')
     if not os.path.isfile(ann_file):
         raise LocalLearningError(
             f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the text file that names '
             'the images, as VOC2007/ImageSets/Main/trainval.txt')
+    return VOCFolder(
+        ann_file, _join(root, prefix) or root, classes,
+        dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES),
+        dataset.get('ann_subdir', ANNOTATIONS))
+
+
+def _classes_of(dataset: dict, kind: type, where: str) -> Sequence[str]:
+    """Names of a detection data set's classes."""
+    classes = (dataset.get('metainfo') or {}).get('classes') or (kind.METAINFO or {}).get('classes')
+    if not classes:
+        raise LocalLearningError(
+            f'{where}: {kind.__name__} has no classes of its own: name those of the data as '
+            'metainfo=dict(classes=(...))')
     if isinstance(classes, str):
         if not os.path.isfile(classes):
             raise LocalLearningError(
                 f'{where}.metainfo.classes={classes!r} is no file with names: a single class is '
                 f'written with a comma, ({classes!r}, )')
         classes = list_from_file(classes)
-    return VOCFolder(
-        ann_file, _join(root, prefix) or root, classes,
-        dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES),
-        dataset.get('ann_subdir', ANNOTATIONS))
+    return classes
+
+
+def _is_coco_file(kind: Optional[type]) -> bool:
+    # By name, as above. Panoptic segmentation reads files in another way.
+    owners = [next((base for base in getattr(kind, '__mro__', ()) if method in vars(base)), None)
+              for method in ('load_data_list', 'parse_data_info')]
+    return all(getattr(owner, '__name__', '') == 'CocoDataset' for owner in owners)
+
+
+def _coco_file(dataset: dict, kind: type, where: str) -> COCOFile:
+    root = dataset.get('data_root') or ''
+    prefix = dataset.get('data_prefix') or {}
+    if 'img' not in prefix:
+        raise LocalLearningError(
+            f"{where}.data_prefix has no img: set data_prefix=dict(img='FOLDER/'), the folder that "
+            'the names of images start from')
+    ann_file = _join(root, dataset.get('ann_file') or '')
+    if not os.path.isfile(ann_file):
+        raise LocalLearningError(
+            f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the JSON file with '
+            'images, annotations and categories')
+    own = not (dataset.get('metainfo') or {}).get('classes')
+    testing = bool(dataset.get('test_mode'))
+    filters = {} if testing else dataset.get('filter_cfg') or {}
+    # A test may go without objects, an evaluation needs them.
+    reads = [step for step in dataset.get('pipeline') or [] if step.get('with_bbox')
+             or step.get('with_mask')]
+    return COCOFile(
+        ann_file, _join(root, prefix['img']) or root, _classes_of(dataset, kind, where),
+        kind.__name__ if own else None, not testing or bool(reads),
+        any(step.get('with_mask') for step in reads), bool(filters.get('filter_empty_gt')),
+        filters.get('min_size', 0))
 
 
 def _is_closed_json(path: str) -> bool:

@@ -16,7 +16,7 @@ def _config(**changes):
     return Config(dict(
         default_scope='mmdet',
         model=retinanet(),
-        train_dataloader=dict(dataset=dict(type='CocoDataset')),
+        train_dataloader=dict(dataset=dict()),
         train_cfg=dict(max_epochs=1),
         optim_wrapper=dict(type='LocalOptimWrapper', optimizer=dict(type='SGD', lr=.1)),
         custom_hooks=[dict(type='FBAHook')], **changes))
