@@ -10,6 +10,7 @@ from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility
                                               small, small_digest, try_config)
 from fba_mm.config import load_config
 from fba_mm.local.auxiliary.slm import SLM
+from fba_mm.local.task_loss import map_losses
 
 from ..conftest import retinanet
 
@@ -67,8 +68,7 @@ def test_losses_that_are_not_finite():
     original = SLM.loss
 
     def loss(self, *args):
-        return {name: [value * float('nan') for value in values]
-                for name, values in original(self, *args).items()}
+        return map_losses(original(self, *args), lambda value: value * float('nan'))
 
     with mock.patch.object(SLM, 'loss', loss):
         verdict = verdict_on(config())
