@@ -31,6 +31,7 @@ from torch.nn.modules.module import (register_module_forward_hook,
                                      register_module_forward_pre_hook)
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fba_mm.compat.torch_versions import is_resizable
 from fba_mm.errors import LocalLearningError
 
 aten = torch.ops.aten
@@ -286,7 +287,7 @@ class StorageTracker(TorchDispatchMode):
                 elif func is aten.lift_fresh.default:
                     # torch.tensor() allocates unseen and shows what it made as this op's input.
                     # torch.from_numpy() does so too, but that memory is numpy's, not to be resized.
-                    made_here = storage.resizable()
+                    made_here = is_resizable(storage)
                 else:
                     if inputs is None:
                         inputs = {

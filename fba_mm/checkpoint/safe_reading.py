@@ -8,63 +8,15 @@ here unless the user says that the file is trusted.
 import functools
 import os
 import pickle
-import re
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
+from unittest import mock
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..errors import LocalLearningError
-
-_STATISTICS = ('current', 'max', 'mean', 'min')
-
-
-def _history_method(owner: type, name: str) -> Any:
-    """Stands in for ``getattr`` in checkpoints, where MMEngine's history buffers need it."""
-    if owner is HistoryBuffer and name in _STATISTICS:
-        return getattr(owner, name)
-    raise pickle.UnpicklingError(f'attribute {name} of {owner}')
-
-
-@functools.lru_cache(maxsize=None)
-def _safe_globals() -> list:
-    multiarray = (getattr(np, '_core', None) or np.core).multiarray
-    numbers = np.typecodes['AllInteger'] + np.typecodes['AllFloat'] + '?SU'
-    dtypes = {type(np.dtype(name)) for name in numbers}
-    return [
-        np.ndarray, np.dtype, *dtypes, HistoryBuffer, slice,
-        _named('builtins.getattr', _history_method), *[
-            _named(f'numpy.{core}.multiarray.{function.__name__}', function)
-            for core in ('core', '_core') for function in (multiarray._reconstruct,
-                                                           multiarray.scalar)
-        ]
-    ]
-
-
-def _named(name: str, function: Callable) -> Callable:
-    """The function under the name by which a pickle asks for it."""
-
-    def call(*args):
-        return function(*args)
-
-    call.__module__, call.__name__ = name.rsplit('.', 1)
-    call.__qualname__ = call.__name__
-    return call
-
-
-@contextmanager
-def _allowed_globals() -> Iterator[None]:
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(_safe_globals())
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+from .safe_unpickler import UnsafePickle, load_safely
 
 
 class UnusableCheckpoint(LocalLearningError):
@@ -94,8 +46,7 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
         if trust:
             checkpoint = torch.load(path, map_location=map_location, weights_only=False)
         else:
-            with _allowed_globals():
-                checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = load_safely(path, map_location)
     except Exception as error:  # A faulty file may make the unpickler raise anything.
         raise _unreadable(path, error) from error
     if not isinstance(checkpoint, dict):
@@ -142,15 +93,10 @@ def _names_other_files(key: Any, value: Any, folder: str) -> bool:
 
 
 def _unreadable(path: str, error: Exception) -> LocalLearningError:
-    asked = re.search(
-        r'(?:GLOBAL|attribute|unrecognized function) <?(?:(?:built-in )?function |class )?'
-        r"'?([\w.]+)", str(error))
-    refused = isinstance(error, pickle.UnpicklingError) and (
-        'Weights only' in str(error) or 'attribute' in str(error))
-    if not (refused and asked):
+    if not isinstance(error, UnsafePickle):
         return corrupt_checkpoint(path, str(error).strip() or type(error).__name__)
     return LocalLearningError(
-        f'checkpoint {path} wants to run code ({asked.group(1)}) and was not loaded: if you know '
+        f'checkpoint {path} wants to run code ({error.asked}) and was not loaded: if you know '
         'its author, pass --trust-checkpoint')
 
 
@@ -173,7 +119,7 @@ def guard_checkpoints(trust: bool = False) -> None:
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     # MMEngine's own list offers the real getattr, which leads to everything.
     if hasattr(mmengine_checkpoint, 'get_torch_safe_globals'):
-        mmengine_checkpoint.get_torch_safe_globals = _safe_globals
+        mmengine_checkpoint.get_torch_safe_globals = list
     loaders = dict(CheckpointLoader._schemes, **{'': load_from_local})
     for prefix, loader in loaders.items():
         CheckpointLoader.register_scheme(prefix, _readable_loader(loader), force=True)
@@ -189,12 +135,16 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
     return read_checkpoint(filename, map_location=map_location)
 
 
+def _load_as_torch(f: Any, map_location: Any = None, *_: Any, **__: Any) -> Any:
+    return load_safely(f, map_location)
+
+
 def _readable_loader(loader: Callable) -> Callable:
 
     @functools.wraps(loader)
     def load(filename: str, map_location: Any = None) -> dict:
         try:
-            with _allowed_globals():
+            with mock.patch.object(torch, 'load', _load_as_torch):
                 checkpoint = loader(filename, map_location=map_location)
         except LocalLearningError:
             raise

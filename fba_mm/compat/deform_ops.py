@@ -8,6 +8,8 @@ per kernel point and deformable group, and a point outside the map by a pixel or
 import torch
 import torch.nn.functional as F
 
+from .torch_versions import give_deform_conv_shapes
+
 __all__ = [
     'deform_conv_backward_input', 'deform_conv_backward_parameters', 'deform_conv_forward',
     'modulated_deform_conv_backward', 'modulated_deform_conv_forward', 'ms_deform_attn_backward',
@@ -33,6 +35,7 @@ def deform_conv_forward(input, weight, offset, output, columns, ones, kW, kH, dW
         columns, ones (Tensor): Scratch of the compiled op; untouched, like ``im2col_step``.
     """
     from torchvision.ops import deform_conv2d
+    give_deform_conv_shapes()
     features, kernel, shift = _full(input, weight, offset)
     output.copy_(
         deform_conv2d(features, shift, kernel, None, (dH, dW), (padH, padW),
@@ -74,6 +77,7 @@ def modulated_deform_conv_forward(input, weight, bias, ones, offset, mask, outpu
     :func:`_as_read`.
     """
     from torchvision.ops import deform_conv2d
+    give_deform_conv_shapes()
     features, kernel, summand, shift, factor = _full(
         input, weight, bias, _as_read(offset, output), _as_read(mask, output))
     output.copy_(
@@ -111,7 +115,7 @@ def _as_read(values, output):
 def _deform_conv_backward(grad_output, input, weight, offset, mask, stride, padding, dilation,
                           groups, deform_groups):
     """Gradients by input, weight, offset, mask and bias."""
-    import torchvision  # noqa: F401, registers its operators
+    give_deform_conv_shapes()
     use_mask = mask is not None
     grad, features, kernel, shift, factor = _full(
         grad_output, input, weight, offset, mask if use_mask else input.new_zeros(len(input), 1))

@@ -8,6 +8,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..compat.torch_versions import GradScaler, autocast_dtype, autocasts_to
 from ..errors import LocalLearningError
 from .gradient_reducer import GradientReducer
 from .loss_check import LossCheck
@@ -263,7 +264,8 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         **kwargs: Arguments of :class:`LocalOptimWrapper`.
 
     Raises:
-        LocalLearningError: Another ``dtype`` or kind of ``loss_scale``.
+        LocalLearningError: Another ``dtype`` or kind of ``loss_scale``, or a ``dtype`` that
+            autocast doesn't know on this device.
 
     Example:
         >>> optim_wrapper = dict(type='AmpLocalOptimWrapper', dtype='bfloat16',
@@ -283,7 +285,11 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
             raise LocalLearningError(
                 f"optim_wrapper.dtype={dtype!r}: give 'float16' or 'bfloat16'")
         self.device_type = device
-        self.cast_dtype = dtype or torch.get_autocast_dtype(device)
+        self.cast_dtype = dtype or autocast_dtype(device)
+        if not autocasts_to(device, self.cast_dtype):
+            raise LocalLearningError(
+                f'autocast of torch {torch.__version__} does not compute in '
+                f"{str(self.cast_dtype)[6:]} on {device}: set optim_wrapper.dtype='bfloat16'")
         self._fixed_scale = None
         if isinstance(loss_scale, (int, float)) and not isinstance(loss_scale, bool):
             self._fixed_scale = float(loss_scale)
@@ -296,7 +302,7 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
             raise LocalLearningError(
                 f"optim_wrapper.loss_scale={loss_scale!r}: give 'dynamic', a number, or a dict of "
                 "GradScaler's arguments")
-        self.loss_scaler = torch.amp.GradScaler(
+        self.loss_scaler = GradScaler(
             device, enabled=self.cast_dtype == torch.float16, **settings)
         # Kept until the scaler's update, which tells them apart by identity.
         self._scaled_steps: List[_ScaledStep] = []

@@ -8,20 +8,16 @@ from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.optim import Optimizer
 
+from ..compat.torch_versions import (DeviceMesh, DTensor, check_fully_shard, distribute_tensor,
+                                     init_device_mesh)
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .sharded_part import ShardedPart
 from .sharded_reducer import ShardedReducer
-
-try:
-    from torch.distributed.tensor import DTensor, distribute_tensor
-except ImportError:
-    pass  # Before torch 2.6; ShardedPart refuses that.
 
 _MEND = "set model_wrapper_cfg.type='LocalDataParallel'"
 
@@ -48,7 +44,8 @@ class LocalShardedDataParallel(LocalDataParallel):
         find_unused_parameters: Allow parameters without gradient.
 
     Raises:
-        LocalLearningError: As :class:`LocalDataParallel`; there is no LocalBackbone; or, when
+        LocalLearningError: As :class:`LocalDataParallel`; torch is older than 2.6; there is no
+            LocalBackbone; or, when
             training begins, modules share a layer, or a parameter can't be divided.
 
     Example:
@@ -60,6 +57,7 @@ class LocalShardedDataParallel(LocalDataParallel):
                  process_group: Optional[dist.ProcessGroup] = None,
                  broadcast_buffers: bool = False,
                  find_unused_parameters: bool = False):
+        check_fully_shard()
         super().__init__(module, process_group, broadcast_buffers=broadcast_buffers,
                          find_unused_parameters=find_unused_parameters)
         self._find_unused = find_unused_parameters
@@ -257,7 +255,7 @@ def _shard_optimizer(optimizer: Optimizer, replaced: Dict[nn.Parameter, nn.Param
         }
 
 
-def _piece(value: Tensor, like: 'DTensor') -> 'DTensor':
+def _piece(value: Tensor, like: DTensor) -> DTensor:
     # A copy: a part of the whole would keep the whole.
     return distribute_tensor(
         value, like.device_mesh, like.placements, src_data_rank=None).clone()

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size, init_dist, is_distributed
 
+from ..compat.torch_versions import DistError
 from ..errors import LocalLearningError
 
 # Where each launcher says which process this is, how many there are, and its number on a machine.
@@ -61,10 +62,11 @@ def init_processes(launcher: str, dist_cfg: Optional[dict] = None) -> None:
             'to the name of the one with process 0')
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', str(settings.get('port') or 29500))
-    timeout = settings.get('timeout')
+    limits = {}
+    if settings.get('timeout') is not None:
+        limits['timeout'] = datetime.timedelta(seconds=settings['timeout'])
     dist.init_process_group(
-        'gloo' if settings['backend'] == 'nccl' else settings['backend'],
-        timeout=None if timeout is None else datetime.timedelta(seconds=timeout))
+        'gloo' if settings['backend'] == 'nccl' else settings['backend'], **limits)
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def lost_processes() -> Iterator[None]:
         yield
     except RuntimeError as error:
         reason = ' '.join(str(error).split())
-        if not is_distributed() or not (isinstance(error, dist.DistError) or 'gloo' in reason):
+        if not is_distributed() or not (isinstance(error, DistError) or 'gloo' in reason):
             raise
         # Gloo says where in its source first, and gives advice last.
         reason = re.sub(r'^\[[^]]*\] ', '', reason).split('. ')[0]

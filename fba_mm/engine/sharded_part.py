@@ -11,15 +11,9 @@ from typing import Dict, List, Sequence, Set, Tuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
+from ..compat.torch_versions import DeviceMesh, DTensor, Replicate, fully_shard
 from ..errors import LocalLearningError
-
-try:
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import DTensor, Replicate
-except ImportError:  # Before torch 2.6.
-    fully_shard = None
 
 
 class ShardedPart(nn.Module):
@@ -35,7 +29,7 @@ class ShardedPart(nn.Module):
         find_unused_parameters: Allow that a parameter gets no gradient.
 
     Raises:
-        LocalLearningError: ``fully_shard`` can't split a parameter, or torch has none.
+        LocalLearningError: ``fully_shard`` can't split a parameter.
 
     Attributes:
         names: Of the parameters, in the model.
@@ -50,10 +44,6 @@ class ShardedPart(nn.Module):
     def __init__(self, model: nn.Module, parameters: Set[nn.Parameter], mesh: DeviceMesh,
                  find_unused_parameters: bool = False):
         super().__init__()
-        if fully_shard is None:
-            raise LocalLearningError(
-                f'torch {torch.__version__} has no fully_shard: install torch 2.6 or later, or set '
-                "model_wrapper_cfg.type='LocalDataParallel'")
         names = {p: name for name, p in model.named_parameters() if p in parameters}
         _check_divisible(names)
         self.names = list(names.values())

@@ -7,6 +7,7 @@ from mmengine.model import ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..compat.torch_versions import is_autocast_enabled
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .hand_over import HandedOver, HandOver
@@ -426,7 +427,7 @@ class LocalBackbone(AnsweringBackbone):
         # the modules would then train on the cached casts: without the cache, they don't.
         device_type = x.device.type
         with torch.no_grad(), unchanged_state(self.backbone), torch.autocast(
-                device_type, enabled=torch.is_autocast_enabled(device_type), cache_enabled=False):
+                device_type, enabled=is_autocast_enabled(device_type), cache_enabled=False):
             features = self.backbone(x)
             for level, feature in enumerate(features if self._returns_tuple else (features, )):
                 step.bank.put(level, feature, ahead=True)

@@ -5,6 +5,7 @@ from typing import Callable, Dict, Optional, Tuple, Union
 import torch
 from torch import Tensor, nn
 
+from ..compat.torch_versions import is_autocast_enabled
 from ..errors import LocalLearningError
 from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
@@ -147,7 +148,7 @@ class LocalStep:
             # Casts that autocast makes here have no graph, and would be used again with the loss.
             device_type = self.images.device.type
             with torch.no_grad(), torch.autocast(
-                    device_type, enabled=torch.is_autocast_enabled(device_type),
+                    device_type, enabled=is_autocast_enabled(device_type),
                     cache_enabled=False):
                 self._network_logits = self.logits(self.model, self.source, features)
         return self._network_logits

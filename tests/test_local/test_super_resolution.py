@@ -55,7 +55,7 @@ def test_one_module_trains_exactly_as_the_unwrapped_model(scale):
         losses = plain.train_step(data, optim_wrapper)
         assert trainer.step(patches(scale=scale, seed=seed)) == {
             k: float(v.detach()) for k, v in losses.items()}
-    for a, b in zip(plain.parameters(), trainer.model.parameters(), strict=True):
+    for a, b in zip(plain.parameters(), trainer.model.parameters()):
         assert torch.equal(a, b)
 
 
@@ -215,9 +215,9 @@ def test_eager_steps_are_those_at_the_end(name, num_modules):
     (losses, end), (eager_losses, eager) = results
     if name != 'shared' or num_modules == 1:
         assert losses == eager_losses
-        assert all(torch.equal(a, b) for a, b in zip(end, eager, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(end, eager))
     else:  # Gradients of shared layers are added up in another order.
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(end, eager, strict=True))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(end, eager))
 
 
 # The bank
@@ -351,13 +351,13 @@ def test_stock_checkpoints_load_and_exported_ones_are_stock():
         return [s.output.pred_img for s in model(
             data['inputs'], copy.deepcopy(data['data_samples']), mode='predict')]
 
-    for a, b in zip(outputs(stock), outputs(model), strict=True):
+    for a, b in zip(outputs(stock), outputs(model)):
         assert torch.equal(a, b)
     model.train()
     Trainer(model).step(patches())
     exported = export_checkpoint(model, dict(state_dict=model.state_dict()))
     stock.load_state_dict(exported['state_dict'], strict=True)
-    for a, b in zip(outputs(stock), outputs(model), strict=True):
+    for a, b in zip(outputs(stock), outputs(model)):
         assert torch.equal(a, b)
 
 

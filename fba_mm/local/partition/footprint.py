@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...compat.mmcv_ops import without_compiled_ops
+from ...compat.torch_versions import checkpointing_on_meta
 from ...errors import LocalLearningError
 from .segment import IMAGES, Segment, Unrolled, same
 
@@ -106,7 +108,8 @@ def trace_footprints(backbone: nn.Module,
     image = torch.empty(2, *input_shape, device='meta')
     try:
         # Synchronized norms would wait for other processes, on a device where nothing is computed.
-        with mock.patch.object(nn.SyncBatchNorm, 'forward', _BatchNorm.forward):
+        with mock.patch.object(nn.SyncBatchNorm, 'forward', _BatchNorm.forward), \
+                checkpointing_on_meta(), without_compiled_ops():
             results = functional_call(trace, tensors, (image, own))
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)

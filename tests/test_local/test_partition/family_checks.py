@@ -212,7 +212,7 @@ def check_checkpoint(cfg: dict, stock_cfg: dict, data: dict) -> None:
     prepared = stock.data_preprocessor(data)
     expected = stock(prepared['inputs'], mode='tensor')
     found = copy.deepcopy(model)(prepared['inputs'], mode='tensor')
-    assert all(torch.equal(a, b) for a, b in zip(_tensors(expected), _tensors(found), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_tensors(expected), _tensors(found)))
 
 
 def _tensors(output) -> list:
