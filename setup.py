@@ -1,9 +1,11 @@
 """Installs the package alone.
 
-Tested versions of everything it runs on are pinned in one place, requirements.txt. Nothing of
-OpenMMLab is required here by name: its packages come in two sets of distributions (mmengine,
-mmcv, mmdet, ... and onedl-mmengine, onedl-mmcv, onedl-mmdetection, ...), and either will do. The
-extra is for whoever has neither's mmseg.
+Tested versions of everything it runs on are pinned in one place, requirements.txt. What is required
+here is what every installation of OpenMMLab's packages has already, so that nothing of it is
+replaced: pip keeps any torch from 2.1 on, and its torchvision. OpenMMLab's own packages come in two
+sets of distributions (mmengine, mmcv, mmdet, ... and onedl-mmengine, onedl-mmcv,
+onedl-mmdetection, ...), and either works. The extras bring the second set, for environments that
+have neither.
 """
 from pathlib import Path
 
@@ -11,6 +13,18 @@ from setuptools import find_packages, setup
 
 init = (Path(__file__).parent / 'fba_mm' / '__init__.py').read_text(encoding='utf-8')
 version = next(line.split("'")[1] for line in init.splitlines() if line.startswith('__version__'))
+
+runtime = ['onedl-mmengine>=0.10', 'onedl-mmcv>=2.0']
+tasks = {
+    'detection': [*runtime, 'onedl-mmdetection>=3.3'],
+    'classification': [*runtime, 'onedl-mmpretrain>=1.2'],
+    'segmentation': [*runtime, 'onedl-mmsegmentation>=1.2'],
+    # mmagic has no later version, and needs these before their later changes.
+    'super-resolution': [
+        *runtime, 'mmagic==1.2.0', 'albumentations<2', 'diffusers<0.29', 'huggingface_hub<0.26',
+        'transformers<4.46'
+    ],
+}
 
 setup(
     name='fba_mm',
@@ -21,11 +35,12 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['fba_mm', 'fba_mm.*']),
     python_requires='>=3.8',
-    install_requires=[
-        'torch>=2.4', 'torchvision', 'numpy', 'scipy', 'Pillow', 'matplotlib', 'rich', 'scikit-image',
-        'scikit-learn'
-    ],
-    # Onto packages that are kept: pip install -e .[segmentation]. Where mmsegmentation is
-    # installed, it isn't needed.
-    extras_require=dict(segmentation=['onedl-mmsegmentation>=1.4']),
+    # The oldest supported torch is stated here alone; fba_mm/compat/torch_versions.py lists what
+    # differs from there on.
+    install_requires=['torch>=2.1', 'torchvision', 'numpy', 'Pillow', 'matplotlib', 'rich'],
+    extras_require=dict(
+        tasks,
+        # For the data sets that the package builds itself, from pictures in these.
+        digits=['scipy', 'scikit-image', 'scikit-learn'],
+    ),
 )

@@ -66,7 +66,7 @@ def train(folder: Path, config: Union[str, Config], figures_of: Callable[[Path],
             cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
             env=dict(os.environ, OMP_NUM_THREADS=str(threads))).returncode
     if code:
-        last = log.read_text().strip().rpartition('\n')[2].removeprefix('error: ')
+        last = log.read_text().strip().rpartition('\n')[2].rpartition('error: ')[2]
         raise LocalLearningError(f'{last} (the training of {log})')
     figures = dict(figures_of(work_dir), minutes=(time.perf_counter() - start) / 60)
     # Appears whole or not at all.

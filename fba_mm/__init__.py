@@ -11,8 +11,9 @@ from importlib.util import find_spec as _find_spec
 
 for _package in ('torch', 'mmengine', 'mmcv'):
     if _find_spec(_package) is None:
+        from .compat.distributions import how_to_install as _how_to_install
         raise ImportError(f'fba_mm needs {_package}, which is not installed: '
-                          'pip install -r requirements.txt')
+                          f'{_how_to_install(_package)}')
 
 # Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
 from .compat import install_mmagic_import, install_mmcv_ops, install_mmseg_name  # noqa: E402

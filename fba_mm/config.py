@@ -11,10 +11,11 @@ from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmengine.utils import get_installed_path, is_installed
 
+from .compat.distributions import how_to_install
 from .errors import LocalLearningError
 
 # Packages that not every user has.
-_HOW_TO_INSTALL = dict(mmseg='pip install onedl-mmsegmentation')
+_OPTIONAL = ('mmdet', 'mmpretrain', 'mmseg', 'mmagic')
 
 
 def load_config(config: str) -> Config:
@@ -34,9 +35,9 @@ def load_config(config: str) -> Config:
     package = config.split('::')[0] if '::' in config else None
     # MMEngine would go and install whatever has this name in the package index, even where the
     # package is there but its distribution has another name.
-    if package and not is_installed(MODULE2PACKAGE.get(package, package)):
-        how = _HOW_TO_INSTALL.get(package, 'install it or check its spelling, as in '
-                                  'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    if package and _is_missing(package):
+        how = how_to_install(package) if package in _OPTIONAL else (
+            'install it or check its spelling, as in mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         raise LocalLearningError(f'config {config}: the package {package} is not installed: {how}')
     try:
         # MMEngine finds names of letters, digits and underscores alone, and not mmdet::gn+ws/...
@@ -54,13 +55,18 @@ def load_config(config: str) -> Config:
         raise
     except ModuleNotFoundError as error:
         # MMEngine names the distribution of what a config inherits from.
-        missing = 'mmseg' if 'mmsegmentation' in str(error) else error.name or ''
-        if missing.partition('.')[0] not in _HOW_TO_INSTALL:
+        missing = next((name for name in _OPTIONAL
+                        if re.search(rf'\b{name}', str(error)) and _is_missing(name)), None)
+        if missing is None:
             raise _unreadable(config, error) from error
-        raise LocalLearningError(f'config {config} needs mmseg, which is not installed: '
-                                 f'{_HOW_TO_INSTALL["mmseg"]}') from error
+        raise LocalLearningError(f'config {config} needs {missing}, which is not installed: '
+                                 f'{how_to_install(missing)}') from error
     except Exception as error:  # A config is Python code: anything may come out of it.
         raise _unreadable(config, error) from error
+
+
+def _is_missing(package: str) -> bool:
+    return not is_installed(MODULE2PACKAGE.get(package, package))
 
 
 def _unreadable(config: str, error: Exception) -> LocalLearningError:

@@ -1,5 +1,7 @@
 """Small detectors and batches that the tests share."""
 import copy
+import re
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +12,31 @@ from mmengine.registry import MODELS, DefaultScope
 import fba_mm  # noqa: F401
 
 NUM_CLASSES = 3
+ABSENT = [name for name in ('mmpretrain', 'mmseg', 'mmagic') if find_spec(name) is None]
+
+
+def _skip_for_want_of_a_package(report, error) -> None:
+    """A test that fails because of a package that isn't installed is skipped, and names it."""
+    while report.failed and error is not None:
+        for name in ABSENT:
+            if re.search(rf'\b{name}\b', str(error)):
+                report.outcome = 'skipped'
+                report.longrepr = (str(report.fspath), 0, f'Skipped: needs {name}')
+        error = error.__cause__ or error.__context__
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = (yield).get_result()
+    if call.excinfo is not None:
+        _skip_for_want_of_a_package(report, call.excinfo.value)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    report = (yield).get_result()
+    if report.failed:
+        _skip_for_want_of_a_package(report, Exception(str(report.longrepr)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,7 @@
 """Let MMEngine find mmseg under the name that its distribution has today."""
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from mmengine.config.utils import MODULE2PACKAGE
+from .distributions import is_installed
 
 
 def install_mmseg_name() -> None:
@@ -18,8 +17,6 @@ def install_mmseg_name() -> None:
         >>> install_mmseg_name()
         >>> Config.fromfile('configs/segmentation/ade20k/fcn_r50_fba.py')
     """
-    try:
-        version('mmsegmentation')
-    except PackageNotFoundError:
-        if find_spec('mmseg') is not None:
-            MODULE2PACKAGE['mmseg'] = 'mmseg'
+    from mmengine.config.utils import MODULE2PACKAGE
+    if find_spec('mmseg') is not None and not is_installed('mmsegmentation'):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'

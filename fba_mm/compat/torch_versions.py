@@ -132,9 +132,12 @@ def autocasts_to(device_type: str, dtype: torch.dtype) -> bool:
         dtype: ``torch.float16`` or ``torch.bfloat16``.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # It says so, and computes in float32.
-        with torch.autocast(device_type, dtype=dtype):
-            return is_autocast_enabled(device_type)
+        warnings.simplefilter('ignore')
+        try:
+            with torch.autocast(device_type, dtype=dtype):
+                return is_autocast_enabled(device_type)
+        except RuntimeError:
+            return False
 
 
 @lru_cache(maxsize=None)

@@ -6,6 +6,7 @@ from typing import Optional, Sequence
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..compat.distributions import how_to_install
 from ..errors import LocalLearningError
 
 
@@ -55,7 +56,8 @@ def cifar_resnet(depth: int,
             '32, 56 or 110')
     if find_spec('mmpretrain') is None:
         raise LocalLearningError(
-            'CifarResNet needs mmpretrain, which is not installed: pip install mmpretrain')
+            'CifarResNet needs mmpretrain, which is not installed: '
+            f'{how_to_install("mmpretrain")}')
     return _class_of(depth)(
         depth=depth,
         base_channels=base_channels,

@@ -5,6 +5,7 @@ from typing import List, Optional, Sequence
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..compat.distributions import how_to_install
 from ..errors import LocalLearningError
 
 # Of the neck's maps, where they are not told: RetinaNet's.
@@ -66,7 +67,7 @@ def light_retinanet(backbone: dict,
     """
     if find_spec('mmdet') is None:
         raise LocalLearningError('LightRetinaNet needs mmdet, which is not installed: '
-                                 'pip install -r requirements.txt')
+                                 f'{how_to_install("mmdet")}')
     in_channels = backbone.get('channels')
     if in_channels is None:
         raise LocalLearningError(

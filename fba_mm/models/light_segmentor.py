@@ -5,6 +5,7 @@ from typing import Any, Optional
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..compat.distributions import how_to_install
 from ..errors import LocalLearningError
 
 
@@ -42,7 +43,7 @@ def light_fcn(backbone: dict,
     """
     if find_spec('mmseg') is None:
         raise LocalLearningError('LightFCN needs mmseg, which is not installed: '
-                                 'pip install onedl-mmsegmentation')
+                                 f'{how_to_install("mmseg")}')
     in_channels = backbone.get('channels')
     if in_channels is None:
         raise LocalLearningError(

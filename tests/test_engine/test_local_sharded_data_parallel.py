@@ -8,20 +8,21 @@ import pytest
 import torch
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import MODEL_WRAPPERS
-from mmpretrain.engine.optimizers import Lamb
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from fba_mm import (AmpLocalOptimWrapper, LocalLearningError, LocalOptimWrapper,
                     LocalShardedDataParallel)
+from fba_mm.compat.torch_versions import DTensor, fully_shard
 from fba_mm.engine.processes import lost_processes
 
 from ..local_training import Trainer
 from ..several_processes import run_in_processes
 from .test_local_data_parallel import (IMAGES, SETTINGS, assert_same, joint_batch, model_of,
                                        part_of)
-from .test_module_parallel import MODULES, OWN_HEAD, adam, batch
+from .test_module_parallel import MODULES, OWN_HEAD, Lamb, adam, batch
 from .test_module_parallel import network as small
+
+pytestmark = pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')
 
 STEPS = 5
 # Head, settings of the optimizer wrapper, and iterations of a step.

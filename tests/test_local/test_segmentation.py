@@ -93,6 +93,7 @@ def test_reduced_blocks_see_as_far_as_the_stages_that_they_stand_in_for(depth, d
     model = build(segmentor('blocks', backbone=dilated_resnet(depth)))
     for auxiliary in model.backbone.auxiliary:
         later = [s for s in auxiliary.cut_point.stages if s.stage > auxiliary.cut_point.stage]
+        assert len(later) == len(auxiliary.blocks)
         for stage, block in zip(later, auxiliary.blocks):
             found = [m.dilation[0] for m in block.modules()
                      if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]

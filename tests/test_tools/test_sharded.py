@@ -6,10 +6,14 @@ from unittest import mock
 import pytest
 import torch
 
+from fba_mm.compat.torch_versions import fully_shard
+
 from ..several_processes import launch
 from .in_process import run_tool, write_config
 from .test_distributed import tool
 from .test_resume import losses
+
+pytestmark = pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')
 
 TEXT = """
 model = dict(test_cfg=dict(score_thr=0.), backbone=dict(num_modules=3))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from fba_mm.compat.torch_versions import autocast_dtype
+
 from .in_process import ROOT, run_tool
 
 
@@ -104,7 +106,7 @@ def test_local_makes_a_stock_config_local(options, expected, config, tmp_path, c
     assert cfg.optim_wrapper.optimizer.lr == .001
     if '--amp' in options:
         assert cfg.optim_wrapper.type == 'AmpLocalOptimWrapper'
-        assert torch.get_autocast_dtype('cpu') == torch.bfloat16
+        assert autocast_dtype('cpu') == torch.bfloat16
     # What was started can be started again from the config in the work directory.
     assert ('LocalBackbone' in cfg.model.backbone.type) == bool(options)
 

@@ -150,7 +150,8 @@ def test_methods_of_the_page():
     """Every config line of docs/methods.md builds and trains, the new method of its end too."""
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/methods.md').read_text(), re.S)
     exec(next(block for block in blocks if 'class TwoLayers' in block), {})
-    kinds = [eval(ast.unparse(line.value)) for block in blocks if block.startswith('auxiliary =')
+    kinds = [eval(compile(ast.Expression(line.value), 'docs', 'eval'))
+             for block in blocks if block.startswith('auxiliary =')
              for line in ast.parse(block).body] + [dict(type='TwoLayers', num_classes=10)]
     assert {kind['type'] for kind in kinds} == {kind['type'] for kind in METHODS.values()} | {
         'SLM', 'StageTail', 'TwoLayers'}

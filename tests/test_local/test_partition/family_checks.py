@@ -212,7 +212,8 @@ def check_checkpoint(cfg: dict, stock_cfg: dict, data: dict) -> None:
     prepared = stock.data_preprocessor(data)
     expected = stock(prepared['inputs'], mode='tensor')
     found = copy.deepcopy(model)(prepared['inputs'], mode='tensor')
-    assert all(torch.equal(a, b) for a, b in zip(_tensors(expected), _tensors(found)))
+    expected, found = _tensors(expected), _tensors(found)
+    assert len(expected) == len(found) and all(map(torch.equal, expected, found))
 
 
 def _tensors(output) -> list:

@@ -73,5 +73,5 @@ def test_the_package_needs_no_mmpretrain():
 def test_without_mmpretrain(monkeypatch):
     monkeypatch.setattr(sys.modules['fba_mm.models.cifar_resnet'], 'find_spec',
                         lambda name: None if name == 'mmpretrain' else util.find_spec(name))
-    with pytest.raises(LocalLearningError, match='pip install mmpretrain'):
+    with pytest.raises(LocalLearningError, match='mmpretrain, which is not installed: pip install'):
         MODELS.build(dict(type='CifarResNet', depth=20))
