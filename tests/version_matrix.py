@@ -70,8 +70,10 @@ def run(row: str, folder: Path) -> None:
 def load_stock(config: Path, exported: Path) -> None:
     """Load an exported checkpoint as MMDetection does, without this package's help."""
     from mmdet.registry import MODELS
+    from mmdet.utils import register_all_modules
     from mmengine.config import Config
     from mmengine.runner import load_checkpoint
+    register_all_modules()
     model = MODELS.build(Config.fromfile(config).model)
     load_checkpoint(model, str(exported), map_location='cpu', strict=True)
 

@@ -9,7 +9,7 @@ from typing import Dict, Sequence, Set
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .partition import StageMap
 from .task_loss import AnsweringBackbone
@@ -29,7 +29,7 @@ class _Touched(TorchDispatchMode):
         self.found: Set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for x in tree_leaves((args, kwargs)):
+        for x in tree_flatten((args, kwargs))[0]:
             if isinstance(x, Tensor):
                 self.found.add(self._levels.get(x.untyped_storage()._cdata, -1))
         return func(*args, **(kwargs or {}))
