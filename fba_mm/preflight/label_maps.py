@@ -1,7 +1,7 @@
 """Faults of segmentation data, found before a network is trained on it."""
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.dist import get_rank, get_world_size
@@ -96,9 +96,10 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
         data: From :func:`labelled`.
 
     Raises:
-        LocalLearningError: There are no images; a mask or an image is missing or unreadable; the
-            two differ in size; a mask is a picture in colours, or has labels beyond the classes.
-            Names the first such file, how many there are, and the mend.
+        LocalLearningError: There are no images, or no classes; a mask or an image is missing or
+            unreadable; the two differ in size; a mask is a picture in colours, or has labels beyond
+            the classes. Names the first such file, how many there are, and the mend. Or all masks
+            together have one class and pixels that are passed over.
     """
     prefix = dataset.get('data_prefix')
     if not data.maps and prefix is not None and not prefix.get('seg_map_path'):
@@ -108,18 +109,61 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
         raise LocalLearningError(
             f'{where} holds no image: check data_root, data_prefix and img_suffix '
             f'({dataset.get("img_suffix", ".jpg")} unless the data set has another)')
+    if data.count == data.starts_at_one:
+        raise LocalLearningError(
+            f'{where}: {type_name(dataset["type"])} has no classes of its own: name those of the data '
+            'as metainfo=dict(classes=(...), palette=[...])')
     own = data.maps[get_rank()::get_world_size()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        faults = pool.map(lambda files: _fault(files, data), own)
+        found: Iterable[Found] = pool.map(lambda files: _look_at(files, data), own)
         if len(own) > _MANY:
-            faults = track(faults, f'Reading masks of {where}', len(own), transient=True)
-        faults = [fault for fault in faults if fault is not None]
+            found = track(found, f'Reading masks of {where}', len(own), transient=True)
+        found = list(found)
+    faults = [one.fault for one in found if one.fault is not None]
     if faults:
         others = f' ({len(faults) - 1} more files have faults)' if len(faults) > 1 else ''
         raise LocalLearningError(f'{where}: {faults[0]}{others}')
+    _check_variety(where, found, data)
 
 
-def _fault(files: LabelMap, data: Labelled) -> Optional[str]:
+def _check_variety(where: str, found: List['Found'], data: Labelled) -> None:
+    """Refuse masks in which all but one class are passed over, as in pictures of 0 and 255."""
+    labels = {label for one in found for label in one.labels}
+    passed_over = set(data.ignored) | ({0} if data.starts_at_one else set())
+    if not labels & set(data.ignored) or data.count - data.starts_at_one < 2:
+        return
+    # This process has seen a part of the masks. The others have more to say, if need be.
+    rest = (_look_at(files, data).labels for files in data.maps if get_world_size() > 1)
+    while len(labels - passed_over) < 2:
+        more = next(rest, None)
+        if more is None:
+            only = f'label {min(labels - passed_over)} alone' if labels - passed_over else 'no label'
+            ignored = ', '.join(map(str, sorted(labels & passed_over)))
+            raise LocalLearningError(
+                f'{where}: apart from {ignored}, which training passes over, all masks together have '
+                f'{only}: number the {data.count} classes from 0 in the masks, such as '
+                f'{data.maps[0].seg_map}, with 1 in the place of 255')
+        labels.update(more)
+
+
+class Found(NamedTuple):
+    """What the files of one training example hold.
+
+    Args:
+        fault: What is wrong with them, and the mend; None if nothing is.
+        labels: Those in the mask, as far as it was read.
+    """
+    fault: Optional[str]
+    labels: Sequence[int] = ()
+
+
+def _look_at(files: LabelMap, data: Labelled) -> Found:
+    labels: List[int] = []
+    return Found(_fault(files, data, labels), labels)
+
+
+def _fault(files: LabelMap, data: Labelled, labels: List[int]) -> Optional[str]:
+    """What is wrong with an example's files; fills in the labels."""
     if not os.path.isfile(files.img):
         return f'{files.img} does not exist: put it there, or take it out of ann_file'
     if not os.path.isfile(files.seg_map):
@@ -140,7 +184,7 @@ def _fault(files: LabelMap, data: Labelled) -> Optional[str]:
             if mask.mode not in _LABELS:
                 return (f'{files.seg_map} is a picture in colours ({mask.mode}), not one label for '
                         'each pixel: convert it to labels')
-            labels = _labels_in(mask)
+            labels.extend(_labels_in(mask))
             mask_size = mask.size
     except (OSError, SyntaxError, ValueError) as error:
         return f'{files.img} and {files.seg_map} cannot be read ({error}): copy them again'

@@ -94,6 +94,39 @@ def test_labels_beyond_the_classes(root):
     check_data(training(root, pipeline=[LOAD[0], LOAD[2]]), 'train')
 
 
+@pytest.mark.parametrize('labels', [(0, 255), (255, ), (3, 255)])
+def test_masks_of_black_and_white(labels, root, monkeypatch):
+    """The foreground would be passed over, and a network that says 0 everywhere be perfect."""
+    for name in 'xy':
+        save_mask(root / f'mask/{name}.png', labels)
+    only = 'no label' if len(labels) == 1 else f'label {labels[0]} alone'
+    words = (f'apart from 255, which training passes over, all masks together have {only}: ',
+             'mask/x.png',
+             'number the 4 classes from 0 in the masks')
+    refused(training(root), *words)
+    # One of several processes looks further before it says so.
+    monkeypatch.setattr('fba_mm.preflight.label_maps.get_world_size', lambda: 2)
+    refused(training(root), *words)
+    save_mask(root / 'mask/y.png', (1, 2))
+    check_data(training(root), 'train')
+
+
+def test_masks_of_one_class(root):
+    for name in 'xy':
+        save_mask(root / f'mask/{name}.png', (0, ))
+    check_data(training(root), 'train')
+    save_mask(root / 'mask/x.png', (0, 255))
+    check_data(training(root, metainfo=dict(classes=('a', ))), 'train')
+    # With reduce_zero_label, 0 is passed over, too.
+    save_mask(root / 'mask/y.png', (0, 1))
+    refused(training(root, reduce_zero_label=True), 'apart from 0, 255, ', 'have label 1 alone')
+
+
+def test_a_data_set_without_classes(root):
+    refused(training(root, metainfo=None), 'BaseSegDataset has no classes of its own: name those of '
+            'the data as metainfo=dict(classes=(...)')
+
+
 def test_an_ignored_label_of_the_data_sets_own(root):
     save_mask(root / 'mask/y.png', (0, 1, 9))
     check_data(training(root, ignore_index=9), 'train')
