@@ -1,7 +1,8 @@
 """Parts of models that keep auxiliary networks small."""
 from .cifar_resnet import cifar_resnet
+from .in_slices import in_slices
 from .light_detector import light_retinanet
 from .light_segmentor import light_fcn
 from .sliced_focal_loss import SlicedFocalLoss
 
-__all__ = ['SlicedFocalLoss', 'cifar_resnet', 'light_fcn', 'light_retinanet']
+__all__ = ['SlicedFocalLoss', 'cifar_resnet', 'in_slices', 'light_fcn', 'light_retinanet']
