@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from .config import load_config
 from .errors import LocalLearningError
+from .localize import checkpointed, sliced
 
 # Of this repository, where the package is used from its checkout.
 _CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -96,6 +97,44 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         metavar='SIZE',
         help="what the tensors of a training step may take, with --local auto: 8GB, 512MB, 10GiB; "
         "CUDA's context and the allocator's fragmentation come on top")
+
+
+def add_exact(parser: argparse.ArgumentParser) -> None:
+    """Add ``--checkpoint``, ``--slices`` and ``--no-slices``.
+
+    Args:
+        parser: The tool's parser.
+    """
+    parser.add_argument(
+        '--checkpoint',
+        type=module_count,
+        metavar='K',
+        help='recompute the activations of the backbone in the backward pass instead of keeping '
+        "them, in K spans; 'stages' and 'blocks' are good too. The same result in less memory; with "
+        '--local, within each module')
+    slices = parser.add_mutually_exclusive_group()
+    slices.add_argument(
+        '--slices',
+        action='store_true',
+        help='compute dense losses in slices: the same result in less memory (the default with '
+        '--local)')
+    slices.add_argument(
+        '--no-slices', action='store_true', help='with --local: leave losses as they are')
+
+
+def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
+    """Train by plain back-propagation as the arguments of :func:`add_exact` say.
+
+    Args:
+        cfg: A config.
+        args: Parsed arguments, without ``--local``.
+
+    Raises:
+        LocalLearningError: The backbone is wrapped already.
+    """
+    if args.checkpoint is not None:
+        cfg = checkpointed(cfg, args.checkpoint)
+    return sliced(cfg) if args.slices else cfg
 
 
 def check_local(args: argparse.Namespace) -> None:

@@ -5,6 +5,8 @@ from typing import Any, Iterator, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.registry import MODELS, DefaultScope
 
 from .config import backbone_key, load_config, name_classes, type_name
 from .errors import LocalLearningError
@@ -37,7 +39,9 @@ def localize(config: Union[str, os.PathLike, Config],
              head_batch_size: Optional[int] = None,
              auxiliary_lr_mult: Optional[float] = None,
              auxiliary_decay_mult: Optional[float] = None,
-             memory_budget: Optional[Union[str, int, float]] = None) -> Config:
+             memory_budget: Optional[Union[str, int, float]] = None,
+             recompute: Optional[Union[int, str, Sequence[str]]] = None,
+             slices: bool = True) -> Config:
     """Make any OpenMMLab config train its backbone by local learning.
 
     Args:
@@ -64,6 +68,9 @@ def localize(config: Union[str, os.PathLike, Config],
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
         memory_budget: What the tensors of a training step may take, as ``'8GB'``; with
             ``num_modules='auto'``.
+        recompute: Spans of each module that are recomputed in its backward pass; see
+            :class:`LocalBackbone`.
+        slices: Compute losses in slices where the result is the same; see :func:`sliced`.
 
     Returns:
         A new config.
@@ -79,21 +86,8 @@ def localize(config: Union[str, os.PathLike, Config],
         'LocalBackbone'
     """
     check_budget(num_modules, memory_budget)
-    is_name = isinstance(config, (str, os.PathLike))
-    cfg = load_config(os.fspath(config)) if is_name else copy.deepcopy(config)
-    key, backbone = _backbone_of(cfg)
-    if backbone is None and isinstance((cfg.get('model') or {}).get('detector'), dict):
-        raise LocalLearningError(
-            f"{type_name(cfg.model.get('type'))} has its backbone in model.detector and runs it several "
-            'times for one loss, as semi-supervised and tracking models do, and local learning follows '
-            'one pass: train the detector by itself, or without local learning')
-    if backbone is None:
-        raise LocalLearningError(
-            'the config has no model.backbone and no model.generator to cut: give the config of a '
-            'detector, classifier, segmentor or super-resolution network')
-    if type_name(backbone.get('type')) == 'LocalBackbone':
-        raise LocalLearningError(
-            f'model.{key} is a LocalBackbone already: change its num_modules instead')
+    cfg = sliced(config) if slices else _own_copy(config)
+    key, backbone = _stock_backbone(cfg, 'num_modules')
     if auxiliary is None:
         auxiliary = _default_auxiliary(cfg.model, key)
     if key == 'generator' and auxiliary in ('shared', 'light'):
@@ -124,6 +118,8 @@ def localize(config: Union[str, os.PathLike, Config],
         local_backbone.memory_budget = memory_budget
     if head_batch_size is not None:
         local_backbone.head_batch_size = head_batch_size
+    if recompute is not None:
+        local_backbone.recompute = recompute
 
     hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
@@ -155,13 +151,151 @@ def localize(config: Union[str, os.PathLike, Config],
             keys = paramwise.setdefault('custom_keys', ConfigDict())
             keys[f'{key}.auxiliary'] = multipliers
 
+    _import_package(cfg)
+    return cfg
+
+
+def checkpointed(config: Union[str, os.PathLike, Config],
+                 recompute: Union[int, str, Sequence[str]] = 'blocks') -> Config:
+    """Make any OpenMMLab config recompute the activations of its backbone: exact back-propagation.
+
+    The backbone becomes a :class:`LocalBackbone` of one module. Everything else stays as it is, the
+    optimizer wrapper, hooks and the model wrapper included, and so does what is learned, bit for bit.
+
+    Args:
+        config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
+        recompute: A number of spans, ``'stages'``, ``'blocks'``, or names of the blocks that end a
+            span; see :class:`LocalBackbone`.
+
+    Returns:
+        A new config.
+
+    Raises:
+        LocalLearningError: The config has no backbone or generator, or one that is wrapped already.
+
+    Example:
+        >>> cfg = checkpointed('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 4)
+        >>> cfg.model.backbone.type, cfg.optim_wrapper.type
+        ('LocalBackbone', 'OptimWrapper')
+    """
+    cfg = _own_copy(config)
+    key, backbone = _stock_backbone(cfg, 'recompute')
+    cfg.model[key] = ConfigDict(
+        type='LocalBackbone', backbone=backbone, num_modules=1, recompute=recompute)
+    localize_optimizer(cfg)
+    _import_package(cfg)
+    return cfg
+
+
+def sliced(config: Union[str, os.PathLike, Config]) -> Config:
+    """Let a config compute its losses in slices, wherever the result is the same.
+
+    Dense losses make several tensors as large as the logits, and autograd keeps them. In slices they
+    take the memory of one slice. That is so for mmdet's focal, quality focal and varifocal loss, and
+    for mmseg's decode heads on cross entropy; see :func:`fba_mm.models.in_slices`. Other losses are
+    left alone, and so is all the rest of the config. A line of the log tells what was changed.
+
+    Args:
+        config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
+
+    Returns:
+        A new config.
+
+    Example:
+        >>> sliced('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model.bbox_head.loss_cls
+        {'type': 'InSlices', 'of': 'FocalLoss', 'use_sigmoid': True, ...}
+    """
+    cfg = _own_copy(config)
+    scope = cfg.get('default_scope') or ''
+    found = [(name, part) for name, part in _parts(cfg.get('model'), 'model')
+             if _has_slices(part, scope)]
+    for _, part in found:
+        part['of'] = part['type']
+        part['type'] = 'InSlices'
+    if found:
+        names = ', '.join(name for name, _ in found)
+        print_log(f'Computed in slices, with the same result in less memory: {names}', 'current')
+        _import_package(cfg)
+    return cfg
+
+
+# mmdet's losses that are sums over positions, and the settings with which they have no slices.
+_SLICED_LOSSES = {
+    'FocalLoss': dict(use_sigmoid=False, activated=True), 'QualityFocalLoss': {},
+    'VarifocalLoss': {}
+}
+# Settings of mmseg's cross entropy with which a stripe of rows doesn't tell its part of the loss.
+_WITHOUT_STRIPES = ('use_sigmoid', 'use_mask', 'class_weight')
+
+
+def _has_slices(part: dict, scope: str) -> bool:
+    """Whether :func:`fba_mm.models.in_slices` can take the place of a part of a model."""
+    kind = part.get('type')
+    name = type_name(kind)
+    if isinstance(kind, type):
+        package = kind.__module__.partition('.')[0]
+    else:
+        # A scope, or where the class is.
+        package = str(kind).partition('.')[0] if '.' in str(kind) else scope
+    if package == 'mmdet' and name in _SLICED_LOSSES:
+        return not any(part.get(key) == value for key, value in _SLICED_LOSSES[name].items())
+    if package != 'mmseg' or 'num_classes' not in part or part.get('sampler'):
+        return False
+    losses = part.get('loss_decode') or dict(type='CrossEntropyLoss')
+    losses = losses if isinstance(losses, (list, tuple)) else [losses]
+    if any(type_name(loss.get('type')) != 'CrossEntropyLoss' or any(
+            loss.get(key) for key in _WITHOUT_STRIPES) or loss.get(
+                'reduction', 'mean') != 'mean' for loss in losses):
+        return False
+    with DefaultScope.overwrite_default_scope(package), \
+            MODELS.switch_scope_and_registry(None) as registry:
+        head = kind if isinstance(kind, type) else registry.get(kind)
+    owner = next((c for c in getattr(head, '__mro__', ()) if 'loss_by_feat' in vars(c)), object)
+    return owner.__name__ == 'BaseDecodeHead'
+
+
+def _parts(part: Any, name: str) -> Iterator[Tuple[str, dict]]:
+    """All dicts in a config, with their dotted names."""
+    if isinstance(part, dict):
+        yield name, part
+    # ConfigDict.items() would make copies.
+    items = dict.items(part) if isinstance(part, dict) else enumerate(part) if isinstance(
+        part, (list, tuple)) else ()
+    for key, value in items:
+        yield from _parts(value, f'{name}.{key}')
+
+
+def _own_copy(config: Union[str, os.PathLike, Config]) -> Config:
+    is_name = isinstance(config, (str, os.PathLike))
+    return load_config(os.fspath(config)) if is_name else copy.deepcopy(config)
+
+
+def _stock_backbone(cfg: Config, setting: str) -> Tuple[str, dict]:
+    """A config's backbone that isn't wrapped yet, and its name."""
+    key, backbone = _backbone_of(cfg)
+    if backbone is None and isinstance((cfg.get('model') or {}).get('detector'), dict):
+        raise LocalLearningError(
+            f"{type_name(cfg.model.get('type'))} has its backbone in model.detector and runs it several "
+            'times for one loss, as semi-supervised and tracking models do, and local learning follows '
+            'one pass: train the detector by itself, or without local learning')
+    if backbone is None:
+        raise LocalLearningError(
+            'the config has no model.backbone and no model.generator to cut: give the config of a '
+            'detector, classifier, segmentor or super-resolution network')
+    if type_name(backbone.get('type')) == 'LocalBackbone':
+        raise LocalLearningError(
+            f'model.{key} is a LocalBackbone already: change its {setting} instead')
+    return key, backbone
+
+
+def _import_package(cfg: Config) -> None:
+    """Let a config register this package's classes."""
     imports = cfg.get('custom_imports') or dict(imports=[], allow_failed_imports=False)
     names = imports['imports']
     names = [names] if isinstance(names, str) else list(names)
     if 'fba_mm' not in names:
         # First: it brings operators that others may lack when they are imported.
         cfg.custom_imports = dict(imports, imports=['fba_mm'] + names)
-    return name_classes(cfg)
 
 
 def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
@@ -297,7 +431,7 @@ def _num_classes(part: Any) -> Iterator[int]:
 
 
 def stock_form(config: Config) -> Config:
-    """Undo :func:`localize`: the config of the same model without local learning.
+    """Undo :func:`localize`, :func:`checkpointed` and :func:`sliced`: the stock config.
 
     Args:
         config: A local-learning config. It is not changed.
@@ -318,7 +452,11 @@ def stock_form(config: Config) -> Config:
         raise LocalLearningError(
             'the config has no LocalBackbone: its checkpoints are stock ones already')
     cfg.model[key] = backbone.backbone
-    cfg.custom_hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
+    for _, part in _parts(cfg.model, 'model'):
+        if part.get('type') == 'InSlices':
+            part['type'] = part.pop('of')
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [h for h in cfg.custom_hooks if type_name(h['type']) != 'FBAHook']
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
         kind = optim_wrapper.get('type', 'OptimWrapper')

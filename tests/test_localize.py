@@ -14,7 +14,7 @@ from mmpretrain.structures import DataSample, MultiTaskDataSample
 
 from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.config import load_config, type_name
-from fba_mm.localize import stock_form
+from fba_mm.localize import checkpointed, sliced, stock_form
 from fba_mm.preflight.building import build_model
 
 from .conftest import build, retinanet
@@ -45,6 +45,8 @@ def test_a_stock_name():
     assert cfg.model_wrapper_cfg == dict(type='LocalDataParallel')
     changed = {'model', 'custom_hooks', 'optim_wrapper', 'custom_imports', 'model_wrapper_cfg'}
     assert {key for key in cfg if cfg.get(key) != stock.get(key)} == changed
+    head = stock.model.bbox_head
+    head.loss_cls = dict(head.loss_cls, type='InSlices', of='FocalLoss')
     assert {k: v for k, v in cfg.model.items() if k != 'backbone'} == {
         k: v for k, v in stock.model.items() if k != 'backbone'}
     # What a runner writes beside its checkpoints can be read again.
@@ -566,3 +568,64 @@ def test_classes_in_a_config_are_written_by_name():
         type='mmengine.hooks.ema_hook.EMAHook', function='tests.conftest.build',
         kept=(int, None))
     assert cfg.model.backbone.type is ResNet
+
+
+FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
+
+
+@pytest.mark.parametrize('name, parts', [
+    (RETINANET, ['bbox_head.loss_cls']),
+    ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ['bbox_head.loss_cls']),
+    ('mmdet::vfnet/vfnet_r50_fpn_1x_coco.py', ['bbox_head.loss_cls']),
+    (FCN, ['decode_head', 'auxiliary_head']),
+    # Neither a softmax over few boxes nor what picks its pixels itself.
+    ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', []),
+    ('mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py', [
+        'decode_head.0', 'decode_head.1']),
+    ('mmseg::point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py', ['decode_head.0']),
+    ('mmpretrain::resnet/resnet50_8xb32_in1k.py', []),
+])
+def test_what_is_computed_in_slices(name, parts):
+    stock, cfg = load_config(name), sliced(name)
+    model = stock.model.to_dict()
+    for part in parts:
+        found, changed = cfg.model, model
+        for key in part.split('.'):
+            key = int(key) if key.isdigit() else key
+            found, changed = found[key], changed[key]
+        assert found.type == 'InSlices'
+        changed.update(type='InSlices', of=found.of)
+    assert cfg.model.to_dict() == model
+    assert (cfg.get('custom_imports') or {}).get('imports') == (['fba_mm'] if parts else None)
+    assert {k for k in cfg if cfg.get(k) != stock.get(k)} <= {'model', 'custom_imports'}
+    assert localize(name, slices=False).model.get('bbox_head') == stock.model.get('bbox_head')
+    if parts:
+        assert stock_form(localize(name)).model == stock.model
+
+
+def test_classes_as_types():
+    from mmdet.models import FocalLoss
+    cfg = small_config()
+    cfg.model.bbox_head.loss_cls.type = FocalLoss
+    found = sliced(cfg).model.bbox_head.loss_cls
+    assert found.type == 'InSlices' and found.of in (FocalLoss, f'{FocalLoss.__module__}.FocalLoss')
+    assert type(build(found)).__name__ == 'SlicedFocalLoss'
+    assert sliced(sliced(cfg)).model == sliced(cfg).model
+
+
+@pytest.mark.parametrize('recompute', [3, 'blocks', ['layer1.1', 'layer3.0']])
+def test_exact_checkpointing_leaves_the_rest_alone(recompute):
+    stock = small_config(custom_hooks=[dict(type='EMAHook')],
+                         model_wrapper_cfg=dict(type='MMDistributedDataParallel'))
+    cfg = checkpointed(stock, recompute)
+    assert cfg.model.backbone == dict(
+        type='LocalBackbone', backbone=stock.model.backbone, num_modules=1, recompute=recompute)
+    assert {k for k in cfg if cfg.get(k) != stock.get(k)} == {'model', 'custom_imports'}
+    assert build(cfg.model).backbone.spans
+    assert stock_form(cfg).model == stock.model
+    assert stock_form(sliced(cfg)).model == stock.model
+    with pytest.raises(LocalLearningError, match='is a LocalBackbone already: change its recompute'):
+        checkpointed(cfg)
+    both = localize(stock, 2, recompute=recompute)
+    assert both.model.backbone.recompute == recompute
+    assert len(build(both.model).backbone.spans) == 2

@@ -4,6 +4,7 @@
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local auto \\
         --memory-budget 8GB
+    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --checkpoint 3
     tools/dist_train.sh configs/retinanet_r50_fba.py 8
 """
 import argparse
@@ -34,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
     command_line.add_local(parser, "the config's backbone")
+    command_line.add_exact(parser)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
@@ -109,9 +111,12 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
             cfg,
             num_modules=args.local,
             auxiliary=args.auxiliary,
-            memory_budget=args.memory_budget)
+            memory_budget=args.memory_budget,
+            recompute=args.checkpoint,
+            slices=not args.no_slices)
     else:
         localize_optimizer(cfg)
+        cfg = command_line.apply_exact(cfg, args)
     cfg = resolve_num_modules(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):

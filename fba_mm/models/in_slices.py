@@ -1,7 +1,7 @@
 """Stock losses and heads whose loss is computed slice by slice, in the memory of one slice."""
 import math
 from functools import lru_cache
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 from mmengine.registry import MODELS
@@ -18,7 +18,7 @@ _SLICE_BYTES = 16 << 20
 
 
 @MODELS.register_module(name='InSlices')
-def in_slices(of: str, **kwargs: Any) -> nn.Module:
+def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
     """A stock loss or decode head that computes its loss in slices.
 
     Dense predictions have positions × classes logits, and the formula of a loss makes several
