@@ -33,7 +33,7 @@ optim_wrapper = dict(type='AmpLocalOptimWrapper', dtype='float16', apply='eager'
                      loss_scale=dict(init_scale=1024., growth_interval=3))
 train_dataloader['dataset']['indices'] = 4""",
     'EMA': "custom_hooks = [dict(type='FBAHook'), dict(type='EMAHook', momentum=.1)]",
-    'BP': "model = dict(backbone=dict(num_modules=1))",
+    'BP': "model = dict(backbone=dict(num_modules=1, recompute=3))",
 }
 BY_ITERATION = """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=8)

@@ -111,6 +111,30 @@ def test_local_makes_a_stock_config_local(options, expected, config, tmp_path, c
     assert ('LocalBackbone' in cfg.model.backbone.type) == bool(options)
 
 
+def test_exact_checkpointing(config, tmp_path):
+    """The losses of plain training, bit by bit; what it saves is exported to a stock checkpoint."""
+    path = config("train_dataloader['dataset']['indices'] = 4\nval_dataloader = None\n"
+                  'val_evaluator = None\nval_cfg = None', base='bp', epochs=1)
+    logs = []
+    for name, options in (('plain', []), ('recomputed', ['--checkpoint', '3']),
+                          ('sliced', ['--checkpoint', 'blocks', '--slices'])):
+        assert run_tool('train', path, '--work-dir', tmp_path / name, *options).status == 0
+        rows = next(tmp_path.glob(f'{name}/*/vis_data/scalars.json')).read_text().splitlines()
+        logs.append([json.loads(row)['loss'] for row in rows])
+    assert logs[1] == logs[0] and logs[2] == pytest.approx(logs[0], rel=1e-5)
+    cfg = Config.fromfile(tmp_path / 'sliced/small.py')
+    assert cfg.optim_wrapper.type == 'OptimWrapper' and not cfg.get('custom_hooks')
+    assert cfg.model.bbox_head.loss_cls.of == 'FocalLoss'
+    assert run_tool('export', tmp_path / 'sliced/small.py', tmp_path / 'sliced/epoch_1.pth',
+                    tmp_path / 'stock.pth', '--out-config', tmp_path / 'stock.py').status == 0
+    stock = torch.load(tmp_path / 'stock.pth')['state_dict']
+    plain = torch.load(tmp_path / 'plain/epoch_1.pth', weights_only=False)['state_dict']
+    assert stock.keys() == plain.keys()
+    assert all(torch.allclose(stock[k], v, atol=1e-5) for k, v in plain.items())
+    assert Config.fromfile(tmp_path / 'stock.py').model.bbox_head == Config.fromfile(
+        path).model.bbox_head
+
+
 def test_auto_scale_lr(config, tmp_path, capsys):
     path = config("auto_scale_lr = dict(enable=False, base_batch_size=8)\n"
                   "train_dataloader['dataset']['indices'] = 2", epochs=1)
