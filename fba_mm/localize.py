@@ -152,11 +152,12 @@ def localize(config: Union[str, os.PathLike, Config],
             keys[f'{key}.auxiliary'] = multipliers
 
     _import_package(cfg)
-    return cfg
+    return name_classes(cfg)
 
 
 def checkpointed(config: Union[str, os.PathLike, Config],
-                 recompute: Union[int, str, Sequence[str]] = 'blocks') -> Config:
+                 recompute: Union[int, str, Sequence[str]] = 'blocks',
+                 recompute_batch_size: Optional[int] = None) -> Config:
     """Make any OpenMMLab config recompute the activations of its backbone: exact back-propagation.
 
     The backbone becomes a :class:`LocalBackbone` of one module. Everything else stays as it is, the
@@ -166,6 +167,8 @@ def checkpointed(config: Union[str, os.PathLike, Config],
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
         recompute: A number of spans, ``'stages'``, ``'blocks'``, or names of the blocks that end a
             span; see :class:`LocalBackbone`.
+        recompute_batch_size: Images that are recomputed at once; see :class:`LocalBackbone`. With
+            it, the result is the same up to the order of sums.
 
     Returns:
         A new config.
@@ -182,9 +185,11 @@ def checkpointed(config: Union[str, os.PathLike, Config],
     key, backbone = _stock_backbone(cfg, 'recompute')
     cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=1, recompute=recompute)
+    if recompute_batch_size is not None:
+        cfg.model[key].recompute_batch_size = recompute_batch_size
     localize_optimizer(cfg)
     _import_package(cfg)
-    return cfg
+    return name_classes(cfg)
 
 
 def sliced(config: Union[str, os.PathLike, Config]) -> Config:
@@ -216,7 +221,7 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
         names = ', '.join(name for name, _ in found)
         print_log(f'Computed in slices, with the same result in less memory: {names}', 'current')
         _import_package(cfg)
-    return cfg
+    return name_classes(cfg)
 
 
 # mmdet's losses that are sums over positions, and the settings with which they have no slices.

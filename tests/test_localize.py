@@ -622,6 +622,8 @@ def test_exact_checkpointing_leaves_the_rest_alone(recompute):
         type='LocalBackbone', backbone=stock.model.backbone, num_modules=1, recompute=recompute)
     assert {k for k in cfg if cfg.get(k) != stock.get(k)} == {'model', 'custom_imports'}
     assert build(cfg.model).backbone.spans
+    one = checkpointed(stock, recompute, recompute_batch_size=1)
+    assert one.model.backbone == dict(cfg.model.backbone, recompute_batch_size=1)
     assert stock_form(cfg).model == stock.model
     assert stock_form(sliced(cfg)).model == stock.model
     with pytest.raises(LocalLearningError, match='is a LocalBackbone already: change its recompute'):

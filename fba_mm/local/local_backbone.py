@@ -65,6 +65,10 @@ class LocalBackbone(AnsweringBackbone):
             names of the segments that end a span, such as ``['layer2.3', 'layer3.5']``. Values,
             gradients and running statistics stay the same. With ``num_modules=1`` this is exact
             back-propagation, and needs neither :class:`FBAHook` nor ``LocalOptimWrapper``.
+        recompute_batch_size: Images that are recomputed at once. Less memory and the same gradients,
+            up to the order of sums. Spans with layers that tie images together (batch normalization
+            that is trained) or draw for them (dropout) see the whole batch, and so do all unless
+            this is set.
         memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
             by a number before the model is built, by ``tools/train.py`` or
             :func:`fba_mm.analysis.resolve_num_modules`.
@@ -89,6 +93,7 @@ class LocalBackbone(AnsweringBackbone):
                  head_batch_size: Optional[int] = None,
                  reserve: Optional[float] = None,
                  recompute: Optional[Recompute] = None,
+                 recompute_batch_size: Optional[int] = None,
                  memory_budget: Optional[Union[str, int, float]] = None,
                  pretrained: Optional[str] = None,
                  init_cfg: Optional[dict] = None):
@@ -102,12 +107,15 @@ class LocalBackbone(AnsweringBackbone):
                 'in your own script, or give a number')
         self.backbone = MODELS.build(backbone)
         self.auxiliary = ModuleList()
-        if head_batch_size is not None and (isinstance(head_batch_size, bool) or not isinstance(
-                head_batch_size, int) or head_batch_size < 1):
-            raise LocalLearningError(
-                f'head_batch_size={head_batch_size!r}: give a number of images from 1, or leave it '
-                'unset for the whole batch')
+        sizes = dict(head_batch_size=head_batch_size, recompute_batch_size=recompute_batch_size)
+        for name, size in sizes.items():
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int)
+                                     or size < 1):
+                raise LocalLearningError(
+                    f'{name}={size!r}: give a number of images from 1, or leave it unset for the '
+                    'whole batch')
         self.head_batch_size = head_batch_size
+        self.recompute_batch_size = recompute_batch_size
         if reserve is None:
             # A classifier's head keeps next to nothing.
             head = auxiliary.get('head')
@@ -417,7 +425,8 @@ class LocalBackbone(AnsweringBackbone):
         for span in self.spans[index]:
             # Within the module that makes it, a kept map is read with its graph.
             x, new_levels, new_own = run_recomputing(
-                self.backbone, self.segments[span.start:span.stop], x, {**kept, **own})
+                self.backbone, self.segments[span.start:span.stop], x, {**kept, **own},
+                self.recompute_batch_size)
             levels.update(new_levels)
             own.update(new_own)
         return x, levels, own

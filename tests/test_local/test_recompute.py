@@ -102,6 +102,44 @@ def test_local_modules_that_recompute_train_the_same(recompute, apply):
     assert same(*(list(model.buffers()) for model in models))
 
 
+BY_IMAGE = dict(
+    detector=(retinanet(18, None, frozen_stages=1, norm_eval=True), batch),
+    transformer=(classifier(dict(SWIN, drop_path_rate=0.), None, 64, neck=True), class_batch),
+    skips=(editor(None, network=swinir), patches))
+
+
+@pytest.mark.parametrize('name', BY_IMAGE)
+def test_image_by_image(name):
+    """The same up to the order of sums, in less memory."""
+    cfg, data = BY_IMAGE[name]
+    key = 'generator' if 'generator' in cfg else 'backbone'
+    whole, one = wrapped(cfg, 2, key), wrapped(cfg, 2, key)
+    one[key]['recompute_batch_size'] = 1
+    found = []
+    for settings in (whole, one):
+        model = build(settings)
+        wrapper = OptimWrapper(sgd(model.parameters()))
+        logs = [float(model.train_step(data(), wrapper)['loss']) for _ in range(3)]
+        with StorageTracker() as tracker:
+            sum(f.sum() for f in model.get_submodule(key)(torch.rand(4, 3, 128, 128))).backward()
+        found.append((logs, [p.detach() for p in model.parameters()], tracker.peak))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0][1], found[1][1]))
+    assert found[1][2] < .8 * found[0][2]
+
+
+def test_images_that_are_tied_together_or_drawn_for_stay_together():
+    for cfg in (retinanet(18, None), classifier(SWIN, None, 64, neck=True)):
+        one = wrapped(cfg, 'blocks')
+        one['backbone']['recompute_batch_size'] = 1
+        results = []
+        for settings in (cfg, one):
+            model = build(settings)
+            torch.manual_seed(3)
+            results.append(model.backbone(torch.rand(2, 3, 64, 64)))
+        assert same(*results)
+
+
 def peak(cfg: dict, data: dict, local: bool = False) -> int:
     model = build(cfg)
     if local:
@@ -162,3 +200,7 @@ def test_an_input_that_is_written_to_is_found_out():
 def test_what_cannot_be(recompute, message):
     with pytest.raises(LocalLearningError, match=message):
         build(wrapped(retinanet(18, None), recompute))
+    cfg = wrapped(retinanet(18, None), 'blocks')
+    cfg['backbone']['recompute_batch_size'] = 0
+    with pytest.raises(LocalLearningError, match='recompute_batch_size=0: give a number of images'):
+        build(cfg)
