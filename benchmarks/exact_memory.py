@@ -14,9 +14,10 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from fba_mm import command_line
+from fba_mm.analysis.activation_checkpointing import takes_with_cp
 from fba_mm.analysis.memory_fit import predict_memory
 from fba_mm.analysis.simulated_step import SimulatedStep, quiet
-from fba_mm.analysis.training_twins import from_scratch, takes_with_cp
+from fba_mm.analysis.training_twins import from_scratch
 from fba_mm.config import backbone_key, load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import checkpointed, sliced
@@ -70,15 +71,16 @@ def main() -> None:
     parser.add_argument('--shape', type=int, nargs=4, default=(2, 3, 800, 1333))
     parser.add_argument('--spans', type=command_line.module_count, nargs='+', default=[3, 4])
     args = parser.parse_args()
+    shape = tuple(args.shape)
     console = Console(width=120)
     for name in args.configs:
-        table = Table(title=f'{name}, {"×".join(map(str, args.shape))}')
+        table = Table(title=f'{name}, {"×".join(map(str, shape))}')
         for column in ('training', 'MiB', '/ as shipped', 'operations / as shipped'):
             table.add_column(column, justify='left' if column == 'training' else 'right')
         first = None
         for way, cfg in ways(load_config(name), args.spans).items():
             try:
-                figures = predict_memory(cfg, tuple(args.shape)).total, operations(cfg, args.shape)
+                figures = predict_memory(cfg, shape).total, operations(cfg, shape)
             except LocalLearningError as error:
                 console.print(f'{way}: {error}')
                 continue
