@@ -85,6 +85,14 @@ def train(cfg: Config) -> None:
                                  'check its dataset and the data'):
                 runner.val_loop
     check_equal_data(runner)
+    load_or_resume = runner.load_or_resume
+
+    def readable_load_or_resume() -> None:
+        with readable_errors(f'cannot start from {cfg.load_from}', 'give another checkpoint'):
+            load_or_resume()
+
+    # Called when all that a checkpoint goes into is built.
+    runner.load_or_resume = readable_load_or_resume
     with lost_processes():
         runner.train()
 

@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
+from .resume_state import absent_entries, check_resume_state
 from .safe_reading import read_checkpoint
 
 
@@ -17,7 +18,9 @@ class CheckpointDiff(NamedTuple):
     Attributes:
         missing: Entries that the checkpoint lacks; those of auxiliary networks are left out if
             it is a checkpoint of the unwrapped model.
-        mismatched: Entries of another shape, as ``'name (shape in checkpoint, in model)'``.
+        mismatched: Entries of another shape, or whole numbers in place of fractions or the other
+            way round, as ``'name (shape and dtype in the checkpoint, in the model)'``.
+        recast: Entries of another precision, in the same way.
         unexpected: Entries that the model lacks.
         backbone: The missing and mismatched ones that belong to a wrapped backbone, without the layers
             of a generator that enlarge.
@@ -25,6 +28,7 @@ class CheckpointDiff(NamedTuple):
     """
     missing: List[str]
     mismatched: List[str]
+    recast: List[str]
     unexpected: List[str]
     backbone: List[str]
     total: int
@@ -50,8 +54,8 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> CheckpointDif
         model: The model, with or without a :class:`LocalBackbone`.
         state_dict: Weights of a checkpoint, of the model as it is or of its unwrapped form.
     """
-    expected = {k: v.shape for k, v in model.state_dict().items()}
-    given = {k: v.shape for k, v in state_dict.items()}
+    expected = dict(model.state_dict())
+    given = dict(state_dict)
     wrapped = {
         f'{name}.' if name else '': m for name, m in model.named_modules()
         if isinstance(m, LocalBackbone)
@@ -62,18 +66,34 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> CheckpointDif
             auxiliary = f'{prefix}auxiliary.'
             expected = {k: v for k, v in expected.items() if not k.startswith(auxiliary)}
     missing = [k for k in expected if k not in given and not k.endswith('num_batches_tracked')]
-    mismatched = {
-        k: f'{k} ({tuple(given[k])} in the checkpoint, {tuple(expected[k])} in the model)'
-        for k in expected if k in given and given[k] != expected[k]
-    }
+    mismatched, recast = {}, []
+    for k in (k for k in expected if k in given):
+        ours, theirs = expected[k], given[k]
+        if (ours.shape, _kind(ours)) != (theirs.shape, _kind(theirs)):
+            mismatched[k] = _difference(k, theirs, ours)
+        elif ours.dtype != theirs.dtype:
+            recast.append(_difference(k, theirs, ours))
     inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', )
     heads = tuple(f'{prefix}backbone.{layer}.' for prefix, local_backbone in wrapped.items()
                   for layer in local_backbone.head_layers())
     backbone = [
         k for k in (*missing, *mismatched) if k.startswith(inner) and not k.startswith(heads)
     ]
-    return CheckpointDiff(missing, list(mismatched.values()), [k for k in given if k not in expected],
-               backbone, len(expected))
+    return CheckpointDiff(missing, list(mismatched.values()), recast,
+                          [k for k in given if k not in expected], backbone, len(expected))
+
+
+def _kind(tensor: Tensor) -> str:
+    return ('complex' if tensor.is_complex() else
+            'fractions' if tensor.is_floating_point() else 'whole numbers')
+
+
+def _difference(name: str, given: Tensor, expected: Tensor) -> str:
+    forms = [f'{tuple(t.shape)}' for t in (given, expected)]
+    if given.dtype != expected.dtype:
+        forms = [f'{form} {str(t.dtype).replace("torch.", "")}'
+                 for form, t in zip(forms, (given, expected))]
+    return f'{name} ({forms[0]} in the checkpoint, {forms[1]} in the model)'
 
 
 def check_fit(model: nn.Module,
@@ -117,7 +137,7 @@ def check_fit(model: nn.Module,
                 f'locally; start from its weights instead, --cfg-options load_from={path}')
     faults = fit.missing + fit.mismatched
     if purpose == 'resume':
-        faults += fit.unexpected
+        faults += fit.recast + fit.unexpected
     elif purpose == 'load':
         faults = fit.backbone
     if faults:
@@ -126,38 +146,17 @@ def check_fit(model: nn.Module,
             mend += ', which lies beside it as a .py file'
             if purpose != 'resume':
                 mend += ', or export it first with tools/export.py'
-        shown = (fit.mismatched + fit.missing + fit.unexpected)[0]
+        shown = (fit.mismatched + fit.missing + fit.recast + fit.unexpected)[0]
         raise LocalLearningError(
             f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '
             f'differ, such as {shown}: {mend}')
-    if purpose == 'resume' and optimizer is not None:
-        _check_optimizer(optimizer, checkpoint['optimizer'], path)
+    if purpose == 'resume':
+        check_resume_state(checkpoint, path, optimizer)
+    elif fit.recast:
+        print_log(
+            f'{path} has {len(fit.recast)} entries of another precision, such as {fit.recast[0]}; '
+            "they are cast to the model's", 'current')
     if fit.unexpected and purpose != 'load':
         print_log(
             f'{path} has {len(fit.unexpected)} entries that the model lacks, such as '
             f'{fit.unexpected[0]}; they are ignored', 'current')
-
-
-def _check_optimizer(optimizer: Optimizer, state: Mapping, path: str) -> None:
-    groups = state.get('param_groups', [])
-    # None and flags stand for what some versions of torch have and others lack.
-    settings = {
-        key for key, value in optimizer.defaults.items()
-        if value is not None and not isinstance(value, bool)
-    }
-    own = [len(group['params']) for group in optimizer.param_groups]
-    if own != [len(group['params']) for group in groups] or any(
-            settings - set(group) for group in groups):
-        raise LocalLearningError(
-            f'cannot resume from {path}: its optimizer state is not one of '
-            f'{type(optimizer).__name__} with these parameter groups; keep the optim_wrapper that '
-            f'it was trained with, or start from its weights, --cfg-options load_from={path}')
-
-
-def absent_entries(checkpoint: Mapping) -> List[str]:
-    """What a checkpoint lacks that training goes on from."""
-    absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
-    return absent + [
-        f'meta.{key}' for key in ('epoch', 'iter')
-        if key not in checkpoint.get('meta', ('epoch', 'iter'))
-    ]

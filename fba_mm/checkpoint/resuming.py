@@ -2,14 +2,13 @@
 import glob
 import logging
 import os
-import zipfile
 from typing import Optional
 
 from mmengine.logging import print_log
 
 from ..errors import LocalLearningError
-from .comparing import absent_entries
-from .safe_reading import UnusableCheckpoint, corrupt_checkpoint, read_checkpoint
+from .resume_state import absent_entries
+from .safe_reading import UnusableCheckpoint, read_checkpoint
 
 
 def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Optional[str]:
@@ -41,7 +40,6 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Opt
     for path in [last, *others] if last else others:
         try:
             absent = absent_entries(read_checkpoint(path, trust=trust))
-            _check_sums(path)
         except UnusableCheckpoint as error:
             faults.append(str(error).rpartition(': ')[0])
             continue
@@ -59,11 +57,3 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Opt
             'path, or another --work-dir to start from the beginning')
     print_log(f'{work_dir} has no checkpoint yet: training starts from the beginning', 'current')
     return None
-
-
-def _check_sums(path: str) -> None:
-    """Refuse a file whose content is not what was written; torch itself doesn't look."""
-    if zipfile.is_zipfile(path):  # Files of very old versions of torch are none.
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
-                raise corrupt_checkpoint(path, 'a checksum is wrong')

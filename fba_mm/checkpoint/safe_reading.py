@@ -8,6 +8,7 @@ here unless the user says that the file is trusted.
 import functools
 import os
 import pickle
+import zipfile
 from typing import Any, Callable
 from unittest import mock
 
@@ -16,6 +17,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..errors import LocalLearningError
+from .checksums import check_sums
 from .safe_unpickler import UnsafePickle, load_safely
 
 
@@ -37,12 +39,14 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
         MMEngine would delete.
 
     Raises:
-        LocalLearningError: The file is missing or corrupt, or needs to run code to load.
+        LocalLearningError: The file is missing or corrupt (its checksums are compared), or needs to
+            run code to load.
     """
     path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise UnusableCheckpoint(f'checkpoint {path} not found: check its path')
     try:
+        check_sums(path)
         if trust:
             checkpoint = torch.load(path, map_location=map_location, weights_only=False)
         else:
@@ -136,6 +140,11 @@ def load_from_local(filename: str, map_location: Any = None) -> dict:
 
 
 def _load_as_torch(f: Any, map_location: Any = None, *_: Any, **__: Any) -> Any:
+    try:
+        check_sums(f)
+    except zipfile.BadZipFile as error:
+        # A file that was downloaded once, and lies where the message says.
+        raise corrupt_checkpoint(getattr(f, 'name', f), str(error)) from error
     return load_safely(f, map_location)
 
 

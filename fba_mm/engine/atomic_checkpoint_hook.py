@@ -9,7 +9,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
-from ..checkpoint import OwnCheckpoints, replacing
+from ..checkpoint import OwnCheckpoints, check_schedulers, replacing
 from ..errors import LocalLearningError
 from .processes import from_first_process
 from .whole_model import whole_model, whole_weights
@@ -43,6 +43,15 @@ class AtomicCheckpointHook(CheckpointHook):
         if kwargs.get('backend_args') is None and '://' not in (kwargs.get('out_dir') or ''):
             kwargs['backend_args'] = dict(backend='atomic')
         super().__init__(**kwargs)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Refuse to resume with the state of other parameter schedulers."""
+        if not runner.cfg.get('resume'):
+            return
+        if 'param_schedulers' in checkpoint:
+            check_schedulers(runner.param_schedulers, checkpoint['param_schedulers'])
+        elif runner.param_schedulers:
+            runner.logger.warning('the checkpoint has no param_schedulers: they start anew')
 
     def before_train(self, runner) -> None:
         """Settle where checkpoints go, and which of those that are there belong to this training."""
