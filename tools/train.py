@@ -20,6 +20,7 @@ from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.config import settings_of
+from fba_mm.engine.iteration_seed_hook import add_iteration_seeds
 from fba_mm.engine.processes import (check_agreement, check_equal_data, from_first_process,
                                      init_processes, joint_errors, lost_processes)
 from fba_mm.engine.work_dir_lock import work_dir_lock
@@ -135,6 +136,7 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.resume, cfg.load_from = True, args.resume
     choose_model_wrapper(cfg)
     use_atomic_checkpoints(cfg)
+    add_iteration_seeds(cfg)
     return cfg
 
 

@@ -162,6 +162,8 @@ class DeviceBatches:
         self.metainfo = dict(metainfo or {})
         self.dataset = DeviceDataset(self)
         self.epoch = 0
+        # So many batches are left out of the next pass: a training that was resumed had them.
+        self.skip = 0
         self._normalization = None if mean is None else tuple(
             torch.tensor(values, dtype=torch.float32, device=self.images.device).view(-1, 1, 1)
             for values in (mean, std))
@@ -241,7 +243,8 @@ class DeviceBatches:
         order = torch.from_numpy(rng.permutation(count)) if self.shuffle else torch.arange(count)
         # Drawn on the CPU, so that they are the same everywhere; copied once per epoch.
         order, *drawn = [t.to(device) for t in (order, *self.augmentation.draw(count, rng))]
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        skip, self.skip = self.skip, 0
+        for start in range(skip * self.batch_size, len(self) * self.batch_size, self.batch_size):
             part = slice(start, start + self.batch_size)
             chosen = order[part]
             inputs = self.augmentation.apply(self.images[chosen], *(one[part] for one in drawn))

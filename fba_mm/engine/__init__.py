@@ -2,6 +2,7 @@
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
+from .iteration_seed_hook import IterationSeedHook
 from .local_accuracy_hook import LocalAccuracyHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
@@ -12,7 +13,7 @@ from .undivided_samplers import UndividedInfiniteSampler, UndividedSampler
 
 __all__ = [
     'AmpLocalOptimWrapper', 'AtomicCheckpointHook', 'DeviceEpochLoop', 'FBAHook',
-    'LocalAccuracyHook', 'LocalDataParallel', 'LocalModuleParallel', 'LocalOptimWrapper',
-    'LocalOptimWrapperConstructor', 'LocalShardedDataParallel', 'UndividedInfiniteSampler',
-    'UndividedSampler'
+    'IterationSeedHook', 'LocalAccuracyHook', 'LocalDataParallel', 'LocalModuleParallel',
+    'LocalOptimWrapper', 'LocalOptimWrapperConstructor', 'LocalShardedDataParallel',
+    'UndividedInfiniteSampler', 'UndividedSampler'
 ]

@@ -4,7 +4,6 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from ..local import AssignedTargets, FeatureBank, HeadSettings, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
+from .iteration_seed_hook import IterationSeedHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
 from .local_optim_wrapper_constructor import check_settings
@@ -95,12 +95,13 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 @HOOKS.register_module()
-class FBAHook(Hook):
+class FBAHook(IterationSeedHook):
     """Links :class:`LocalBackbone` with the optimizer wrapper, and fills the feature bank.
 
     Catches the preprocessed batch of every training step, so that modules can compute the task's
     loss on it; opens the bank for the batch and empties it afterwards; writes each module's loss
-    to the log as ``local_1.loss``, ``local_2.loss``, ...
+    to the log as ``local_1.loss``, ``local_2.loss``, ... Seeds random draws as
+    :class:`IterationSeedHook` does.
 
     Args:
         scope: What modules find in the bank. ``'past'``: maps of earlier modules (no extra
@@ -124,6 +125,9 @@ class FBAHook(Hook):
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
     """
+
+    # As MMEngine's hooks have it.
+    priority = 'NORMAL'
 
     def __init__(self, scope: str = 'past', bank_dtype: Optional[str] = None,
                  log_terms: bool = False, invalid_loss: str = 'stop'):
@@ -191,8 +195,9 @@ class FBAHook(Hook):
         return LossCheck(mode, local_backbone.num_modules)
 
     def before_train(self, runner) -> None:
-        """Attach to the model that is trained."""
+        """Attach to the model that is trained, and find the place where training goes on."""
         self.attach(runner.model, runner.optim_wrapper)
+        super().before_train(runner)
         if isinstance(runner.model, LocalModuleParallel):
             begin_module_parallel(runner)
 
@@ -234,16 +239,16 @@ class FBAHook(Hook):
         ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed this iteration's chance, so that a resumed training draws the same.
-
-        Each process draws for images of its own, if it has such.
-        """
-        # Processes with modules of one batch draw as one process does.
-        rank = get_rank() if self._own_images else 0
-        self._generator.manual_seed(
-            (runner.seed or 0) * 1_000_003 + runner.iter + rank * 1_000_000_007)
+        """Seed this iteration's random generators, so that a resumed training draws the same."""
+        super().before_train_iter(runner, batch_idx, data_batch)
+        self._generator.manual_seed((runner.seed or 0) * 1_000_003 + runner.iter +
+                                    self._seed_rank() * 1_000_000_007)
         if self._check is not None:
             self._check.begin(runner.iter)
+
+    def _seed_rank(self) -> int:
+        # Processes with modules of one batch draw as one process does, others for their images.
+        return get_rank() if self._own_images else 0
 
     def after_train_iter(self,
                          runner,
@@ -251,6 +256,7 @@ class FBAHook(Hook):
                          data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
         """Write the local losses of this iteration to the log."""
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self._log:
             # All in one read: on a GPU, each makes the host wait.
             values = torch.stack([value.float() for value in self._log.values()]).tolist()
