@@ -46,7 +46,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse to resume with the state of other parameter schedulers."""
-        if not runner.cfg.get('resume'):
+        if not runner._resume:
             return
         if 'param_schedulers' in checkpoint:
             check_schedulers(runner.param_schedulers, checkpoint['param_schedulers'])
@@ -70,9 +70,9 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _continues(self, runner) -> bool:
         """Whether this is a training that wrote to its folder before it was resumed."""
-        if not runner.cfg.get('resume') or runner.iter == 0:
+        if not runner._resume or runner.iter == 0:
             return False
-        source = runner.cfg.get('load_from')
+        source = runner._load_from
         if source is None:  # Named by last_checkpoint.
             return True
         folder, name = os.path.split(os.path.abspath(source))

@@ -47,13 +47,13 @@ class IterationSeedHook(Hook):
     Then there is no random state to restore, and a training that was stopped after any iteration and
     resumed is the training that was never stopped: samples are augmented alike, dropout and samplers
     of proposals draw alike. Samples are seeded where they are loaded, with any number of workers, and
-    the main process in each iteration. Works with MMEngine's training loops and what is derived of
+    the main process in each iteration. Works with MMEngine's training loops and what is derived from
     them; :class:`FBAHook` does the same, and ``tools/train.py`` adds this hook to configs without
     that one.
 
     It also saves what MMEngine's checkpoints lack: the place within the epoch, the sampler's seed,
-    and, in one process, gradients that are still being accumulated. What transforms remember from
-    one sample to the next, as ``CachedMosaic`` does, is not saved; a line in the log says so.
+    and, in one process, gradients that are still being accumulated. Where transforms have a state of
+    their own, as ``CachedMosaic`` and Albumentations' do, the log says that it is not restored.
 
     Example:
         >>> custom_hooks = [dict(type='IterationSeedHook')]
@@ -67,8 +67,7 @@ class IterationSeedHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep what the training goes on with."""
-        if runner.cfg.get('resume'):
-            self._gradients = checkpoint.get('gradients')
+        self._gradients = checkpoint.get('gradients')
 
     def before_train(self, runner) -> None:
         """Find the place where the training goes on, and let its dataloader seed samples."""
@@ -100,9 +99,9 @@ class IterationSeedHook(Hook):
             runner.logger.warning(
                 f'{type(loop).__name__} and {type(dataloader).__name__}: samples are not seeded one '
                 'by one, a resumed training draws other augmentations')
-        for name in _with_memory(dataloader.dataset) if runner.iter else ():
-            runner.logger.warning(f'{name} remembers samples, which checkpoints do not hold: for '
-                                  'the first ones, the resumed training differs')
+        for name in _with_a_state(dataloader.dataset) if runner.iter else ():
+            runner.logger.warning(f'{name} has a state of its own, which checkpoints do not hold: '
+                                  'the resumed training draws other augmentations')
         self._restore_gradients(runner)
 
     def _start_within_epoch(self, runner, batches: Any) -> None:
@@ -161,6 +160,8 @@ class IterationSeedHook(Hook):
 
     def _restore_gradients(self, runner) -> None:
         gradients, self._gradients = self._gradients or {}, None
+        if runner.iter == 0:  # Only its weights were loaded.
+            return
         for name, parameter in _parameters(runner):
             if name in gradients:
                 parameter.grad = gradients[name].to(parameter.device, parameter.dtype)
@@ -175,14 +176,16 @@ def _parameters(runner) -> Iterator[Tuple[str, nn.Parameter]]:
     return model.named_parameters()
 
 
-def _with_memory(dataset: Any) -> Iterator[str]:
-    """Transforms that keep samples for later ones, as mmdet's ``CachedMosaic`` does."""
+def _with_a_state(dataset: Any) -> Iterator[str]:
+    """Transforms that keep samples, as mmdet's ``CachedMosaic``, or draw from other generators."""
     for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
-        if hasattr(transform, 'results_cache'):
+        # Albumentations' transforms seed theirs from the operating system.
+        if hasattr(transform, 'results_cache') or hasattr(
+                getattr(transform, 'aug', transform), 'random_generator'):
             yield type(transform).__name__
     for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
         if inner is not None and inner is not dataset:
-            yield from _with_memory(inner)
+            yield from _with_a_state(inner)
 
 
 def add_iteration_seeds(cfg: Config) -> None:

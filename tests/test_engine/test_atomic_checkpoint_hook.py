@@ -27,7 +27,7 @@ class SavingRunner:
     def __init__(self, work_dir, max_epochs=100, values=1000, resume=None):
         self.work_dir, self.max_epochs, self.values = str(work_dir), max_epochs, values
         self.epoch, self.iter, self.max_iters = 0, 0, max_epochs
-        self.cfg, self.timestamp = dict(resume=resume is not None, load_from=resume), 'now'
+        self._resume, self._load_from, self.timestamp = resume is not None, resume, 'now'
         self.logger = mock.Mock()
         self.message_hub = MessageHub(f'{work_dir}')
         if resume is not None:

@@ -74,7 +74,7 @@ class Spy(Hook):
 
 
 def train(work_dir, resume=None, loop='epoch', sampler=DefaultSampler, batch_sampler=None,
-          optim_wrapper=None, custom_hooks=(), val=False, save=1, **dataloader):
+          optim_wrapper=None, custom_hooks=(), save=1, **dataloader):
     """Three passes over the data; saved after each iteration."""
     spy = Spy()
     by_epoch = loop == 'epoch'
@@ -101,7 +101,7 @@ def train(work_dir, resume=None, loop='epoch', sampler=DefaultSampler, batch_sam
                 dict(optimizer=dict(type='SGD', lr=.01, momentum=.9)), **(optim_wrapper or {})),
             param_scheduler=dict(type='MultiStepLR', milestones=[1, 2], by_epoch=by_epoch),
             default_hooks=dict(checkpoint=dict(
-                type='AtomicCheckpointHook', by_epoch=False, interval=save), logger=None),
+                type='CheckpointHook', by_epoch=False, interval=save), logger=None),
             custom_hooks=[dict(type='IterationSeedHook'), *custom_hooks, spy],
             resume=resume is not None, load_from=None if resume is None else str(resume),
             log_level='ERROR', experiment_name=str(work_dir))
@@ -119,10 +119,10 @@ VARIANTS = {
     'by iteration, two workers': dict(loop='iteration', sampler=InfiniteSampler, num_workers=2),
     'by iteration, passes': dict(loop='iteration'),
     'EMA': dict(custom_hooks=[dict(type='EMAHook', momentum=.1)]),
-    'bfloat16': dict(optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16')),
+    'bfloat16': dict(optim_wrapper=dict(type='AmpLocalOptimWrapper', dtype='bfloat16')),
     'accumulation': dict(optim_wrapper=dict(accumulative_counts=3)),
     'accumulation, float16': dict(optim_wrapper=dict(
-        type='AmpOptimWrapper', dtype='float16', accumulative_counts=3)),
+        type='AmpLocalOptimWrapper', dtype='float16', accumulative_counts=3)),
 }
 
 
@@ -140,3 +140,59 @@ def test_stopped_anywhere(variant, tmp_path):
         assert again.seen == {i: row for i, row in whole.seen.items() if i >= stop}, stop
         for name, tensor in whole.weights.items():
             assert torch.equal(tensor, again.weights[name]), (stop, name)
+
+
+def test_other_data_starts_the_epoch_anew(tmp_path):
+    train(tmp_path / 'whole', save=7)
+    with mock.patch.object(Augmented, '__len__', lambda self: 8), \
+            mock.patch('mmengine.logging.MMLogger.warning') as warning:
+        again = train(tmp_path / 'less', tmp_path / 'whole/iter_7.pth', save=100)
+    said, = [call.args[0] for call in warning.call_args_list if 'batches' in call.args[0]]
+    assert said.startswith('the checkpoint was saved after 2 of 5 batches of an epoch, now there are 4')
+    assert [again.seen[i][0] for i in sorted(again.seen)] == [0, 1, 2, 3] * 2
+
+
+def draws_by_image(samplers):
+    """What is drawn for each image by processes with one of these samplers each."""
+    drawn = {}
+    for sampler in samplers:
+        batches = SeededBatches(BatchSampler(sampler, BATCH, False), 5, lambda: 1)
+        drawn.update((index, random.random()) for batch in batches for index in batch)
+    return drawn
+
+
+def test_several_processes_draw_as_one():
+    """A process's images are every n-th of one process's."""
+    def sampler(rank, world_size):
+        made = DefaultSampler(range(12), shuffle=True, seed=3)
+        made.rank, made.world_size = rank, world_size
+        return made
+
+    alone = draws_by_image([sampler(0, 1)])
+    assert len(set(alone.values())) == 12
+    assert draws_by_image([sampler(0, 2), sampler(1, 2)]) == alone
+
+
+def test_nothing_to_iterate_over():
+    assert list(SeededBatches(BatchSampler([], BATCH, False), 0)) == []
+
+
+def test_transforms_with_a_state_of_their_own(tmp_path):
+    transforms = [SimpleNamespace(), type('CachedMosaic', (), dict(results_cache=[]))(),
+                  type('Albu', (), dict(aug=SimpleNamespace(random_generator=0)))()]
+    wrapped = SimpleNamespace(pipeline=SimpleNamespace(transforms=transforms))
+    train(tmp_path / 'whole', save=7)
+    with mock.patch.object(Augmented, 'dataset', wrapped, create=True), \
+            mock.patch('mmengine.logging.MMLogger.warning') as warning:
+        train(tmp_path / 'again', tmp_path / 'whole/iter_7.pth', save=100)
+    said = [call.args[0] for call in warning.call_args_list if 'a state' in call.args[0]]
+    assert [line.split()[0] for line in said] == ['CachedMosaic', 'Albu']
+
+
+@pytest.mark.parametrize('hooks, added', [(None, True), ([dict(type='EMAHook')], True),
+                                          ([dict(type='FBAHook')], False),
+                                          ([dict(type=IterationSeedHook)], False)])
+def test_configs_get_the_hook(hooks, added):
+    cfg = Config(dict(custom_hooks=hooks))
+    add_iteration_seeds(cfg)
+    assert cfg.custom_hooks == (hooks or []) + [dict(type='IterationSeedHook')] * added

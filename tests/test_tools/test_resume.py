@@ -14,18 +14,21 @@ from mmengine.config import Config
 from .in_process import ROOT, load_tool, run_tool
 
 SGD = "dict(_delete_=True, type='SGD', lr=.02, momentum=.9)"
-# MMEngine's checkpoints do not hold gradients that are still being accumulated: the number of
-# iterations before a checkpoint is even where two are accumulated.
-EVEN = "\ntrain_dataloader['dataset']['indices'] = 8"
+FLIPPED = """
+train_dataloader['dataset']['pipeline'] = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomFlip', prob=.5), dict(type='Resize', scale=(64, 64)),
+    dict(type='PackDetInputs')]
+"""
 VARIANTS = {
     'past, end, AdamW': '',
     'all, eager, SGD': f"""
 custom_hooks = [dict(type='FBAHook', scope='all', log_terms=True)]
 optim_wrapper = dict(apply='eager', optimizer={SGD}, clip_grad=None)""",
-    'all, end, accumulating': EVEN + """
+    'all, end, accumulating': """
 custom_hooks = [dict(type='FBAHook', scope='all')]
 optim_wrapper = dict(accumulative_counts=2)""",
-    'past, eager, accumulating, SGD': EVEN + f"""
+    'past, eager, accumulating, SGD': f"""
 optim_wrapper = dict(accumulative_counts=2, apply='eager', optimizer={SGD})""",
     'bfloat16': "optim_wrapper = dict(type='AmpLocalOptimWrapper', dtype='bfloat16')",
     'float16, scaled, eager': """
@@ -38,7 +41,7 @@ train_dataloader['dataset']['indices'] = 4""",
 BY_ITERATION = """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=8)
 train_dataloader['sampler'] = dict(type='InfiniteSampler', shuffle=True)
-default_hooks['checkpoint'].update(by_epoch=False, interval=4)
+default_hooks['checkpoint'].update(by_epoch=False, interval=3)
 log_processor['by_epoch'] = False
 """
 
@@ -57,14 +60,14 @@ def losses(work_dir):
     return steps
 
 
-def assert_resumed_alike(config, checkpoint, tmp_path):
-    """Train without a stop, and again from a checkpoint in the middle."""
+def assert_resumed_alike(config, checkpoint, stop, tmp_path):
+    """Train without a stop, and again from a checkpoint of so many iterations."""
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
     assert run_tool('train', config, '--work-dir', whole).status == 0
     assert run_tool('train', config, '--work-dir', resumed, '--resume',
                     whole / checkpoint).status == 0
     expected, got = losses(whole), losses(resumed)
-    assert sorted(got) == sorted(expected)[len(expected) // 2:]
+    assert sorted(got) == list(range(stop + 1, len(expected) + 1))
     assert got == {step: expected[step] for step in got}
     last = sorted(path.name for path in resumed.glob('*.pth'))[-1]
     ours, theirs = (torch.load(root / last, weights_only=False) for root in (resumed, whole))
@@ -76,7 +79,9 @@ def assert_resumed_alike(config, checkpoint, tmp_path):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_resume_by_epoch(variant, config, tmp_path):
-    expected = assert_resumed_alike(config(VARIANTS[variant]), 'epoch_1.pth', tmp_path)
+    text = VARIANTS[variant] + FLIPPED
+    images = 4 if 'growth_interval' in text else 10
+    expected = assert_resumed_alike(config(text), 'epoch_1.pth', images // 2, tmp_path)
     last = max(expected)
     local = [key for key in expected[last] if key.startswith('local_')]
     assert bool(local) == (variant != 'BP')
@@ -85,8 +90,15 @@ def test_resume_by_epoch(variant, config, tmp_path):
 
 @pytest.mark.parametrize('variant', ['all, eager, SGD', 'all, end, accumulating'])
 def test_resume_by_iteration(variant, config, tmp_path):
-    text = VARIANTS[variant] + BY_ITERATION
-    assert_resumed_alike(config(text), 'iter_4.pth', tmp_path)
+    text = VARIANTS[variant] + BY_ITERATION + FLIPPED
+    assert_resumed_alike(config(text), 'iter_3.pth', 3, tmp_path)
+
+
+def test_resume_within_an_epoch(config, tmp_path):
+    text = VARIANTS['past, eager, accumulating, SGD'] + FLIPPED + """
+default_hooks['checkpoint'].update(by_epoch=False, interval=3)
+train_dataloader.update(num_workers=2)"""
+    assert_resumed_alike(config(text), 'iter_3.pth', 3, tmp_path)
 
 
 def test_resume_in_place(config, tmp_path):
