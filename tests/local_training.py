@@ -35,6 +35,7 @@ class Trainer:
             iter=0,
             cfg={},
             hooks=[],
+            train_loop=SimpleNamespace(dataloader=None),
             logger=MMLogger.get_current_instance(),
             message_hub=MessageHub.get_instance('tests'))
         self.log = {}
