@@ -327,7 +327,8 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
     def step(self, **kwargs) -> None:
         """Apply what gradients there are, and let the scaler judge the whole iteration."""
         self._apply_gradients(**kwargs)
-        self.loss_scaler.update(self._fixed_scale)
+        if self._scaled_steps:  # Otherwise no loss of this iteration was a number.
+            self.loss_scaler.update(self._fixed_scale)
         self._scaled_steps.clear()
 
     def _apply_gradients(self, **kwargs) -> None:

@@ -17,7 +17,8 @@ class LossCheck:
     at before its backward pass. On other devices looking means waiting, so all losses of an
     iteration are looked at together, once, before the backward pass of the last: with
     ``optim_wrapper.apply='end'`` no weight has changed by then; with ``'eager'``, those of modules
-    before the last have, in memory, and no checkpoint is written of them.
+    before the last have, in memory, and no checkpoint is written of them. Running statistics of
+    batch normalization have seen the batch in any case.
 
     Args:
         mode: ``'stop'``, or ``'skip'``: leave out the backward pass of that loss, so that the

@@ -111,8 +111,8 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
             f'({dataset.get("img_suffix", ".jpg")} unless the data set has another)')
     if data.count == data.starts_at_one:
         raise LocalLearningError(
-            f'{where}: {type_name(dataset["type"])} has no classes of its own: name those of the data '
-            'as metainfo=dict(classes=(...), palette=[...])')
+            f'{where}: {type_name(dataset["type"])} has no classes of its own: name those of the '
+            'data as metainfo=dict(classes=(...), palette=[...])')
     own = data.maps[get_rank()::get_world_size()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found: Iterable[Found] = pool.map(lambda files: _look_at(files, data), own)
@@ -137,11 +137,12 @@ def _check_variety(where: str, found: List['Found'], data: Labelled) -> None:
     while len(labels - passed_over) < 2:
         more = next(rest, None)
         if more is None:
-            only = f'label {min(labels - passed_over)} alone' if labels - passed_over else 'no label'
+            left = labels - passed_over
+            only = f'label {min(left)} alone' if left else 'no label'
             ignored = ', '.join(map(str, sorted(labels & passed_over)))
             raise LocalLearningError(
-                f'{where}: apart from {ignored}, which training passes over, all masks together have '
-                f'{only}: number the {data.count} classes from 0 in the masks, such as '
+                f'{where}: apart from {ignored}, which training passes over, all masks together '
+                f'have {only}: number the {data.count} classes from 0 in the masks, such as '
                 f'{data.maps[0].seg_map}, with 1 in the place of 255')
         labels.update(more)
 

@@ -124,6 +124,18 @@ def test_back_propagation_and_processes_without_the_last_loss():
     assert LossCheck('stop', 3).finishes()
 
 
+def test_a_scaler_without_any_loss():
+    trainer = Trainer(build(retinanet(num_modules=1)), AmpLocalOptimWrapper, dtype='float16',
+                      hook=dict(invalid_loss='skip'))
+    parse = trainer.model.parse_losses
+    trainer.model.parse_losses = lambda losses: (parse(losses)[0] * float('nan'), {})
+    before = copy.deepcopy(dict(trainer.model.named_parameters()))
+    trainer.step(batch())
+    assert all(torch.equal(before[name], p) for name, p in trainer.model.named_parameters())
+    trainer.model.parse_losses = parse
+    trainer.step(batch())
+
+
 def test_settings():
     with pytest.raises(LocalLearningError, match="invalid_loss='go on': give 'stop' or 'skip'"):
         FBAHook(invalid_loss='go on')

@@ -1,5 +1,6 @@
 """What hooks set on the model's head reaches the heads of modules that are copies of it."""
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_margins_of_a_classifier():
     for head in heads_of(model):
         for name in ('margins', 'sinm_m', 'threshold'):
             assert torch.equal(getattr(head.head, name), getattr(model.head, name))
+
+
+def test_hooks_of_mmpretrain():
+    pytest.importorskip('mmpretrain')
+    from mmpretrain.engine.hooks import SwitchRecipeHook, WarmupParamHook
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = build(localize(classifier(), 3, auxiliary='own').model)
+        switched = MODELS.build(dict(type='LabelSmoothLoss', label_smooth_val=.1, loss_weight=2.))
+    runner = SimpleNamespace(model=model, iter=1, max_iters=8, max_epochs=2)
+    settings = HeadSettings(model, model.backbone, model.backbone.auxiliary)
+    SwitchRecipeHook._switch_loss(runner, switched)
+    warmup = WarmupParamHook('loss_weight', 'head.loss_module.ce', 1)
+    warmup.before_train(runner)
+    warmup.before_train_iter(runner, 0)
+    assert model.head.loss_module.ce.loss_weight == .25
+    assert settings.follow()
+    for head in heads_of(model):
+        own = head.head.loss_module
+        assert type(own) is type(switched) and own is not switched and own.ce.loss_weight == .25
 
 
 class Uncopied(nn.Module):

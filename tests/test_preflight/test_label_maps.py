@@ -123,8 +123,8 @@ def test_masks_of_one_class(root):
 
 
 def test_a_data_set_without_classes(root):
-    refused(training(root, metainfo=None), 'BaseSegDataset has no classes of its own: name those of '
-            'the data as metainfo=dict(classes=(...)')
+    refused(training(root, metainfo=None), 'BaseSegDataset has no classes of its own: name those '
+            'of the data as metainfo=dict(classes=(...)')
 
 
 def test_an_ignored_label_of_the_data_sets_own(root):

@@ -5,6 +5,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...errors import LocalLearningError
+from ..kept_state import unchanged_state
 from ..local_step import LocalStep
 from ..partition import IMAGES, CutPoint
 from ..partition.reconstruction import FIRST_MAP
@@ -100,7 +101,9 @@ class SLMReconstruction(Auxiliary):
         # Without a bank nothing is added: the skip of an addition is a zero for each image.
         zero = x.new_zeros(1, 1, 1, 1).expand(len(x), 1, 1, 1)
         kept = (zero if feature is None else feature for feature in kept)
-        return self.cut_point.last.run(step.source.backbone, x, *kept)
+        # As a head, the last layers keep what the network's own pass makes of them.
+        with unchanged_state(step.source.backbone):
+            return self.cut_point.last.run(step.source.backbone, x, *kept)
 
     def _kept(self, name: str, step: LocalStep) -> Optional[Tensor]:
         if name == IMAGES:
