@@ -225,9 +225,10 @@ def changed_keys(before: Any, contents: Any) -> list:
 @lru_cache(maxsize=None)
 def _kind_of(cls: type) -> int:
     """What an instance of a class is for a snapshot; 0 for what can't change."""
-    for bases, kind in ((nn.Parameter, 0), ((torch.Size, type), 0), (nn.Module, _MODULE),
-                        (Tensor, _TENSOR), (dict, _DICT), ((list, deque), _LIST), (set, _SET),
-                        (tuple, _TUPLE), (np.ndarray, _ARRAY)):
+    for bases, kind in (((nn.Parameter, torch.Size, torch.jit.ScriptModule, type), 0),
+                        (nn.Module, _MODULE), (Tensor, _TENSOR), (dict, _DICT),
+                        ((list, deque), _LIST), (set, _SET), (tuple, _TUPLE),
+                        (np.ndarray, _ARRAY)):
         if issubclass(cls, bases):
             return kind
     own = cls.__module__.partition('.')[0] not in _FOREIGN

@@ -81,6 +81,14 @@ def test_auxiliary_network_for_other_classes(num_classes):
         FBAHook().before_run(runner_of(model))
 
 
+def test_settings_that_would_reach_auxiliary_networks(model):
+    wrapper = dict(paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=.1)}))
+    with pytest.raises(LocalLearningError, match="constructor='LocalOptimWrapperConstructor'$"):
+        FBAHook().before_run(runner_of(model, cfg=dict(optim_wrapper=wrapper)))
+    wrapper['constructor'] = 'LocalOptimWrapperConstructor'
+    FBAHook().before_run(runner_of(model, cfg=dict(optim_wrapper=wrapper)))
+
+
 def test_unknown_scope():
     with pytest.raises(LocalLearningError, match="scope='future': .*'past', 'all', 'off'"):
         FBAHook(scope='future')
