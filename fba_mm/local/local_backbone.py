@@ -209,15 +209,14 @@ class LocalBackbone(AnsweringBackbone):
 
     def _is_trained(self, index: int) -> bool:
         """Whether a module has parameters to train; its auxiliary network is trained with it."""
-        if not any(p.requires_grad for i in self.module_segments[index]
-                   for p in self.segments[i].parameters(self.backbone)):
-            return False
-        trained = [p for name, p in self.auxiliary[index].named_parameters()
-                   if name in self._auxiliary_names[index]]
-        if not any(p.requires_grad for p in trained):
-            for parameter in trained:
-                parameter.requires_grad_()
-        return True
+        is_trained = any(p.requires_grad for i in self.module_segments[index]
+                         for p in self.segments[i].parameters(self.backbone))
+        auxiliary = [p for name, p in self.auxiliary[index].named_parameters()
+                     if name in self._auxiliary_names[index]]
+        if not is_trained or not any(p.requires_grad for p in auxiliary):
+            for parameter in auxiliary:
+                parameter.requires_grad_(is_trained)
+        return is_trained
 
     def forget_unread_levels(self, model: nn.Module) -> None:
         """From now on, keep no levels that neither the model nor any auxiliary network looks at.

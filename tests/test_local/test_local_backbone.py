@@ -407,6 +407,9 @@ def test_freezing_all_that_is_named_backbone_and_back(auxiliary):
     assert {name.split('.')[2] for name in changed if name.startswith('backbone.backbone')} == {
         'layer2'}
     assert {name for name in every if name.startswith(f'backbone.auxiliary.{index}.')} <= changed
+    # Of other modules', nobody waits for a gradient: several processes would.
+    assert {name.split('.')[2] for name, p in model.named_parameters()
+            if name.startswith('backbone.auxiliary.') and p.requires_grad} <= {str(index)}
 
     frozen(model, 'backbone', trained=True)
     assert changes(trainer, batch()) >= every
