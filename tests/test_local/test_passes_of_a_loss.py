@@ -3,7 +3,7 @@ from unittest import mock
 
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -12,6 +12,7 @@ from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localiz
 from fba_mm.engine.fba_hook import check_local_training
 from fba_mm.preflight.building import build_model
 
+from ..conftest import batch, retinanet
 from ..local_training import Trainer
 
 RESNET = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, zero_init_residual=False)
@@ -158,3 +159,54 @@ def test_arguments_beside_the_images():
     for mode in (True, False):
         backbone.train(mode)
         torch.testing.assert_close(backbone(x, mask, scale=2.), 2 * backbone.backbone(x, mask))
+
+
+def gfl(kind, **settings):
+    """A small GFL, or one that learns from another."""
+    head = dict(
+        type='GFLHead', num_classes=3, in_channels=16, stacked_convs=1, feat_channels=16,
+        norm_cfg=None, anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.], octave_base_scale=8, scales_per_octave=1,
+            strides=[8, 16, 32]), reg_max=4,
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.),
+        loss_dfl=dict(type='DistributionFocalLoss'), loss_bbox=dict(type='GIoULoss'))
+    if kind != 'GFL':
+        head.update(type='LDHead', loss_ld=dict(type='KnowledgeDistillationKLDivLoss', T=10))
+    cfg = retinanet(num_modules=None)
+    cfg['neck'].update(num_outs=3)
+    cfg.update(type=f'mmdet.{kind}', bbox_head=head, train_cfg=dict(
+        assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1), **settings)
+    return cfg
+
+
+def test_a_teacher_of_its_own_makes_no_second_pass():
+    """Distillation in one model: the teacher has another backbone, the student runs once."""
+    cfg = gfl('KnowledgeDistillationSingleStageDetector',
+              teacher_config=ConfigDict(model=gfl('GFL')))
+    cfg = localize(Config(dict(model=cfg, default_scope='mmdet')), 3, auxiliary='shared')
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = build_model(cfg)
+        model.train()
+        teacher = {name: p.clone() for name, p in model.teacher_model.state_dict().items()}
+        trainer = Trainer(model)
+        trainer.step(batch())
+    assert {'local_1.loss_ld', 'local_2.loss_ld'} <= trainer.log.keys()
+    assert all(torch.equal(p, teacher[name]) for name, p in model.teacher_model.state_dict().items())
+
+
+def test_tracklets_in_one_pass():
+    """MMDetection's re-identification joins the images of its tracklets to one batch."""
+    from mmdet.structures import ReIDDataSample
+    cfg = dict(
+        type='mmdet.BaseReID', data_preprocessor=dict(type='mmdet.ReIDDataPreprocessor'), backbone=dict(RESNET, type='mmpretrain.ResNet'),
+        neck=dict(type='mmpretrain.GlobalAveragePooling'),
+        head=dict(type='mmdet.LinearReIDHead', num_fcs=1, in_channels=64, fc_channels=16,
+                  out_channels=8, num_classes=4,
+                  loss_cls=dict(type='mmpretrain.CrossEntropyLoss')))
+    torch.manual_seed(0)
+    model = build_model(localize(Config(dict(model=cfg, default_scope='mmdet')), 2)).train()
+    samples = [ReIDDataSample().set_gt_label(label) for label in (0, 1, 2, 3)]
+    trainer = Trainer(model)
+    trainer.step(dict(inputs=torch.rand(1, 4, 3, 32, 32), data_samples=samples))
+    assert trainer.log['local_1.loss'] > 0

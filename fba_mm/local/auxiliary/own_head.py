@@ -3,6 +3,7 @@ from inspect import signature
 from typing import Any, Optional, Sequence
 
 import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from torch import nn
 
@@ -33,6 +34,10 @@ def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) 
         type='FeatureSource', channels=list(channels), strides=list(strides)))
     # The module's loss is computed on batches that the model has already preprocessed.
     head.pop('data_preprocessor', None)
+    kind = _registered(head['type'])
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        # MMPretrain's classifiers would look for theirs in the scope of another package.
+        head['data_preprocessor'] = BaseDataPreprocessor()
     neck = head.get('neck')
     if isinstance(neck, dict) and _takes_channels(neck):
         head['neck'] = dict(neck, in_channels=list(channels))
