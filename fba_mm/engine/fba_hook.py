@@ -313,8 +313,9 @@ class FBAHook(IterationSeedHook):
         inputs, data_samples = kwargs['inputs'], kwargs['data_samples']
         local_backbone = self._local_backbone
         step = LocalStep(model, local_backbone, inputs, data_samples, self.bank,
-                         self.train_module, self._accumulate, self._generator,
-                         local_backbone.head_batch_size)
+                         self.train_module, self._accumulate, self._generator)
+        if self.invalid_loss != 'skip':  # It is to know the whole loss before any gradient.
+            step.head_batch_size = local_backbone.images_at_once(step.images)
         local_backbone.step = step
         self._follow()
         self._answering.enter_context(step.targets.answering(self._heads))

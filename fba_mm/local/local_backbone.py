@@ -21,6 +21,10 @@ from .recompute import run_recomputing, run_segments
 from .task_loss import SEVERAL_PASSES, AnsweringBackbone, Features
 
 
+# What neck and head see at once, at least: with less, passes aren't worth what they cost.
+_HEAD_PIXELS = 2**18
+
+
 @MODELS.register_module()
 class LocalBackbone(AnsweringBackbone):
     """Trains a backbone in K gradient-isolated modules, each with a loss of its own.
@@ -49,8 +53,8 @@ class LocalBackbone(AnsweringBackbone):
             ``type`` is SLM, and SLMReconstruction for networks that make images.
         head_batch_size: Images that a neck and head see at once, the model's own and the
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
-            single-stage heads without batch normalization, others see the whole batch. Unset, all
-            see the whole batch. The last layers of networks that make images see so many, too,
+            single-stage heads without batch normalization, others see the whole batch. Unset, as
+            few as have 512×512 pixels together, and with ``num_modules=1`` all. The last layers of networks that make images see so many, too,
             unset a quarter of the batch, or all of it with ``num_modules=1``; they run once more for
             it, in the backward pass.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
@@ -217,6 +221,16 @@ class LocalBackbone(AnsweringBackbone):
             for parameter in auxiliary:
                 parameter.requires_grad_(is_trained)
         return is_trained
+
+    def images_at_once(self, images: Tensor) -> Optional[int]:
+        """How many images of a batch neck and head see at once, where that is exact; None for all.
+
+        Args:
+            images: The batch, (N, 3, H, W).
+        """
+        if self.head_batch_size is not None or self.num_modules == 1:
+            return self.head_batch_size
+        return max(_HEAD_PIXELS // images[0, 0].numel(), 1)
 
     def forget_unread_levels(self, model: nn.Module) -> None:
         """From now on, keep no levels that neither the model nor any auxiliary network looks at.

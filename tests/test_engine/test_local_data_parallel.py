@@ -30,14 +30,18 @@ SETTINGS = {
 CASES = [
     *((head, apply, counts) for head in ('own', 'shared') for apply in ('end', 'eager')
       for counts in (1, 2)),
-    ('shared', 'clipped', 1), ('own', 'eager, clipped', 2)
+    ('shared', 'clipped', 1), ('own', 'eager, clipped', 2),
+    ('own, image by image', 'eager', 1), ('shared, image by image', 'end', 1)
 ]
 
 
 def model_of(head: str, norm: str = 'GN') -> nn.Module:
-    return build(retinanet(
+    model = build(retinanet(
         num_modules=3, norm=norm,
-        auxiliary=own_head() if head == 'own' else dict(type='SLM'))).double()
+        auxiliary=own_head() if 'own' in head else dict(type='SLM'))).double()
+    if 'image by image' in head:
+        model.backbone.head_batch_size = 1  # Of two in each process.
+    return model
 
 
 def joint_batch(seed: int, images: int, size: int = 32) -> dict:
@@ -63,6 +67,7 @@ def trained(rank, count, head, settings, counts, norm='GN', size=32, images=IMAG
     if count > 1:
         model = wrapper(model) if wrapper else LocalDataParallel(model, bucket_cap_mb=.02)
     settings = copy.deepcopy(SETTINGS[settings])
+    images *= 2 if 'image by image' in head else 1
     trainer = Trainer(model, accumulative_counts=counts, **settings)
     trainer.optim_wrapper.initialize_count_status(model, 0, STEPS * counts)
     for step in range(STEPS * counts):

@@ -188,6 +188,29 @@ def test_slices():
     assert slices_of(5, None) == slices_of(5, 5) == slices_of(5, 9) == [slice(0, 5)]
 
 
+@pytest.mark.parametrize('num_modules, size, height, expected', [
+    (4, None, 800, 1), (4, None, 512, 1), (4, None, 256, 2), (4, None, 64, 8), (4, 3, 800, 3),
+    (1, None, 800, None)])
+def test_images_at_once(num_modules, size, height, expected):
+    """As few as have 512×512 pixels; back-propagation stays as it is."""
+    backbone = build(model_with(size, num_modules)).backbone
+    assert backbone.images_at_once(torch.empty(64, 3, height, 512, device='meta')) == expected
+
+
+def test_by_the_size_of_the_images(monkeypatch):
+    monkeypatch.setattr('fba_mm.local.local_backbone._HEAD_PIXELS', 64 * 64)
+    model = build(model_with(None))
+    seen = []
+    model.bbox_head.register_forward_hook(lambda head, x, y: seen.append(len(x[0][0])))
+    trainer = Trainer(model)
+    trainer.step(batch())
+    assert seen == [1] * 8  # Two images, four modules.
+    seen.clear()
+    trainer.hook.invalid_loss = 'skip'
+    trainer.step(batch())
+    assert seen == [2] * 4
+
+
 @pytest.mark.parametrize('size', [0, -1, True, 1.5, 'one'])
 def test_sizes_that_are_none(size):
     with pytest.raises(LocalLearningError, match='head_batch_size=.*: give a number of images'):
