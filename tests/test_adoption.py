@@ -1,16 +1,19 @@
 """Configs of MMDetection's own collection train by local learning, and give stock models."""
 import copy
+import re
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from fba_mm import LocalBackbone, LocalLearningError, localize
+from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.checkpoint import export_checkpoint
 from fba_mm.config import load_config
 from fba_mm.localize import stock_form
 from fba_mm.preflight.building import build_model
+from fba_mm.preflight.training import check_training
 
+from .conftest import retinanet
 from .local_training import Trainer
 from .test_tools.in_process import ROOT
 
@@ -180,3 +183,32 @@ def test_config_is_as_good_as_before_after_a_model_was_built(name):
     before = copy.deepcopy(cfg.model)
     build_model(cfg)
     assert cfg.model == before
+
+
+@pytest.mark.parametrize('hooks', ['', "custom_hooks = [dict(type='CheckInvalidLossHook')]"])
+@pytest.mark.parametrize('imports', ['', "custom_imports = dict(imports=['my_project'])"])
+def test_a_project_of_ones_own(hooks, imports, tmp_path, monkeypatch):
+    """README's whole config, on a config with and without hooks and imports of its own."""
+    text, = re.findall(r"```python\n(_base_ = './my_detector.py'.*?)```",
+                       (ROOT / 'README.md').read_text(), re.S)
+    (tmp_path / 'my_project.py').write_text('')
+    monkeypatch.syspath_prepend(tmp_path)
+    model = retinanet(num_modules=None)
+    (tmp_path / 'my_detector.py').write_text(f"""
+default_scope = 'mmdet'
+model = {model}
+train_dataloader = dict(dataset=dict(type='CocoDataset'))
+train_cfg = dict(max_epochs=1)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.1))
+{hooks}
+{imports}
+""")
+    (tmp_path / 'my_detector_fba.py').write_text(text)
+    cfg = Config.fromfile(tmp_path / 'my_detector_fba.py')
+    own = [dict(type='CheckInvalidLossHook')] if hooks else []
+    assert [dict(hook) for hook in cfg.custom_hooks] == [*own, dict(type='FBAHook')]
+    assert cfg.custom_imports.imports == ['fba_mm', 'my_project']
+    assert cfg.model_wrapper_cfg.type == 'LocalDataParallel'
+    wrapper = check_training(cfg, build_model(cfg))
+    assert isinstance(wrapper, LocalOptimWrapper) and wrapper.optimizer.defaults['lr'] == .1
+    assert stock_form(cfg).model == Config(dict(model=model)).model
