@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from .config import load_config
 from .errors import LocalLearningError
 from .localize import checkpointed, sliced
+from .preflight.config_types import check_types
 
 # Of this repository, where the package is used from its checkout.
 _CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
@@ -224,6 +225,7 @@ def config_from(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args.config)
     apply_cfg_options(cfg, args.cfg_options)
+    check_types(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

@@ -3,7 +3,7 @@ import re
 import sys
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ContextManager, Dict, Mapping
+from typing import Any, ContextManager, Dict, List, Mapping, Tuple
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
@@ -162,6 +162,20 @@ def settings_of(cfg: Config) -> Dict[str, str]:
 
     collect('', cfg.to_dict())
     return settings
+
+
+def custom_hooks(cfg: Mapping) -> List[Tuple[str, Any]]:
+    """The bare class names of a config's custom hooks, and what the config has for them.
+
+    Args:
+        cfg: The config.
+
+    Example:
+        >>> custom_hooks(Config(dict(custom_hooks=[dict(type='FBAHook', scope='all')])))
+        [('FBAHook', {'type': 'FBAHook', 'scope': 'all'})]
+    """
+    return [(type_name(hook.get('type') if isinstance(hook, dict) else type(hook)), hook)
+            for hook in cfg.get('custom_hooks') or []]
 
 
 def type_name(kind: Any) -> str:

@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
-from .config import backbone_key, load_config, name_classes, type_name
+from .config import backbone_key, custom_hooks, load_config, name_classes, type_name
 from .errors import LocalLearningError
 from .memory_budget import check_budget
 
@@ -121,7 +121,7 @@ def localize(config: Union[str, os.PathLike, Config],
     if recompute is not None:
         local_backbone.recompute = recompute
 
-    hooks = [h for h in cfg.get('custom_hooks') or [] if type_name(h['type']) != 'FBAHook']
+    hooks = [hook for name, hook in custom_hooks(cfg) if name != 'FBAHook']
     cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
     wrapper = cfg.get('model_wrapper_cfg') or {}
     if type_name(wrapper.get('type')) not in _LOCAL_WRAPPERS:
@@ -461,7 +461,7 @@ def stock_form(config: Config) -> Config:
         if part.get('type') == 'InSlices':
             part['type'] = part.pop('of')
     if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [h for h in cfg.custom_hooks if type_name(h['type']) != 'FBAHook']
+        cfg.custom_hooks = [hook for name, hook in custom_hooks(cfg) if name != 'FBAHook']
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
         kind = optim_wrapper.get('type', 'OptimWrapper')

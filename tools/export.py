@@ -12,6 +12,7 @@ from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import stock_form
 from fba_mm.preflight.building import build_model
+from fba_mm.preflight.config_types import check_types
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,6 +38,7 @@ def main() -> None:
         raise LocalLearningError(f'--out-config {args.out_config}: give a name that ends in .py')
     guard_checkpoints(args.trust_checkpoint)
     cfg = load_config(args.config)
+    check_types(cfg)
     # Nothing is downloaded for a model whose weights come from the checkpoint.
     model = build_model(cfg)
     check_fit(model, args.checkpoint, 'test', args.trust_checkpoint)

@@ -28,6 +28,7 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize, localize_optimizer
 from fba_mm.preflight.building import build_model, readable_errors
 from fba_mm.preflight.model_wrapper import choose_model_wrapper
+from fba_mm.preflight.start import build_loops, readable_start
 from fba_mm.preflight.training import check_training, use_atomic_checkpoints
 
 
@@ -79,12 +80,7 @@ def train(cfg: Config) -> None:
         runner = command_line.build_runner(cfg)
     # Building the loops reads the annotations: faults in them shall be found here.
     with joint_errors():
-        with readable_errors('train_dataloader cannot be built', 'check its dataset and the data'):
-            runner.train_loop
-        if cfg.get('val_dataloader') is not None:
-            with readable_errors('val_dataloader or val_evaluator cannot be built',
-                                 'check its dataset and the data'):
-                runner.val_loop
+        build_loops(runner)
     check_equal_data(runner)
     load_or_resume = runner.load_or_resume
 
@@ -94,7 +90,7 @@ def train(cfg: Config) -> None:
 
     # Called when all that a checkpoint goes into is built.
     runner.load_or_resume = readable_load_or_resume
-    with lost_processes():
+    with lost_processes(), readable_start(runner):
         runner.train()
 
 

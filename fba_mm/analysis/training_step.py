@@ -8,7 +8,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from fba_mm.config import config_scope, type_name
+from fba_mm.config import config_scope, custom_hooks
 from fba_mm.preflight.building import build_model
 
 
@@ -30,8 +30,7 @@ class TrainingStep:
             self.model = self._build_model(cfg, device).train()
             self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
             self.hooks = [
-                HOOKS.build(hook) for hook in cfg.get('custom_hooks') or []
-                if type_name(hook.get('type')) == 'FBAHook'
+                HOOKS.build(hook) for name, hook in custom_hooks(cfg) if name == 'FBAHook'
             ]
         self._iteration = SimpleNamespace(seed=0, iter=0)
         for hook in self.hooks:

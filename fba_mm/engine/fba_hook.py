@@ -161,6 +161,10 @@ class FBAHook(IterationSeedHook):
                 f'{type(runner.model).__name__} would not reduce the gradients of local losses '
                 "between processes: set model_wrapper_cfg=dict(type='LocalDataParallel') in the "
                 'config, or inherit configs/_base_/fba.py')
+        if sum(isinstance(hook, FBAHook) for hook in runner.hooks) > 1:
+            raise LocalLearningError(
+                'custom_hooks has several FBAHooks: modules would be trained as many times, leave '
+                'one')
         local_backbone = check_local_training(
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
         name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)

@@ -28,16 +28,25 @@ def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]
     except LocalLearningError:
         raise
     except Exception as error:  # The config chooses what code runs here.
-        # str() of a KeyError is the repr of its message.
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        reason = ' '.join(str(message).split()) or 'no reason given'
-        unknown = re.match(r'(\S+) is not in the (\S+) registry', reason)
+        reason = reason_of(error)
+        unknown = re.search(r': (\S+) is not in the (\S+) registry', reason)
         if unknown:
             raise LocalLearningError(
                 f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
                 'its spelling, or name the module that registers it in custom_imports') from error
-        raise LocalLearningError(
-            f'{what} ({type(error).__name__}: {reason[:300]}): {mend}') from error
+        raise LocalLearningError(f'{what} ({reason}): {mend}') from error
+
+
+def reason_of(error: Exception) -> str:
+    """An exception's class and message in one line.
+
+    Args:
+        error: The exception.
+    """
+    # str() of a KeyError is the repr of its message.
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    reason = ' '.join(str(message).split()) or 'no reason given'
+    return f'{type(error).__name__}: {reason[:300]}'
 
 
 def registered(registry: Registry, kind: str, cfg: Config) -> Optional[type]:

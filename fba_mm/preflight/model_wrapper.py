@@ -4,7 +4,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATA_SAMPLERS, MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
-from ..config import type_name
+from ..config import custom_hooks, type_name
 from ..engine.local_data_parallel import LocalDataParallel
 from ..engine.module_parallel import LocalModuleParallel
 from ..engine.undivided_samplers import UNDIVIDED
@@ -24,7 +24,7 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
     """
     if cfg.get('launcher', 'none') == 'none':
         return
-    local = any(type_name(hook.get('type')) == 'FBAHook' for hook in cfg.get('custom_hooks') or [])
+    local = any(name == 'FBAHook' for name, _ in custom_hooks(cfg))
     wrapper = cfg.get('model_wrapper_cfg')
     if wrapper is None:
         # MMEngine's own choice, but for local learning.

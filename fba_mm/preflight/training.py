@@ -4,7 +4,7 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-from ..config import type_name
+from ..config import custom_hooks, type_name
 from ..engine.fba_hook import check_local_training
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
@@ -31,19 +31,25 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
             raise LocalLearningError(f'the config has no {key}: give a complete training config')
     check_data(cfg, 'train', 'val')
     check_classes(cfg, model, 'train', 'val')
-    hooks = {type_name(hook.get('type')): hook for hook in cfg.get('custom_hooks') or []}
+    fba_hooks = [hook for name, hook in custom_hooks(cfg) if name == 'FBAHook']
+    if len(fba_hooks) > 1:
+        raise LocalLearningError(
+            f'custom_hooks has {len(fba_hooks)} FBAHooks: modules would be trained as many times, '
+            'leave one')
     local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
-    if 'FBAHook' not in hooks and any(m.num_modules > 1 for m in local):
+    if not fba_hooks and any(m.num_modules > 1 for m in local):
         raise LocalLearningError(
             'the model has a LocalBackbone, but custom_hooks has no FBAHook to train it: add '
             "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py")
-    if 'FBAHook' in hooks:
+    if fba_hooks:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         wrapper = registered(OPTIM_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
         if wrapper is None:
             raise LocalLearningError(
                 f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'")
-        check_local_training(model, wrapper, hooks['FBAHook'].get('scope', 'past'))
+        hook = fba_hooks[0]
+        scope = hook.get('scope', 'past') if isinstance(hook, dict) else hook.bank.scope
+        check_local_training(model, wrapper, scope)
     optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if isinstance(optimizer, str) and registered(OPTIMIZERS, optimizer, cfg) is None:
         raise LocalLearningError(

@@ -1,0 +1,186 @@
+"""Settings of the type that MMEngine takes, from its own signatures."""
+import inspect
+import math
+import typing
+from collections import abc
+from functools import lru_cache
+from textwrap import shorten
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
+
+from mmengine.config import Config
+from mmengine.registry import (HOOKS, LOG_PROCESSORS, LOOPS, OPTIM_WRAPPERS, OPTIMIZERS,
+                               PARAM_SCHEDULERS, Registry)
+from mmengine.runner import Runner
+
+from ..errors import LocalLearningError
+from .building import registered
+
+# Whose annotations can be relied on. Those of the projects are documentation, and now and then
+# narrower than what their classes take.
+_ANNOTATED = ('mmengine', 'torch', 'fba_mm')
+# Where a config names what MMEngine builds, and what that is if it gives no type.
+_BUILT: Dict[str, Tuple[Registry, Optional[str]]] = {
+    'optim_wrapper': (OPTIM_WRAPPERS, 'OptimWrapper'),
+    'optim_wrapper.optimizer': (OPTIMIZERS, None),
+    'param_scheduler': (PARAM_SCHEDULERS, None),
+    'train_cfg': (LOOPS, None),
+    'val_cfg': (LOOPS, 'ValLoop'),
+    'test_cfg': (LOOPS, 'TestLoop'),
+    'default_hooks.*': (HOOKS, None),
+    'custom_hooks': (HOOKS, None),
+    'log_processor': (LOG_PROCESSORS, 'LogProcessor'),
+}
+# Dicts that no annotation speaks of.
+_DICTS = ('model', 'model.backbone', 'model.generator', 'env_cfg.dist_cfg', 'env_cfg.mp_cfg',
+          'model_wrapper_cfg', 'custom_imports', 'optim_wrapper.optimizer',
+          'optim_wrapper.paramwise_cfg', 'optim_wrapper.paramwise_cfg.custom_keys',
+          *(f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
+            for key in ('dataset', 'sampler', 'batch_sampler', 'collate_fn')))
+_PLAIN = (str, int, float, bool, type(None))
+_WORDS = {str: 'a string', int: 'an integer', float: 'a number', bool: 'True or False',
+          type(None): 'None', dict: 'a dict', list: 'a list', tuple: 'a list',
+          abc.Sequence: 'a list'}
+
+
+def check_types(cfg: Config) -> None:
+    """Refuse settings of another type than the one that MMEngine's runner and its parts take.
+
+    Args:
+        cfg: The config.
+
+    Raises:
+        LocalLearningError: Names the setting, its value and the type.
+
+    Example:
+        >>> check_types(Config(dict(custom_hooks=dict(type='FBAHook'))))
+        LocalLearningError: custom_hooks={'type': 'FBAHook'}: give a list
+    """
+    for name, annotation in _annotations(Runner.__init__).items():
+        value = cfg.get(name)
+        # Loops of the projects' own validate and test on several data sets.
+        several = name.endswith('_dataloader') and isinstance(value, (list, tuple))
+        for i, one in enumerate(value if several else [value]):
+            # None is taken as missing, whatever is annotated.
+            if one is not None:
+                _check(f'{name}.{i}' if several else name, one, annotation)
+    for place in _DICTS:
+        value = _at(cfg, place)
+        if isinstance(value, (*_PLAIN, list, tuple)) and value is not None:
+            _refuse(place, value, 'a dict')
+    for place, (registry, default) in _BUILT.items():
+        for where, settings in _dicts_at(cfg, place):
+            kind = settings.get('type', default)
+            if kind is not None and not isinstance(kind, str) and not callable(kind):
+                _refuse(f'{where}.type', kind, 'the name of a class')
+            _check_settings(where, settings, kind, registry, cfg)
+
+
+def _check_settings(where: str, settings: dict, kind: Any, registry: Registry,
+                    cfg: Config) -> None:
+    kind = registered(registry, kind, cfg) if isinstance(kind, str) and kind else kind
+    if not inspect.isclass(kind) or kind.__module__.partition('.')[0] not in _ANNOTATED:
+        return
+    annotations = _arguments(kind)
+    for key, value in settings.items():
+        if key in annotations:
+            _check(f'{where}.{key}', value, annotations[key])
+
+
+@lru_cache(maxsize=None)
+def _arguments(kind: type) -> Dict[str, Any]:
+    """What a class annotates its arguments with, those of its bases that it passes on included."""
+    found: Dict[str, Any] = {}
+    for base in reversed([base for base in kind.__mro__ if '__init__' in vars(base)]):
+        found.update(_annotations(vars(base)['__init__']))
+    return found
+
+
+def _annotations(function: Any) -> Dict[str, Any]:
+    try:
+        found = typing.get_type_hints(function)
+    except Exception:  # Names that exist for type checkers alone.
+        return {}
+    parameters = inspect.signature(function).parameters
+    return {name: annotation for name, annotation in found.items() if name in parameters
+            and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def _check(where: str, value: Any, annotation: Any) -> None:
+    if isinstance(value, float) and math.isnan(value):
+        _refuse(where, value, 'a number')
+    if _fits(value, annotation):
+        return
+    # What is wrong may be one entry of many.
+    for kind in _alternatives(annotation):
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin in (list, abc.Sequence) and isinstance(value, (list, tuple)):
+            for i, one in enumerate(value):
+                _check(f'{where}.{i}', one, arguments[0])
+        if origin is dict and isinstance(value, dict):
+            for key, one in value.items():
+                _check(f'{where}.{key}', one, arguments[1])
+    _refuse(where, value, _words(annotation))
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of an annotated type, or can take its place in a config."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Union:
+        return any(_fits(value, one) for one in arguments)
+    if origin in (list, tuple, abc.Sequence):
+        one = arguments[0] if arguments and origin is not tuple else Any
+        return isinstance(value, (list, tuple)) and all(_fits(item, one) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and (
+            len(arguments) < 2 or all(_fits(item, arguments[1]) for item in value.values()))
+    if annotation is int:
+        # 1e5 is a count too.
+        return isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    if annotation is float:
+        return isinstance(value, (int, float))
+    if annotation in (tuple, list):
+        return isinstance(value, (tuple, list))
+    if annotation is Any or not inspect.isclass(annotation):
+        return True
+    # What is built from a dict may also stand there itself.
+    return isinstance(value, annotation) or isinstance(value, dict) and annotation not in _PLAIN
+
+
+def _alternatives(annotation: Any) -> Tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) is Union
+    return typing.get_args(annotation) if is_union else (annotation, )
+
+
+def _words(annotation: Any) -> str:
+    """An annotation as a user would say it: the types that a config file can hold."""
+    kinds = []
+    for one in _alternatives(annotation):
+        kind = typing.get_origin(one) or one
+        kind = _WORDS.get(kind, 'a dict' if inspect.isclass(kind) else None)
+        if kind is not None and kind not in kinds:
+            kinds.append(kind)
+    return ' or '.join(sorted(kinds)) or 'another type'
+
+
+def _at(cfg: Any, place: str) -> Any:
+    """What stands at a dotted name, or None."""
+    for key in place.split('.'):
+        cfg = cfg.get(key) if isinstance(cfg, dict) else None
+    return cfg
+
+
+def _dicts_at(cfg: Config, place: str) -> Iterator[Tuple[str, dict]]:
+    """The dicts at a dotted name, one by one where there are several."""
+    parent, _, last = place.rpartition('.')
+    found = _at(cfg, parent if last == '*' else place)
+    if isinstance(found, dict) and last != '*':
+        yield place, found
+    elif isinstance(found, dict):
+        yield from ((f'{parent}.{key}', one) for key, one in found.items()
+                    if isinstance(one, dict))
+    elif isinstance(found, (list, tuple)):
+        yield from ((f'{place}.{i}', one) for i, one in enumerate(found) if isinstance(one, dict))
+
+
+def _refuse(where: str, value: Any, expected: str) -> None:
+    raise LocalLearningError(f'{where}={shorten(repr(value), 80)}: give {expected}')

@@ -1,0 +1,168 @@
+"""The part of a training in which faults of a config show, and nothing can be lost."""
+import logging
+import random
+import traceback
+from contextlib import contextmanager
+from typing import Any, Iterator, Tuple
+
+import numpy as np
+import torch
+from mmengine.evaluator import Evaluator
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop, Runner, autocast
+from torch.utils.data import DataLoader
+
+from ..engine.local_data_parallel import LocalDataParallel
+from ..errors import LocalLearningError
+from .building import readable_errors, reason_of
+
+
+def build_loops(runner: Runner) -> None:
+    """Build the loops of training and validation, which reads the annotations.
+
+    Args:
+        runner: The runner of a config.
+
+    Raises:
+        LocalLearningError: They can't be built, or would never do anything.
+    """
+    with readable_errors('train_dataloader or train_cfg cannot be built',
+                         'check its dataset and the data'):
+        loop = runner.train_loop
+    _check_loop(loop, 'train_cfg', 'max_iters', 'max_epochs', 'val_interval')
+    _check_batches(loop.dataloader, 'train_dataloader',
+                   endless=isinstance(loop, IterBasedTrainLoop))
+    if runner.cfg.get('val_dataloader') is None:
+        return
+    with readable_errors('val_dataloader or val_evaluator cannot be built',
+                         'check its dataset and the data'):
+        loop = runner.val_loop
+    if loop is not None:
+        for i, (dataloader, _) in enumerate(_validated_on(loop)):
+            _check_batches(dataloader, f'val_dataloader (number {i + 1})' if i else
+                           'val_dataloader')
+
+
+def _check_loop(loop: Any, where: str, *names: str) -> None:
+    for name in names:
+        value = getattr(loop, name, 1)
+        if isinstance(value, (int, float)) and not value >= 1:
+            raise LocalLearningError(f'{where}.{name}={value}: give a number from 1')
+
+
+def _check_batches(dataloader: Any, where: str, endless: bool = False) -> None:
+    """Refuse data in which there is no batch."""
+    # Samplers that start again when they are through have a length all the same.
+    if not isinstance(dataloader, DataLoader) or (
+            endless and 'Infinite' in type(dataloader.sampler).__name__
+            and len(dataloader.dataset)):
+        return
+    try:
+        batches, images = len(dataloader), len(dataloader.dataset)
+    except TypeError:  # A stream.
+        return
+    if not images:
+        raise LocalLearningError(
+            f'{where}.dataset has no images: check its ann_file, metainfo and filter_cfg')
+    if not batches:
+        raise LocalLearningError(
+            f'{where} has no batch: the images of this process are fewer than batch_size='
+            f'{dataloader.batch_sampler.batch_size}, and drop_last=True ({images} images in all): '
+            'set drop_last=False, or a smaller batch_size')
+
+
+@contextmanager
+def readable_start(runner: Runner) -> Iterator[None]:
+    """Say in one line what fails before the first iteration of a training has ended.
+
+    Nothing is lost by then, and what fails is most likely the config. Among other things this is
+    when schedulers, EMA's copy and the model's losses run for the first time; and one image is
+    validated on, which MMEngine does only after an epoch. The traceback is in the log file.
+
+    Args:
+        runner: The runner that is trained within this context.
+
+    Raises:
+        LocalLearningError: What was raised until then.
+    """
+    start = _Start()
+    runner.register_hook(start, 'VERY_LOW')
+    try:
+        yield
+    except LocalLearningError:
+        raise
+    except OSError:
+        raise  # The disk's, not the config's.
+    except Exception as error:
+        if start.is_over:
+            raise
+        _write_traceback(runner, error)
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        advice = 'check the config, the traceback is in the log file'
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = 'take a smaller batch_size, or more local modules'
+        raise LocalLearningError(
+            f'{start.what} ({reason_of(error)}; {frame.filename}:{frame.lineno}): {advice}'
+        ) from error
+
+
+class _Start(Hook):
+    """Notes how far a training has come, and validates on one image before it."""
+
+    what = 'training cannot start'
+    is_over = False
+
+    def before_train(self, runner: Runner) -> None:
+        whole = not is_model_wrapper(runner.model) or isinstance(
+            runner.model, (LocalDataParallel, MMDistributedDataParallel))
+        if runner.cfg.get('val_dataloader') is not None and whole:
+            self.what = 'one image was validated on before training, and failed'
+            validate_one(runner)
+        self.what = 'the first iteration failed'
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        self.is_over = True
+
+
+def validate_one(runner: Runner) -> None:
+    """Predict and evaluate the first image of each validation set; leave no trace.
+
+    Args:
+        runner: A runner whose model has its weights.
+    """
+    model = getattr(runner.model, 'module', runner.model)
+    was_training = model.training
+    states = random.getstate(), np.random.get_state()
+    loop = runner.val_loop
+    with torch.random.fork_rng(), torch.no_grad(), autocast(
+            enabled=getattr(loop, 'fp16', False)):
+        model.eval()
+        for dataloader, evaluator in _validated_on(loop):
+            batch = dataloader.collate_fn([dataloader.dataset[0]])
+            outputs = model.val_step(batch)
+            # mmagic's evaluators want the whole data set first.
+            if type(evaluator) is Evaluator:
+                evaluator.process(data_samples=outputs, data_batch=batch)
+                for metric in evaluator.metrics:
+                    metric.results.clear()
+        model.train(was_training)
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+
+
+def _validated_on(loop: Any) -> Iterator[Tuple[DataLoader, Any]]:
+    # mmagic's loop has several.
+    several = hasattr(loop, 'dataloaders')
+    return zip(loop.dataloaders if several else [loop.dataloader],
+               loop.evaluators if several else [loop.evaluator])
+
+
+def _write_traceback(runner: Runner, error: Exception) -> None:
+    """Where a user finds it who wants it, and not on the screen."""
+    record = logging.LogRecord(
+        runner.logger.name, logging.ERROR, __file__, 0, 'The start of training failed', None,
+        (type(error), error, error.__traceback__))
+    for handler in runner.logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.emit(record)

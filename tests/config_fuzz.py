@@ -1,0 +1,226 @@
+"""Mutations of valid configs of all four tasks: each is trained, or refused in one readable line.
+
+    python -m tests.config_fuzz --count 400 --seed 0
+"""
+import argparse
+import copy
+import random
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Iterator, List, Tuple
+from unittest import mock
+
+import numpy as np
+from mmengine.config import Config
+from PIL import Image
+
+from fba_mm import LocalLearningError, localize
+from fba_mm.datasets import build_digits_on_photos
+from fba_mm.preflight.building import build_model, readable_errors
+from fba_mm.preflight.config_types import check_types
+from fba_mm.preflight.model_wrapper import choose_model_wrapper
+from fba_mm.preflight.start import build_loops, readable_start
+from fba_mm.preflight.training import check_training, use_atomic_checkpoints
+
+from .conftest import NUM_CLASSES, retinanet
+from .segmentation import segmentor
+from .super_resolution import editor
+from .test_tools.in_process import untouched_process
+
+# What stands where something else is expected.
+VALUES = [None, 1, -1, 0, 2.5, float('nan'), float('inf'), 'x', '', [], [1], {}, dict(type='x'),
+          dict(a=1), True, 10**9]
+
+
+class Stop(Exception):
+    """The first iteration would begin: nothing was found wrong."""
+
+
+def _runtime(scope: str, dataset: dict, evaluator, **more) -> dict:
+    loader = dict(batch_size=2, num_workers=0, persistent_workers=False,
+                  sampler=dict(type='DefaultSampler', shuffle=True), dataset=dataset)
+    return dict(
+        default_scope=scope,
+        train_dataloader=loader,
+        val_dataloader=copy.deepcopy(loader),
+        val_evaluator=evaluator,
+        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
+        val_cfg=dict(type='ValLoop'),
+        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, momentum=.9),
+                           clip_grad=dict(max_norm=10)),
+        param_scheduler=[dict(type='LinearLR', start_factor=.1, by_epoch=False, begin=0, end=4),
+                         dict(type='MultiStepLR', milestones=[1], by_epoch=True)],
+        default_hooks=dict(
+            timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=1),
+            param_scheduler=dict(type='ParamSchedulerHook'),
+            checkpoint=dict(type='CheckpointHook', interval=1),
+            sampler_seed=dict(type='DistSamplerSeedHook')),
+        custom_hooks=[dict(type='EMAHook', momentum=.01)],
+        env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork'),
+                     dist_cfg=dict(backend='nccl')),
+        visualizer=dict(type='Visualizer', vis_backends=[]),
+        log_processor=dict(window_size=10, by_epoch=True), log_level='WARNING', load_from=None,
+        resume=False, randomness=dict(seed=0), launcher='none', **more)
+
+
+def stock_configs(folder: Path) -> dict:
+    """A small config of each task, on data that is written to a folder."""
+    boxes = build_digits_on_photos(folder / 'boxes', num_train=4, num_val=2, image_size=64,
+                                   digit_size=(12, 28))
+    masks = build_digits_on_photos(folder / 'masks', num_train=4, num_val=2, image_size=64,
+                                   digit_size=(24, 40), masks=True)
+    for kind, size in (('img', 16), ('gt', 32)):
+        (folder / 'pairs' / kind).mkdir(parents=True)
+        for i in range(4):
+            noise = np.random.default_rng(i).integers(0, 256, (size, size, 3), np.uint8)
+            Image.fromarray(noise).save(folder / 'pairs' / kind / f'{i}.png')
+    load = dict(type='LoadImageFromFile')
+    detector = retinanet(num_modules=None)
+    detector['bbox_head']['num_classes'] = 10
+    segmenter = segmentor(None)
+    for head in ('decode_head', 'auxiliary_head'):
+        segmenter[head]['num_classes'] = 11
+    return dict(
+        detection=_runtime('mmdet', dict(
+            type='CocoDataset', data_root=f'{boxes}/', data_prefix=dict(img='train/'),
+            ann_file='annotations/instances_train.json',
+            metainfo=dict(classes=tuple('0123456789')), pipeline=[
+                load, dict(type='LoadAnnotations', with_bbox=True),
+                dict(type='PackDetInputs', meta_keys=(
+                    'img_id', 'img_path', 'ori_shape', 'img_shape'))]),
+            dict(type='CocoMetric', ann_file=f'{boxes}/annotations/instances_train.json'),
+            model=dict(detector)),
+        classification=_runtime('mmpretrain', dict(
+            type='fba_mm.HandwrittenDigits', split='train', indices=6,
+            pipeline=[dict(type='PackInputs')]), dict(type='Accuracy'),
+            data_preprocessor=dict(num_classes=10, mean=[80.] * 3, std=[90.] * 3),
+            model=dict(
+                type='ImageClassifier',
+                backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=10, in_channels=64,
+                          loss=dict(type='CrossEntropyLoss')))),
+        segmentation=_runtime('mmseg', dict(
+            type='BaseSegDataset', data_root=f'{masks}/', img_suffix='.jpg',
+            metainfo=dict(classes=tuple('0123456789') + ('x', )),
+            data_prefix=dict(img_path='train', seg_map_path='train_masks'),
+            pipeline=[load, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]),
+            dict(type='IoUMetric'), model=segmenter),
+        super_resolution=_runtime('mmagic', dict(
+            type='BasicImageDataset', data_root=f'{folder}/pairs',
+            metainfo=dict(dataset_type='x', task_name='sisr'),
+            data_prefix=dict(img='img', gt='gt'), pipeline=[
+                *(dict(load, key=key, color_type='color', channel_order='rgb')
+                  for key in ('img', 'gt')), dict(type='PackInputs')]),
+            [dict(type='PSNR')], model=editor(None)))
+
+
+def places(node, path: Tuple = ()) -> Iterator[Tuple]:
+    """Where something stands in a config."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(
+        node, (list, tuple)) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def mutate(cfg: Config, rng: random.Random) -> Tuple[Config, str]:
+    """A copy with one setting replaced, removed, doubled or misspelled."""
+    cfg = copy.deepcopy(cfg)
+    # Data sets and pipelines are deep: as likely as all the rest together, if not weighed.
+    found = list(places(cfg.to_dict()))
+    path = rng.choices(found, [1 / len(one) ** 2 for one in found])[0]
+    parent = cfg._cfg_dict
+    for key in path[:-1]:
+        parent = parent[key]
+    if isinstance(parent, tuple):
+        return mutate(cfg, rng)
+    kind = rng.choice(['replace'] * 6 + ['remove', 'double', 'misspell'])
+    where = '.'.join(map(str, path))
+    if kind == 'remove' or kind == 'misspell' and not isinstance(parent, dict):
+        del parent[path[-1]]
+        return cfg, f'{where} removed'
+    if kind == 'misspell':
+        parent[f'{path[-1]}s'] = parent.pop(path[-1])
+        return cfg, f'{where}s'
+    if kind == 'double' and isinstance(parent[path[-1]], list):
+        parent[path[-1]] = parent[path[-1]] * 2
+        return cfg, f'{where} doubled'
+    value = copy.deepcopy(rng.choice(VALUES))
+    parent[path[-1]] = value
+    return cfg, f'{where}={value!r}'
+
+
+def prepare(cfg: Config) -> None:
+    """What tools/train.py does with a config, up to the first iteration.
+
+    Raises:
+        Stop: All is well.
+    """
+    from mmengine.runner import Runner
+
+    from fba_mm import command_line
+    check_types(cfg)
+    choose_model_wrapper(cfg)
+    use_atomic_checkpoints(cfg)
+    check_training(cfg, build_model(cfg))
+    with readable_errors('training cannot start'):
+        runner = command_line.build_runner(cfg)
+    build_loops(runner)
+    assert isinstance(runner, Runner)
+    with readable_start(runner), mock.patch.object(
+            type(runner.train_loop), 'run_epoch', side_effect=Stop):
+        runner.train()
+
+
+def run(cfg: Config) -> str:
+    """What became of a config: ``'trains'``, ``'refused: ...'`` or a traceback."""
+    with untouched_process():
+        try:
+            prepare(cfg)
+        except Stop:
+            return 'trains'
+        except LocalLearningError as error:
+            message = str(error)
+            cause = error.__cause__
+            if isinstance(cause, Stop):
+                return 'trains'
+            return f'refused: {message}' if '\n' not in message else f'TWO LINES: {message}'
+        except Exception:
+            return f'TRACEBACK {traceback.format_exc()}'
+    return 'nothing happened'
+
+
+def cases(folder: Path, count: int, seed: int) -> Iterator[Tuple[str, Config, str]]:
+    """Mutated configs, of the tasks and of stock and local training by turns."""
+    stock = {}
+    for task, settings in stock_configs(folder).items():
+        stock[task, 'stock'] = Config(dict(settings, work_dir=str(folder / 'work')))
+        stock[task, 'local'] = localize(stock[task, 'stock'], num_modules=3)
+    rng, kinds = random.Random(seed), list(stock)
+    for kind in kinds:
+        yield ' '.join(kind), stock[kind], 'as it is'
+    for i in range(count):
+        kind = kinds[i % len(kinds)]
+        yield ' '.join(kind), *mutate(stock[kind], rng)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--count', type=int, default=400)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--verbose', action='store_true')
+    args = parser.parse_args()
+    found: List[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind, cfg, change in cases(Path(folder), args.count, args.seed):
+            result = run(cfg)
+            found.append(result.split()[0])
+            if args.verbose or result.split()[0] in ('TRACEBACK', 'TWO', 'nothing'):
+                print(f'{kind}: {change}: {result}', flush=True)
+    print({kind: found.count(kind) for kind in sorted(set(found))})
+
+
+if __name__ == '__main__':
+    main()
