@@ -87,8 +87,9 @@ def stock_configs(folder: Path) -> dict:
             ann_file='annotations/instances_train.json',
             metainfo=dict(classes=tuple('0123456789')), pipeline=[
                 load, dict(type='LoadAnnotations', with_bbox=True),
+                dict(type='Resize', scale=(64, 64), keep_ratio=True),
                 dict(type='PackDetInputs', meta_keys=(
-                    'img_id', 'img_path', 'ori_shape', 'img_shape'))]),
+                    'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]),
             dict(type='CocoMetric', ann_file=f'{boxes}/annotations/instances_train.json'),
             model=dict(detector)),
         classification=_runtime('mmpretrain', dict(
@@ -104,7 +105,7 @@ def stock_configs(folder: Path) -> dict:
         segmentation=_runtime('mmseg', dict(
             type='BaseSegDataset', data_root=f'{masks}/', img_suffix='.jpg',
             metainfo=dict(classes=tuple('0123456789') + ('x', )),
-            data_prefix=dict(img_path='train', seg_map_path='train_masks'),
+            data_prefix=dict(img_path='train', seg_map_path='masks/train'),
             pipeline=[load, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]),
             dict(type='IoUMetric'), model=segmenter),
         super_resolution=_runtime('mmagic', dict(

@@ -29,7 +29,7 @@ def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]
         raise
     except Exception as error:  # The config chooses what code runs here.
         reason = reason_of(error)
-        unknown = re.search(r': (\S+) is not in the (\S+) registry', reason)
+        unknown = re.search(r': (\S+) is not in the (\S+(?: \S+)*?) registry', reason)
         if unknown:
             raise LocalLearningError(
                 f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '

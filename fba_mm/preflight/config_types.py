@@ -1,6 +1,8 @@
 """Settings of the type that MMEngine takes, from its own signatures."""
+import difflib
 import inspect
 import math
+import types
 import typing
 from collections import abc
 from functools import lru_cache
@@ -36,6 +38,8 @@ _DICTS = ('model', 'model.backbone', 'model.generator', 'env_cfg.dist_cfg', 'env
           'optim_wrapper.paramwise_cfg', 'optim_wrapper.paramwise_cfg.custom_keys',
           *(f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
             for key in ('dataset', 'sampler', 'batch_sampler', 'collate_fn')))
+# ``A | B`` has a type of its own before Python 3.14.
+_UNIONS = (Union, getattr(types, 'UnionType', Union))
 _PLAIN = (str, int, float, bool, type(None))
 _WORDS = {str: 'a string', int: 'an integer', float: 'a number', bool: 'True or False',
           type(None): 'None', dict: 'a dict', list: 'a list', tuple: 'a list',
@@ -63,6 +67,7 @@ def check_types(cfg: Config) -> None:
             # None is taken as missing, whatever is annotated.
             if one is not None:
                 _check(f'{name}.{i}' if several else name, one, annotation)
+    _check_spelling(cfg)
     for place in _DICTS:
         value = _at(cfg, place)
         if isinstance(value, (*_PLAIN, list, tuple)) and value is not None:
@@ -75,6 +80,15 @@ def check_types(cfg: Config) -> None:
             _check_settings(where, settings, kind, registry, cfg)
 
 
+def _check_spelling(cfg: Config) -> None:
+    """Refuse a setting of the runner's that misses it by a letter, and would be ignored."""
+    known = inspect.signature(Runner.__init__).parameters
+    for name in known.keys() - cfg.keys():
+        near = difflib.get_close_matches(name, cfg.keys() - known.keys(), 1, cutoff=.9)
+        if near:
+            raise LocalLearningError(f'the config has {near[0]}, but no {name}: check its spelling')
+
+
 def _check_settings(where: str, settings: dict, kind: Any, registry: Registry,
                     cfg: Config) -> None:
     kind = registered(registry, kind, cfg) if isinstance(kind, str) and kind else kind
@@ -82,7 +96,8 @@ def _check_settings(where: str, settings: dict, kind: Any, registry: Registry,
         return
     annotations = _arguments(kind)
     for key, value in settings.items():
-        if key in annotations:
+        # MMEngine annotates its AmpOptimWrapper's scale as a string, and takes numbers and dicts.
+        if key in annotations and key != 'loss_scale':
             _check(f'{where}.{key}', value, annotations[key])
 
 
@@ -106,9 +121,9 @@ def _annotations(function: Any) -> Dict[str, Any]:
 
 
 def _check(where: str, value: Any, annotation: Any) -> None:
-    if isinstance(value, float) and math.isnan(value):
-        _refuse(where, value, 'a number')
     if _fits(value, annotation):
+        if isinstance(value, float) and math.isnan(value):
+            _refuse(where, value, 'a number')
         return
     # What is wrong may be one entry of many.
     for kind in _alternatives(annotation):
@@ -125,7 +140,7 @@ def _check(where: str, value: Any, annotation: Any) -> None:
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value is of an annotated type, or can take its place in a config."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Union:
+    if origin in _UNIONS:
         return any(_fits(value, one) for one in arguments)
     if origin in (list, tuple, abc.Sequence):
         one = arguments[0] if arguments and origin is not tuple else Any
@@ -147,7 +162,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _alternatives(annotation: Any) -> Tuple[Any, ...]:
-    is_union = typing.get_origin(annotation) is Union
+    is_union = typing.get_origin(annotation) in _UNIONS
     return typing.get_args(annotation) if is_union else (annotation, )
 
 
@@ -165,7 +180,7 @@ def _words(annotation: Any) -> str:
 def _at(cfg: Any, place: str) -> Any:
     """What stands at a dotted name, or None."""
     for key in place.split('.'):
-        cfg = cfg.get(key) if isinstance(cfg, dict) else None
+        cfg = cfg.get(key) if isinstance(cfg, (dict, Config)) else None
     return cfg
 
 

@@ -65,7 +65,9 @@ def use_atomic_checkpoints(cfg: Config) -> None:
     Args:
         cfg: The config; the hook for checkpoints is changed.
     """
-    hooks = cfg.setdefault('default_hooks', dict())
+    if cfg.get('default_hooks') is None:
+        cfg.default_hooks = dict()
+    hooks = cfg.default_hooks
     if 'checkpoint' in hooks and hooks['checkpoint'] is None:
         return
     hooks.setdefault('checkpoint', dict(interval=1))
