@@ -26,7 +26,7 @@ from fba_mm.preflight.training import check_training, use_atomic_checkpoints
 from .conftest import NUM_CLASSES, retinanet
 from .segmentation import segmentor
 from .super_resolution import editor
-from .test_tools.in_process import untouched_process
+from .test_tools.in_process import untouched_process, without_niceties
 
 # What stands where something else is expected.
 VALUES = [None, 1, -1, 0, 2.5, float('nan'), float('inf'), 'x', '', [], [1], {}, dict(type='x'),
@@ -177,7 +177,7 @@ def prepare(cfg: Config) -> None:
 
 def run(cfg: Config) -> str:
     """What became of a config: ``'trains'``, ``'refused: ...'`` or a traceback."""
-    with untouched_process():
+    with untouched_process(), without_niceties():
         try:
             prepare(cfg)
         except Stop:

@@ -46,6 +46,9 @@ def reason_of(error: Exception) -> str:
     # str() of a KeyError is the repr of its message.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     reason = ' '.join(str(message).split()) or 'no reason given'
+    if reason == 'need at least one array to concatenate':
+        # MMEngine's BaseDataset, which packs the list of its images.
+        reason = 'the data set has no images'
     return f'{type(error).__name__}: {reason[:300]}'
 
 

@@ -30,9 +30,12 @@ def build_loops(runner: Runner) -> None:
     with readable_errors('train_dataloader or train_cfg cannot be built',
                          'check its dataset and the data'):
         loop = runner.train_loop
-    _check_loop(loop, 'train_cfg', 'max_iters', 'max_epochs', 'val_interval')
-    _check_batches(loop.dataloader, 'train_dataloader',
-                   endless=isinstance(loop, IterBasedTrainLoop))
+    by_iter = isinstance(loop, IterBasedTrainLoop)
+    _check_batches(loop.dataloader, 'train_dataloader', by_iter)
+    for name in ('max_iters' if by_iter else 'max_epochs', 'val_interval'):
+        value = getattr(loop, name, 1)
+        if isinstance(value, (int, float)) and not value >= 1:
+            raise LocalLearningError(f'train_cfg.{name}={value}: give a number from 1')
     if runner.cfg.get('val_dataloader') is None:
         return
     with readable_errors('val_dataloader or val_evaluator cannot be built',
@@ -44,18 +47,11 @@ def build_loops(runner: Runner) -> None:
                            'val_dataloader')
 
 
-def _check_loop(loop: Any, where: str, *names: str) -> None:
-    for name in names:
-        value = getattr(loop, name, 1)
-        if isinstance(value, (int, float)) and not value >= 1:
-            raise LocalLearningError(f'{where}.{name}={value}: give a number from 1')
-
-
-def _check_batches(dataloader: Any, where: str, endless: bool = False) -> None:
+def _check_batches(dataloader: Any, where: str, by_iter: bool = False) -> None:
     """Refuse data in which there is no batch."""
     # Samplers that start again when they are through have a length all the same.
     if not isinstance(dataloader, DataLoader) or (
-            endless and 'Infinite' in type(dataloader.sampler).__name__
+            by_iter and 'Infinite' in type(dataloader.sampler).__name__
             and len(dataloader.dataset)):
         return
     try:

@@ -53,6 +53,14 @@ def _with_subclasses(kind: type) -> list:
     return [kind, *(one for sub in kind.__subclasses__() for one in _with_subclasses(sub))]
 
 
+@contextmanager
+def without_niceties():
+    """Formatting config files, and collecting a large process's garbage, takes half the time."""
+    with mock.patch('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)), \
+            mock.patch('mmengine.dataset.base_dataset.gc'):
+        yield
+
+
 def load_tool(name: str):
     """The module ``tools/<name>.py``."""
     spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / 'tools' / f'{name}.py')
@@ -71,10 +79,7 @@ def run_tool(name: str, *args, capsys=None):
         capsys.readouterr()
     status = 0
     argv = [f'tools/{name}.py', *map(str, args)]
-    # Formatting config files nicely, and collecting a large process's garbage, takes half the time.
-    with untouched_process(), mock.patch.object(sys, 'argv', argv), \
-            mock.patch('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)), \
-            mock.patch('mmengine.dataset.base_dataset.gc'):
+    with untouched_process(), without_niceties(), mock.patch.object(sys, 'argv', argv):
         try:
             command_line.run(load_tool(name).main)
         except SystemExit as error:
