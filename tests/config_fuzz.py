@@ -23,7 +23,7 @@ from fba_mm.preflight.model_wrapper import choose_model_wrapper
 from fba_mm.preflight.start import build_loops, readable_start
 from fba_mm.preflight.training import check_training, use_atomic_checkpoints
 
-from .conftest import NUM_CLASSES, retinanet
+from .conftest import retinanet
 from .segmentation import segmentor
 from .super_resolution import editor
 from .test_tools.in_process import untouched_process, without_niceties

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fba_mm.arguments import check_count
 from fba_mm.errors import LocalLearningError
 
 
@@ -143,8 +144,7 @@ class DeviceBatches:
             raise LocalLearningError(
                 f'labels go from {least} to {greatest}, which does not fit '
                 f'{"any" if classes is None else len(classes)} classes: labels count from 0')
-        if batch_size < 1:
-            raise LocalLearningError(f'batch_size={batch_size}: give at least 1')
+        check_count('batch_size', batch_size)
         if drop_last and batch_size > len(images):
             raise LocalLearningError(
                 f'batch_size={batch_size} with drop_last leaves nothing of {len(images)} images: '

@@ -9,6 +9,7 @@ from PIL import Image
 
 from fba_mm.datasets.built_folder import building, check_own, progress
 from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
+from fba_mm.arguments import check_count
 from fba_mm.errors import LocalLearningError
 
 SCALES = (2, 3, 4)
@@ -64,10 +65,9 @@ def build_photo_pairs(out_dir: Union[str, os.PathLike],
         ...              data_prefix=dict(img='LRbicx2', gt='GTmod12'),
         ...              metainfo=dict(dataset_type='photos', task_name='sisr'))
     """
-    if tile_size is not None and (isinstance(tile_size, bool) or not isinstance(
-            tile_size, int) or tile_size < _UNIT or tile_size % _UNIT):
-        raise LocalLearningError(
-            f'tile_size={tile_size!r}: give a multiple of {_UNIT}, from {_UNIT}')
+    if tile_size is not None and check_count(
+            'tile_size', tile_size, _UNIT, f'a multiple of {_UNIT},') % _UNIT:
+        raise LocalLearningError(f'tile_size={tile_size}: give a multiple of {_UNIT}')
     out = Path(out_dir).expanduser().resolve()
     if images is None:
         sources = _carried_photos()

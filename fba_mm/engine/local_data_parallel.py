@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 
+from ..arguments import check_number
 from ..errors import LocalLearningError
 from .gradient_reducer import GradientReducer
 from .local_optim_wrapper import LocalOptimWrapper
@@ -53,9 +54,8 @@ class LocalDataParallel(nn.Module):
             raise LocalLearningError(
                 'LocalDataParallel needs several processes: start them with tools/dist_train.sh, '
                 'or train the model without it')
-        if not bucket_cap_mb > 0:
-            raise LocalLearningError(
-                f'model_wrapper_cfg.bucket_cap_mb={bucket_cap_mb}: give a size in MiB, such as 25')
+        check_number('model_wrapper_cfg.bucket_cap_mb', bucket_cap_mb, above=0,
+                     fix=', a size in MiB, such as 25')
         check_agreement('model', {
             name: f'{tuple(p.shape)} {p.dtype}{"" if p.requires_grad else ", frozen"}'
             for name, p in module.named_parameters()

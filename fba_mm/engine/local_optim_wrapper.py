@@ -8,6 +8,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..arguments import check_number
 from ..compat.torch_versions import GradScaler, autocast_dtype, autocasts_to
 from ..errors import LocalLearningError
 from .gradient_reducer import GradientReducer
@@ -292,7 +293,7 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
                 f"{str(self.cast_dtype)[6:]} on {device}: set optim_wrapper.dtype='bfloat16'")
         self._fixed_scale = None
         if isinstance(loss_scale, (int, float)) and not isinstance(loss_scale, bool):
-            self._fixed_scale = float(loss_scale)
+            self._fixed_scale = float(check_number('optim_wrapper.loss_scale', loss_scale, above=0))
             settings = dict(init_scale=self._fixed_scale)
         elif isinstance(loss_scale, dict):
             settings = loss_scale
@@ -302,6 +303,8 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
             raise LocalLearningError(
                 f"optim_wrapper.loss_scale={loss_scale!r}: give 'dynamic', a number, or a dict of "
                 "GradScaler's arguments")
+        for name in ('init_scale', 'growth_factor', 'backoff_factor'):
+            check_number(f'optim_wrapper.loss_scale.{name}', settings.get(name, 1), above=0)
         self.loss_scaler = GradScaler(
             device, enabled=self.cast_dtype == torch.float16, **settings)
         # Kept until the scaler's update, which tells them apart by identity.

@@ -11,6 +11,7 @@ from mmengine.registry import MODEL_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import Tensor, nn
 
+from ..arguments import check_count
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from ..local.hand_over import HandedOver
@@ -290,10 +291,11 @@ def _spans(backbone: LocalBackbone, count: int, modules_per_process: Optional[Se
                  for module in backbone.module_segments]
         return [range(start, end) for start, end in smallest_maximum(costs, count)]
     sizes = list(modules_per_process)
-    if len(sizes) != count or sum(sizes) != backbone.num_modules or any(
-            isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+    for size in sizes:
+        check_count('model_wrapper_cfg.modules_per_process', size, what='numbers of modules')
+    if len(sizes) != count or sum(sizes) != backbone.num_modules:
         raise LocalLearningError(
-            f'model_wrapper_cfg.modules_per_process={sizes}: give {count} numbers from 1, one for '
+            f'model_wrapper_cfg.modules_per_process={sizes}: give {count} numbers, one for '
             f'each process, with the sum {backbone.num_modules}')
     starts = [sum(sizes[:i]) for i in range(count)]
     return [range(start, start + size) for start, size in zip(starts, sizes)]

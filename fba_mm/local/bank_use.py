@@ -15,6 +15,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..arguments import check_count, check_number
 from ..errors import LocalLearningError
 from .local_step import LocalStep
 from .partition import CutPoint
@@ -41,11 +42,9 @@ class BankUse(BaseModule, metaclass=ABCMeta):
 
     def __init__(self, cut_point: CutPoint, weight: float = 1.0):
         super().__init__()
-        if not weight > 0:
-            raise LocalLearningError(
-                f'bank_use.weight={weight}: give a positive number, or leave bank_use out')
         self.cut_point = cut_point
-        self.weight = weight
+        self.weight = check_number('bank_use.weight', weight, above=0,
+                                   fix=', or leave bank_use out')
 
     def enrich(self, features: Tuple[Tensor, ...], step: LocalStep) -> Tuple[Tensor, ...]:
         """Add what the bank knows to the module's features.
@@ -140,11 +139,8 @@ class GatedContext(BankUse):
 
     def __init__(self, cut_point: CutPoint, dropout: float = 0.5, opening: float = 0.1):
         super().__init__(cut_point)
-        if not 0 <= dropout <= 1:
-            raise LocalLearningError(f'bank_use.dropout={dropout}: give 0 to 1')
-        if not 0 < opening < 1:
-            raise LocalLearningError(f'bank_use.opening={opening}: give more than 0, less than 1')
-        self.dropout = dropout
+        check_number('bank_use.opening', opening, above=0, below=1)
+        self.dropout = check_number('bank_use.dropout', dropout, least=0, most=1)
         channels = cut_point.levels[-1].channels
         # One projection for each source: which ones are there depends on the bank's scope.
         self.projections = nn.ModuleList(
@@ -228,7 +224,7 @@ class LogitTarget(BankUse):
 
     def __init__(self, cut_point: CutPoint, temperature: float = 1.0, weight: float = 0.5):
         super().__init__(cut_point, weight)
-        self.temperature = _positive(temperature)
+        self.temperature = check_number('bank_use.temperature', temperature, above=0)
 
     def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
              step: LocalStep) -> Optional[Tensor]:
@@ -263,11 +259,10 @@ class ClassMemory(BankUse):
     def __init__(self, cut_point: CutPoint, num_classes: Optional[int] = None,
                  momentum: float = 0.9, temperature: float = 0.1, weight: float = 0.5):
         super().__init__(cut_point, weight)
-        self.num_classes = _count(num_classes, 'num_classes', 10)
-        if not 0 <= momentum < 1:
-            raise LocalLearningError(f'bank_use.momentum={momentum}: give 0 to less than 1')
-        self.momentum = momentum
-        self.temperature = _positive(temperature)
+        self.num_classes = check_count(
+            'bank_use.num_classes', num_classes, fix=', as in num_classes=10')
+        self.momentum = check_number('bank_use.momentum', momentum, least=0, below=1)
+        self.temperature = check_number('bank_use.temperature', temperature, above=0)
         self.register_buffer('means', torch.zeros(num_classes, cut_point.levels[-1].channels))
         self.register_buffer('known', torch.zeros(num_classes, dtype=torch.bool))
 
@@ -327,9 +322,11 @@ class SampleMemory(BankUse):
                  num_samples: Optional[int] = None, temperature: float = 1.0,
                  weight: float = 0.5):
         super().__init__(cut_point, weight)
-        self.num_classes = _count(num_classes, 'num_classes', 10)
-        self.num_samples = _count(num_samples, 'num_samples', 50000)
-        self.temperature = _positive(temperature)
+        self.num_classes = check_count(
+            'bank_use.num_classes', num_classes, fix=', as in num_classes=10')
+        self.num_samples = check_count(
+            'bank_use.num_samples', num_samples, fix=', as in num_samples=50000')
+        self.temperature = check_number('bank_use.temperature', temperature, above=0)
         self.register_buffer(
             'logits', torch.zeros(num_samples, num_classes, dtype=torch.bfloat16))
         self.register_buffer('known', torch.zeros(num_samples, dtype=torch.bool))
@@ -409,15 +406,3 @@ def _divergence(target: Tensor, own: Tensor, temperature: float) -> Tensor:
     own = F.log_softmax(own.float() / temperature, dim=1)
     # Gradients shrink with the temperature's square.
     return F.kl_div(own, target, reduction='batchmean', log_target=True) * temperature**2
-
-
-def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise LocalLearningError(f'bank_use.temperature={temperature}: give more than 0')
-    return temperature
-
-
-def _count(value: Optional[int], name: str, example: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise LocalLearningError(f'bank_use.{name}={value!r}: give a number from 1, {name}={example}')
-    return value

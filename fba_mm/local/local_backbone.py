@@ -7,6 +7,7 @@ from mmengine.model import ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..arguments import check_count, check_number
 from ..compat.torch_versions import is_autocast_enabled
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
@@ -113,19 +114,16 @@ class LocalBackbone(AnsweringBackbone):
         self.auxiliary = ModuleList()
         sizes = dict(head_batch_size=head_batch_size, recompute_batch_size=recompute_batch_size)
         for name, size in sizes.items():
-            if size is not None and (isinstance(size, bool) or not isinstance(size, int)
-                                     or size < 1):
-                raise LocalLearningError(
-                    f'{name}={size!r}: give a number of images from 1, or leave it unset for the '
-                    'whole batch')
+            if size is not None:
+                check_count(name, size, what='a number of images',
+                            fix=', or leave it unset for the whole batch')
         self.head_batch_size = head_batch_size
         self.recompute_batch_size = recompute_batch_size
         if reserve is None:
             # A classifier's head keeps next to nothing.
             head = auxiliary.get('head')
             reserve = .2 if isinstance(head, dict) and 'head' not in head else 0.
-        if not reserve >= 0:
-            raise LocalLearningError(f'reserve={reserve}: give a share from 0')
+        check_number('reserve', reserve, least=0)
         # FBAHook sets these: the first for good, the second for the length of a forward pass.
         self.trained_locally = False
         self.step: Optional[LocalStep] = None

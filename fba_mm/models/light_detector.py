@@ -5,6 +5,7 @@ from typing import List, Optional, Sequence
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..arguments import check_count, check_number
 from ..compat.distributions import how_to_install
 from ..errors import LocalLearningError
 
@@ -75,6 +76,11 @@ def light_retinanet(backbone: dict,
             "head=dict(type='LightRetinaNet', ...)), or as "
             "backbone=dict(type='FeatureSource', channels=[...])")
     own_strides = backbone.get('strides')
+    for name, value, least in (('num_classes', num_classes, 1), ('channels', channels, 1),
+                               ('stacked_convs', stacked_convs, 0),
+                               ('scales_per_octave', scales_per_octave, 1)):
+        check_count(f'LightRetinaNet: {name}', value, least)
+    check_number('LightRetinaNet: octave_base_scale', octave_base_scale, above=0)
     octaves = 0
     if strides is None:
         strides = _strides(own_strides)

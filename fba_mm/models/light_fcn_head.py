@@ -8,7 +8,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import LocalLearningError
+from ..arguments import check_count
+
 
 
 @MODELS.register_module()
@@ -48,11 +49,10 @@ class LightFCNHead(BaseDecodeHead):
         super().__init__(
             in_channels, in_index=list(range(len(in_channels))), input_transform='multiple_select',
             norm_cfg=norm_cfg, **kwargs)
-        if isinstance(label_stride, bool) or not isinstance(label_stride, int) or label_stride < 1:
-            raise LocalLearningError(
-                f'label_stride={label_stride!r}: give a number from 1, which is every label')
-        self.label_stride = label_stride
-        self.positions_of = min(positions_of, len(in_channels) - 1)
+        self.label_stride = check_count(
+            'label_stride', label_stride, what='a number', fix=', which is every label')
+        self.positions_of = min(check_count('positions_of', positions_of, least=0),
+                                len(in_channels) - 1)
         # Added up before they are normed: it is one convolution of all maps side by side.
         self.reduce = nn.ModuleList(
             nn.Conv2d(width, self.channels, 1, bias=False) for width in in_channels)

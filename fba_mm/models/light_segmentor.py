@@ -5,6 +5,7 @@ from typing import Any, Optional
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..arguments import check_count
 from ..compat.distributions import how_to_install
 from ..errors import LocalLearningError
 
@@ -50,6 +51,8 @@ def light_fcn(backbone: dict,
             "LightFCN is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
             "head=dict(type='LightFCN', ...)), or as "
             "backbone=dict(type='FeatureSource', channels=[...])")
+    check_count('LightFCN: num_classes', num_classes)
+    check_count('LightFCN: channels', channels)
     from . import light_fcn_head  # noqa: F401  It imports mmseg.
     head = dict(
         type='LightFCNHead',

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..arguments import check_count, check_number
 from ..errors import LocalLearningError
 
 # Per temporary. On the CPU a slice stays in the cache; elsewhere it must be worth its kernels.
@@ -74,11 +75,11 @@ class SlicedFocalLoss(nn.Module):
             raise LocalLearningError(
                 f'SlicedFocalLoss(activated={activated}): it takes logits, give them without a '
                 "sigmoid, or use type='mmdet.FocalLoss' for probabilities")
-        if gamma < 0:
-            raise LocalLearningError(f'SlicedFocalLoss(gamma={gamma}): give 0 or more')
-        if slice_bytes is not None and slice_bytes < 1:
-            raise LocalLearningError(
-                f'SlicedFocalLoss(slice_bytes={slice_bytes}): give at least 1, or leave it unset')
+        check_number('SlicedFocalLoss: gamma', gamma, least=0)
+        check_number('SlicedFocalLoss: alpha', alpha)
+        check_number('SlicedFocalLoss: loss_weight', loss_weight, least=0)
+        if slice_bytes is not None:
+            check_count('SlicedFocalLoss: slice_bytes', slice_bytes, fix=', or leave it unset')
         _check_reduction(reduction)
         self.use_sigmoid = use_sigmoid
         self.gamma = float(gamma)

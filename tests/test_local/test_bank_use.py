@@ -295,7 +295,7 @@ def test_a_detector():
 
 
 @pytest.mark.parametrize('settings, words', [
-    (dict(type='ClassMemory'), 'num_classes=None: give a number'),
+    (dict(type='ClassMemory'), 'num_classes=None: give an integer'),
     (dict(type='ClassMemory', num_classes=5, momentum=1.), 'momentum=1.0'),
     (dict(type='ClassMemory', num_classes=5, temperature=0.), 'temperature=0.0'),
     (dict(type='SampleMemory', num_classes=5), 'num_samples=None'),

@@ -252,8 +252,8 @@ def test_a_row_larger_than_a_slice():
 @pytest.mark.parametrize('settings, message', [
     (dict(use_sigmoid=False), 'use_sigmoid=False.*set use_sigmoid=True'),
     (dict(activated=True), "activated=True.*use type='mmdet.FocalLoss'"),
-    (dict(gamma=-1), 'gamma=-1.*give 0 or more'),
-    (dict(slice_bytes=0), 'slice_bytes=0.*give at least 1'),
+    (dict(gamma=-1), 'gamma=-1: give a finite number from 0'),
+    (dict(slice_bytes=0), 'slice_bytes=0: give an integer from 1'),
     (dict(reduction='avg'), "reduction='avg' is none of none, mean, sum"),
 ])
 def test_settings_that_are_refused(settings, message):

@@ -7,6 +7,7 @@ from mmpretrain.registry import DATASETS
 from PIL import Image
 
 from fba_mm.datasets.digits_on_photos import DIGIT_CLASSES, digit_indices, load_digits
+from fba_mm.arguments import check_count
 from fba_mm.errors import LocalLearningError
 
 # Values of ink in scikit-learn's samples go from 0 to this.
@@ -50,11 +51,8 @@ class HandwrittenDigits(BaseDataset):
         if split not in ('train', 'test'):
             raise LocalLearningError(
                 f'HandwrittenDigits: split={split!r} does not exist, give train or test')
-        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8:
-            raise LocalLearningError(
-                f'HandwrittenDigits: image_size={image_size!r}, give a whole number from 8')
         self.split = split
-        self.image_size = image_size
+        self.image_size = check_count('HandwrittenDigits: image_size', image_size, least=8)
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> List[dict]:

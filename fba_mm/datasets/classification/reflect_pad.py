@@ -3,7 +3,7 @@ import mmcv
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
 
-from ...errors import LocalLearningError
+from ...arguments import check_count
 
 
 @TRANSFORMS.register_module()
@@ -25,9 +25,7 @@ class ReflectPad(BaseTransform):
     """
 
     def __init__(self, padding: int):
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 1:
-            raise LocalLearningError(f'ReflectPad(padding={padding!r}): give pixels from 1')
-        self.padding = padding
+        self.padding = check_count('ReflectPad: padding', padding, what='pixels')
 
     def transform(self, results: dict) -> dict:
         """Pad ``results['img']``, of (H, W, C) or (H, W)."""

@@ -5,7 +5,7 @@ from mmengine.model import Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...errors import LocalLearningError
+from ...arguments import check_count, check_number
 from ..partition import CutPoint, LaterBlock
 from .classification import ClassificationAuxiliary
 
@@ -70,12 +70,9 @@ class AugLocal(ClassificationAuxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
-        if not 1 <= min_depth <= max_depth:
-            raise LocalLearningError(
-                f'auxiliary.max_depth={max_depth} and min_depth={min_depth}: give numbers of '
-                'blocks from 1, the first not below the second')
-        if not 0 <= pyramid <= 1:
-            raise LocalLearningError(f'auxiliary.pyramid={pyramid}: give 0 to 1')
+        check_count('auxiliary.min_depth', min_depth, what='a number of blocks')
+        check_count('auxiliary.max_depth', max_depth, min_depth, 'a number of blocks')
+        check_number('auxiliary.pyramid', pyramid, least=0, most=1)
         depth = depth_at(cut_point, max_depth, min_depth, pyramid)
         self.picks = pick(cut_point, depth)
         self.blocks = Sequential()

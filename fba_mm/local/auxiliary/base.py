@@ -5,6 +5,7 @@ from typing import Dict, Optional, Set, Tuple
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...arguments import check_number
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
@@ -27,12 +28,10 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
-        if not loss_weight > 0:
-            raise LocalLearningError(
-                f'auxiliary.loss_weight={loss_weight}: a module without a loss does not train, '
-                'give a positive number, or a smaller num_modules')
         self.cut_point = cut_point
-        self.loss_weight = loss_weight
+        self.loss_weight = check_number(
+            'auxiliary.loss_weight', loss_weight, above=0,
+            fix=': without a positive loss a module does not train; or a smaller num_modules')
 
     @abstractmethod
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:

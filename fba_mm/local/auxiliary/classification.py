@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...arguments import check_count
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
@@ -49,12 +50,9 @@ class ClassificationAuxiliary(Auxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, loss_weight, init_cfg)
-        is_number = isinstance(num_classes, int) and not isinstance(num_classes, bool)
-        if not is_number or num_classes < 1:
-            raise LocalLearningError(
-                f"auxiliary.num_classes={num_classes}: give that of the model's head, as in "
-                f"auxiliary=dict(type='{self.method}', num_classes=10)")
-        self.num_classes = num_classes
+        self.num_classes = check_count(
+            'auxiliary.num_classes', num_classes, what="that of the model's head,",
+            fix=f", as in auxiliary=dict(type='{self.method}', num_classes=10)")
 
     def init_weights(self) -> None:
         """Draw the weights of convolutions."""

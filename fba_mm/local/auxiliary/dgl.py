@@ -5,6 +5,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...arguments import check_count
 from ..partition import CutPoint
 from .classification import ClassificationAuxiliary
 
@@ -54,6 +55,9 @@ class DGL(ClassificationAuxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
+        for name, value, least in (('positions', positions, 1), ('hidden_layers', hidden_layers, 0),
+                                   ('width', width or 1, 1), ('hidden_width', hidden_width or 1, 1)):
+            check_count(f'auxiliary.{name}', value, least)
         channels, self.positions = cut_point.channels, positions
         convs: List[nn.Module] = []
         for _ in range(3):

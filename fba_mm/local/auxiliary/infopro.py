@@ -1,4 +1,5 @@
 """InfoPro: keep what tells of the image, and learn what tells of the class."""
+import math
 from typing import Optional, Sequence
 
 import torch
@@ -6,6 +7,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...arguments import check_number
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
@@ -82,7 +84,7 @@ class InfoPro(ClassificationAuxiliary):
                 f'auxiliary.reconstruction_weight and task_weight are both 0 at module '
                 f'{cut_point.module + 1}, which would not train: give one a positive number there')
         self.contrastive = contrastive
-        self.max_value = max_value
+        self.max_value = check_number('auxiliary.max_value', max_value, above=0)
 
         channels = cut_point.channels
         in_last_stage = cut_point.stage == cut_point.stages[-1].stage
@@ -140,7 +142,7 @@ def _weight_at(name: str, weights: Sequence[float], cut_point: CutPoint) -> floa
     """The weight of a module, interpolated between two or one of a list."""
     count = cut_point.num_modules - 1
     fits = isinstance(weights, (list, tuple)) and len(weights) in (2, count) and all(
-        isinstance(weight, (int, float)) and weight >= 0 for weight in weights)
+        isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in weights)
     if not fits:
         raise LocalLearningError(
             f'auxiliary.{name}={weights}: give two numbers from 0, of the first and the last module, '

@@ -7,6 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...arguments import check_number
 from ...errors import LocalLearningError
 from ..kept_state import unchanged_state
 from ..local_step import LocalStep
@@ -36,9 +37,8 @@ class _ThroughNextBlock(Auxiliary):
     def __init__(self, cut_point: CutPoint, host: dict, num_classes: Optional[int],
                  momentum: float, loss_weight: float, init_cfg: Optional[dict]):
         super().__init__(cut_point, loss_weight, init_cfg)
-        if not 0 <= momentum <= 1:
-            raise LocalLearningError(f'auxiliary.momentum={momentum}: give 0 to 1, as in 0.995')
-        self.momentum = momentum
+        self.momentum = check_number('auxiliary.momentum', momentum, least=0, most=1,
+                                     fix=', as in 0.995')
         if not cut_point.later:
             raise LocalLearningError(
                 'no block follows that could be copied: give a host that learns from a map, as in '

@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...errors import LocalLearningError
+from ...arguments import check_count
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..task_loss import AnsweringBackbone, Losses
@@ -82,10 +82,10 @@ class OwnLevels(Auxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, loss_weight, init_cfg)
-        if num_classes is None:
-            raise LocalLearningError(
-                "auxiliary.num_classes is missing: give that of the model's head, as in "
-                "dict(type='OwnLevels', num_classes=80)")
+        check_count('auxiliary.num_classes', num_classes, what="that of the model's head,",
+                    fix=", as in dict(type='OwnLevels', num_classes=80)")
+        check_count('auxiliary.channels', channels)
+        check_count('auxiliary.stacked_convs', stacked_convs, least=0)
         is_last = cut_point.module == cut_point.num_modules - 2
         strides = [cut_point.stride * 2**i for i in range(3 if is_last else 1)]
         self.head = build_own_head(

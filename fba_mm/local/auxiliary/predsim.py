@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import LocalLearningError
+from ...arguments import check_count, check_number
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..task_loss import Losses
@@ -58,10 +58,10 @@ class PredSim(ClassificationAuxiliary):
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
-        if not 0 <= similarity_weight <= 1:
-            raise LocalLearningError(
-                f'auxiliary.similarity_weight={similarity_weight}: give 0 to 1')
-        self.similarity_weight = similarity_weight
+        self.similarity_weight = check_number(
+            'auxiliary.similarity_weight', similarity_weight, least=0, most=1)
+        check_count('auxiliary.pooled_values', pooled_values)
+        check_count('auxiliary.image_size', image_size)
         channels = cut_point.channels
         size = pooled_size(channels, max(round(image_size / cut_point.stride), 1), pooled_values)
         self.pool = nn.AdaptiveAvgPool2d(size)

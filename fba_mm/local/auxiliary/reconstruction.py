@@ -4,6 +4,7 @@ from typing import Dict, Optional
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ...arguments import check_count
 from ...errors import LocalLearningError
 from ..kept_state import unchanged_state
 from ..local_step import LocalStep
@@ -71,9 +72,8 @@ class SLMReconstruction(Auxiliary):
             raise LocalLearningError(
                 f"auxiliary.{option} is one of the own head, and head='shared' takes the network's "
                 f"layers as they are: leave {option} out, or set head='own'")
-        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int)
-                                     or channels < 1):
-            raise LocalLearningError(f'auxiliary.channels={channels!r}: give a number from 1')
+        if channels is not None:
+            check_count('auxiliary.channels', channels)
         elsewhere = set(cut_point.last.reads) - {FIRST_MAP, IMAGES}
         if head == 'shared' and elsewhere:
             raise LocalLearningError(

@@ -9,6 +9,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...arguments import check_count, check_number
 from ...config import type_name
 from ...errors import LocalLearningError
 from ..bank_use import BankUse
@@ -123,23 +124,19 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 'SLM completes the maps that a neck and head expect, and this network makes '
                 "images: take auxiliary=dict(type='SLMReconstruction')")
-        if not 0 <= bank_dropout <= 1:
-            raise LocalLearningError(f'auxiliary.bank_dropout={bank_dropout}: give 0 to 1')
+        check_number('auxiliary.bank_dropout', bank_dropout, least=0, most=1)
         if channels is not None and head is None:
             raise LocalLearningError(
                 f'auxiliary.channels={channels} does not fit the model\'s own neck, which expects '
                 'the channels of the backbone: leave channels unset, or give a head')
-        if isinstance(blocks_per_stage, bool) or not isinstance(
-                blocks_per_stage, int) or blocks_per_stage < 0:
-            raise LocalLearningError(
-                f'auxiliary.blocks_per_stage={blocks_per_stage!r}: give a number from 0')
+        check_count('auxiliary.blocks_per_stage', blocks_per_stage, least=0)
+        if channels is not None:
+            check_count('auxiliary.channels', channels)
         if blocks_per_stage == 0 and cut_point.as_map is not same:
             raise LocalLearningError(
                 'auxiliary.blocks_per_stage=0 pools maps, and the blocks of this backbone pass on '
                 'tokens: give 1 or more')
-        if not 0 < image_share <= 1:
-            raise LocalLearningError(
-                f'auxiliary.image_share={image_share}: give more than 0, up to 1')
+        check_number('auxiliary.image_share', image_share, above=0, most=1)
         if channels is None and head is not None:
             channels = block_channels(head)
         self.image_share = image_share

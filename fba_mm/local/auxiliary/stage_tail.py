@@ -4,6 +4,7 @@ from typing import Dict, Optional, Tuple
 from mmengine.registry import MODELS
 from torch import Tensor, cat, nn
 
+from ...arguments import check_count
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
@@ -66,6 +67,8 @@ class StageTail(Auxiliary):
             raise LocalLearningError(
                 f'auxiliary.head={head}: StageTail learns from a head of its own, give the config of '
                 "one, as in head=dict(type='LightRetinaNet', num_classes=80)")
+        if channels is not None:
+            check_count('auxiliary.channels', channels)
         self.channels = channels or block_channels(head) or cut_point.channels
         self.block = cut_point.reduced_block(cut_point.channels, self.channels, 1)
         self.shortcuts = nn.ModuleDict()

@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from fba_mm.arguments import check_count
 from fba_mm.errors import LocalLearningError
 
 from .grid_targets import GridTargets, grid_targets
@@ -73,9 +74,9 @@ class YOLOV1Head(BaseDenseHead):
                      type='Normal', std=0.01, override=dict(name='predict_conv'))):
         super().__init__(init_cfg)
         for name, value in (('num_classes', num_classes), ('num_boxes', num_boxes),
-                            ('stacked_convs', stacked_convs)):
-            if value < 1:
-                raise LocalLearningError(f'YOLOV1Head({name}={value}): give at least 1')
+                            ('stacked_convs', stacked_convs), ('feat_channels', feat_channels),
+                            ('in_stride', in_stride), ('stride', stride)):
+            check_count(f'YOLOV1Head: {name}', value)
         if stride < in_stride or stride % in_stride:
             raise LocalLearningError(
                 f'YOLOV1Head(stride={stride}): give a multiple of in_stride={in_stride}, the '

@@ -6,7 +6,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from fba_mm.errors import LocalLearningError
+from fba_mm.arguments import check_number
 
 from .grid_targets import GridTargets
 
@@ -42,8 +42,7 @@ class YOLOV1Loss(nn.Module):
         super().__init__()
         for name, value in (('coord_weight', coord_weight), ('noobj_weight', noobj_weight),
                             ('loss_weight', loss_weight)):
-            if not value > 0:
-                raise LocalLearningError(f'YOLOV1Loss({name}={value}): give a positive number')
+            check_number(f'YOLOV1Loss: {name}', value, above=0)
         self.coord_weight = coord_weight
         self.noobj_weight = noobj_weight
         self.loss_weight = loss_weight

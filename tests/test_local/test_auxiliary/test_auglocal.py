@@ -101,10 +101,10 @@ def test_loss(index):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(max_depth=0), 'max_depth=0 and min_depth=1: give'),
-    (dict(max_depth=2, min_depth=3), 'max_depth=2 and min_depth=3: give'),
+    (dict(max_depth=0), 'max_depth=0: give a number of blocks from 1'),
+    (dict(max_depth=2, min_depth=3), 'max_depth=2: give a number of blocks from 3'),
     (dict(min_depth=0), 'min_depth=0: give'),
-    (dict(pyramid=1.5), 'pyramid=1.5: give 0 to 1'),
+    (dict(pyramid=1.5), 'pyramid=1.5: give a finite number from 0 to 1'),
 ])
 def test_depths_that_are_refused(settings, message):
     with pytest.raises(LocalLearningError, match=message):

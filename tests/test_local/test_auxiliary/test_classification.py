@@ -73,7 +73,7 @@ def test_loss_weight():
 @pytest.mark.parametrize('num_classes', [None, 0, '10', True])
 def test_without_classes(method, num_classes):
     with pytest.raises(LocalLearningError, match=(
-            f"auxiliary.num_classes={num_classes}: .*auxiliary=dict\\(type='{method}', "
+            f"auxiliary.num_classes={num_classes!r}: .*auxiliary=dict\\(type='{method}', "
             'num_classes=10')):
         MODELS.build(dict(type=method, cut_point=place(), num_classes=num_classes))
 

@@ -265,7 +265,7 @@ def test_optimizers_pass_over_the_average(kwargs):
 
 
 @pytest.mark.parametrize('settings, message', [
-    (dict(momentum=1.1), 'auxiliary.momentum=1.1: give 0 to 1'),
+    (dict(momentum=1.1), 'auxiliary.momentum=1.1: give a finite number from 0 to 1'),
     (dict(num_classes=None), "num_classes is missing: .* beside host=dict\\(type='Greedy'\\)"),
     (dict(host=dict(depth=3)), "host=.*: give the config of an auxiliary network"),
     (dict(host='DGL'), "host=DGL: give the config of an auxiliary network"),

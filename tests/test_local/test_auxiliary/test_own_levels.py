@@ -47,7 +47,7 @@ def test_a_detector_trains():
 
 
 @pytest.mark.parametrize('changes, message', [
-    (dict(num_classes=None), 'num_classes is missing'),
+    (dict(num_classes=None), "num_classes=None: give that of the model's head"),
     (dict(num_classes=4), 'predicts 4 classes, the model 3'),
 ])
 def test_what_is_refused(changes, message):

@@ -95,7 +95,7 @@ def test_mixed_labels():
 
 
 def test_share_of_similarity():
-    with pytest.raises(LocalLearningError, match='similarity_weight=1.5: give 0 to 1'):
+    with pytest.raises(LocalLearningError, match='similarity_weight=1.5: give a finite number from 0 to 1'):
         PredSim(place(), 10, similarity_weight=1.5)
     losses = PredSim(place(), NUM_CLASSES, similarity_weight=0.).loss(
         map_at(), {}, step_with(LABELS))

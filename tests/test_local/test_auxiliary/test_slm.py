@@ -229,9 +229,9 @@ def without_type():
 
 @pytest.mark.parametrize('settings, message', [
     (dict(channels=16), 'auxiliary.channels=16 .*leave channels unset, or give a head'),
-    (dict(loss_weight=0), 'auxiliary.loss_weight=0: .*give a positive number'),
-    (dict(bank_dropout=1.5), 'auxiliary.bank_dropout=1.5: give 0 to 1'),
-    (dict(bank_dropout=-.1), 'auxiliary.bank_dropout=-0.1: give 0 to 1'),
+    (dict(loss_weight=0), 'auxiliary.loss_weight=0: give a finite number greater than 0'),
+    (dict(bank_dropout=1.5), 'auxiliary.bank_dropout=1.5: give a finite number from 0 to 1'),
+    (dict(bank_dropout=-.1), 'auxiliary.bank_dropout=-0.1: give a finite number from 0 to 1'),
     (dict(head=dict(own_head()['head'], backbone=dict(type='mmdet.ResNet', depth=18))),
      'auxiliary.head has a backbone: leave it out'),
     (dict(head=without_type()), 'auxiliary.head has no type: give the config of a model'),

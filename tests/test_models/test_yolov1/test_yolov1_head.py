@@ -91,9 +91,9 @@ def test_no_detections():
 @pytest.mark.parametrize('settings, message', [
     (dict(stride=48), 'stride=48.*multiple of in_stride=32'),
     (dict(stride=16), 'stride=16.*multiple of in_stride=32'),
-    (dict(num_boxes=0), 'num_boxes=0.*at least 1'),
-    (dict(num_classes=0), 'num_classes=0.*at least 1'),
-    (dict(stacked_convs=0), 'stacked_convs=0.*at least 1'),
+    (dict(num_boxes=0), 'num_boxes=0: give an integer from 1'),
+    (dict(num_classes=0), 'num_classes=0: give an integer from 1'),
+    (dict(stacked_convs=0), 'stacked_convs=0: give an integer from 1'),
 ])
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(LocalLearningError, match=message) as caught:

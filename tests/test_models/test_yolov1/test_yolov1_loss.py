@@ -108,5 +108,5 @@ def test_factors():
 
 @pytest.mark.parametrize('name', ['coord_weight', 'noobj_weight', 'loss_weight'])
 def test_factors_that_are_refused(name):
-    with pytest.raises(LocalLearningError, match=rf'{name}=0\): give a positive number'):
+    with pytest.raises(LocalLearningError, match=rf'{name}=0: give a finite number greater than 0'):
         MODELS.build(dict(type='YOLOV1Loss', **{name: 0}))
