@@ -165,7 +165,7 @@ class LocalBackbone(AnsweringBackbone):
             self.auxiliary.append(MODELS.build(
                 dict(auxiliary), default_args=dict(type=unrolled.auxiliary, cut_point=point)))
         self._auxiliary_names = [
-            {name for name, p in network.named_parameters() if p.requires_grad}
+            [name for name, p in network.named_parameters() if p.requires_grad]
             for network in self.auxiliary
         ]
 
@@ -213,11 +213,12 @@ class LocalBackbone(AnsweringBackbone):
         """Whether a module has parameters to train; its auxiliary network is trained with it."""
         is_trained = any(p.requires_grad for i in self.module_segments[index]
                          for p in self.segments[i].parameters(self.backbone))
-        auxiliary = [p for name, p in self.auxiliary[index].named_parameters()
-                     if name in self._auxiliary_names[index]]
-        if not is_trained or not any(p.requires_grad for p in auxiliary):
-            for parameter in auxiliary:
-                parameter.requires_grad_(is_trained)
+        parameter, names = self.auxiliary[index].get_parameter, self._auxiliary_names[index]
+        # Hooks freeze all of them or none: one tells.
+        if names and parameter(names[0]).requires_grad != is_trained:
+            if not is_trained or not any(parameter(name).requires_grad for name in names):
+                for name in names:
+                    parameter(name).requires_grad_(is_trained)
         return is_trained
 
     def images_at_once(self, images: Tensor) -> Optional[int]:
