@@ -320,6 +320,7 @@ class FBAHook(IterationSeedHook):
                          self.train_module, self._accumulate, self._generator)
         if self.invalid_loss != 'skip':  # It is to know the whole loss before any gradient.
             step.head_batch_size = local_backbone.images_at_once(step.images)
+        step.asked_for_slices = local_backbone.head_batch_size is not None
         local_backbone.step = step
         self._follow()
         self._answering.enter_context(step.targets.answering(self._heads))

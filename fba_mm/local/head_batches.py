@@ -20,6 +20,8 @@ _SUMS = frozenset([
     'BoundedIoULoss', 'CIoULoss', 'CrossEntropyLoss', 'DIoULoss', 'EIoULoss', 'FocalLoss',
     'GIoULoss', 'IoULoss', 'L1Loss', 'MSELoss', 'SlicedFocalLoss', 'SmoothL1Loss'
 ])
+# Packages whose dense heads and necks have no state but in the losses left out above.
+_STATELESS = ('fba_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
 
 def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
@@ -42,6 +44,19 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
     return not any(
         isinstance(m, _BatchNorm) and m.training for child in parts.values()
         for m in child.modules())
+
+
+def is_known(model: nn.Module, source: AnsweringBackbone) -> bool:
+    """Whether a model's neck and head are of classes that keep nothing from batch to batch.
+
+    A user's own class may: with fewer images at once it would keep something else.
+
+    Args:
+        model: A model for which :func:`can_be_split` holds.
+        source: Its backbone.
+    """
+    return all(type(m).__module__.partition('.')[0] in _STATELESS
+               for child in model.children() if child is not source for m in child.modules())
 
 
 def _is_sum_over_anchors(head: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from ..compat.torch_versions import is_autocast_enabled
 from ..errors import LocalLearningError
 from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
-from .head_batches import add_losses, can_be_split, feed, is_image_mean, slices_of
+from .head_batches import add_losses, can_be_split, feed, is_image_mean, is_known, slices_of
 from .kept_state import unchanged_state
 from .task_loss import AnsweringBackbone, Features, Losses, map_losses, task_loss
 
@@ -31,6 +31,8 @@ class LocalStep:
             does not depend on whether training was interrupted before.
         head_batch_size: Images that a neck and head see at once, where that is exact; None for
             the whole batch.
+        asked_for_slices: Whether a user has set that. Otherwise heads of classes that may keep
+            something from batch to batch see the whole batch.
         targets: Targets that heads have assigned in this iteration.
         fed: Losses of the model's own head on the images that :meth:`feed_model` has dealt with.
         in_slices: Whether the model around was given the last slice of the batch only.
@@ -47,6 +49,7 @@ class LocalStep:
     accumulate: Optional[Callable[[Losses], None]] = None
     generator: Optional[torch.Generator] = None
     head_batch_size: Optional[int] = None
+    asked_for_slices: bool = True
     targets: AssignedTargets = field(init=False)
     fed: Losses = field(init=False, default_factory=dict)
     in_slices: bool = field(init=False, default=False)
@@ -70,7 +73,8 @@ class LocalStep:
             model: This or an auxiliary network's own model.
             source: Its backbone.
         """
-        size = self.head_batch_size if can_be_split(model, source) else None
+        size = self.head_batch_size if can_be_split(model, source) and (
+            self.asked_for_slices or is_known(model, source)) else None
         # A sample of stacked targets has a length of its own making.
         several = isinstance(self.data_samples, (list, tuple))
         return slices_of(len(self.data_samples if several else self.images), size)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from fba_mm import LocalLearningError
+from fba_mm.local import LocalStep
 from fba_mm.local.kept_state import unchanged_state
 
 from ..conftest import batch, build, own_head, retinanet
@@ -240,6 +241,21 @@ def test_the_models_own_pass_alone_counts(own):
         for head in heads:
             loss = head.bbox_head.loss_cls
             assert loss.passes == int(loss.seen) == iteration * LEVELS
+
+
+@pytest.mark.parametrize('asked, slices', [(True, 2), (False, 1)])
+def test_heads_of_users_see_the_whole_batch_unless_they_ask(asked, slices):
+    from mmdet.models import RetinaHead
+
+    class OwnHead(RetinaHead):
+        pass
+
+    model = build(retinanet(num_modules=None))
+    step = LocalStep(model, model.backbone, torch.rand(2, 3, 64, 64), [0, 1], None, None,
+                     head_batch_size=1, asked_for_slices=asked)
+    assert len(step.slices(model, model.backbone)) == 2
+    model.bbox_head.__class__ = OwnHead
+    assert len(step.slices(model, model.backbone)) == slices
 
 
 def test_a_head_that_counts_is_not_fed_in_slices():
