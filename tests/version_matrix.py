@@ -2,9 +2,9 @@
 
     python -m tests.version_matrix ROW [FOLDER]
 
-Writes to ``FOLDER/ROW``, and reads what is there of other rows: their losses are the same to every
-printed digit, training goes on from their checkpoints as from its own, and the plain toolbox loads
-what they exported. FOLDER is ``work_dirs/version_matrix`` unless given.
+Writes to ``FOLDER/ROW``, and reads what is there of other rows: their losses are the same up to one
+in the last printed digit, training goes on from their checkpoints as from its own, and the plain
+toolbox loads what they exported. FOLDER is ``work_dirs/version_matrix`` unless given.
 """
 import json
 import re
@@ -28,7 +28,17 @@ def train(config: Path, work_dir: Path, *args) -> list:
     result = run_tool('train', config, '--work-dir', work_dir, *args)
     assert result.status == 0
     log = max(work_dir.glob('*/*.log')).read_text()
-    return re.findall(r'Epoch\(train\) *(\[\d+\]\[ *\d+/\d+\]).* loss: ([\d.]+)(.*)', log)
+    lines = re.findall(r'Epoch\(train\) *(\[\d+\]\[ *\d+/\d+\]).*  (loss: .*)', log)
+    return [(where, [float(loss) for loss in re.findall(r'loss\w*: ([\d.]+)', losses)])
+            for where, losses in lines]
+
+
+def assert_close(theirs: list, losses: list, name: str) -> int:
+    """Refuse losses that differ by more than one in the last digit; how many differ at all."""
+    pairs = [(a, b) for (_, line), (_, own) in zip(theirs, losses) for a, b in zip(line, own)]
+    assert len(theirs) == len(losses) and all(abs(a - b) < 1.5e-4 for a, b in pairs), (
+        f'{name} has other losses: {theirs} instead of {losses}')
+    return sum(a != b for a, b in pairs)
 
 
 def run(row: str, folder: Path) -> None:
@@ -46,7 +56,7 @@ def run(row: str, folder: Path) -> None:
     assert len(losses) == ITERATIONS, losses
     (own / 'losses.json').write_text(json.dumps(losses))
     print(f'{row}: torch {torch.__version__}, {ITERATIONS} iterations',
-          ' '.join(loss for _, loss, _ in losses))
+          ' '.join(f'{values[0]:.4f}' for _, values in losses))
     half = train(config, own / 'resumed', '--resume', own / 'whole/epoch_1.pth')
     assert half == losses[ITERATIONS // 2:], half
     checkpoint = own / 'whole/epoch_2.pth'
@@ -58,13 +68,13 @@ def run(row: str, folder: Path) -> None:
 
     for other in sorted(folder.glob('*/losses.json')):
         name = other.parent.name
-        theirs = [tuple(line) for line in json.loads(other.read_text())]
-        assert theirs == losses, f'{name} has other losses: {theirs}'
+        differ = assert_close(json.loads(other.read_text()), losses, name)
         half = train(config, own / f'from_{name}', '--resume', other.parent / 'whole/epoch_1.pth')
-        assert half == losses[ITERATIONS // 2:], f'from {name}: {half}'
+        assert_close(half, losses[ITERATIONS // 2:], f'from {name}')
         load_stock(own / 'stock.py', other.parent / 'stock.pth')
-        print(f'{row}: losses of {name} are the same, training goes on from its checkpoint, '
-              'mmdet loads what it exported')
+        count = len(losses) * len(losses[0][1])
+        print(f'{row}: {count - differ} of {count} losses are those of {name} to the last digit; '
+              'training goes on from its checkpoint; mmdet loads what it exported')
 
 
 def load_stock(config: Path, exported: Path) -> None:

@@ -1,4 +1,6 @@
 """What is traced without computing, against what autograd keeps when it computes."""
+import sys
+import types
 from functools import partial
 
 import pytest
@@ -19,6 +21,8 @@ BACKBONES = dict(
     frozen=dict(depth=18, frozen_stages=2),
     fixed_norms=dict(depth=18, norm_eval=True),
     checkpointed=dict(depth=18, with_cp=True),
+    deformable=dict(depth=50, dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+                    stage_with_dcn=(False, True, False, False)),
     deep_stem=dict(depth=18, type='mmdet.ResNetV1d'),
 )
 
@@ -48,6 +52,23 @@ def kept_bytes(backbone, segments, images):
         seen |= set(kept)
         alive.append(x)
     return sizes
+
+
+def test_compiled_operators_do_not_run(monkeypatch):
+    """They read memory, and there is none."""
+    def compiled(*args, **kwargs):
+        raise RuntimeError('implementation for device meta:0 not found')
+
+    backbone = built(**BACKBONES['deformable'])
+    extension = types.ModuleType('mmcv._ext')
+    extension.__getattr__ = lambda name: compiled
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', extension)
+    for name, module in list(sys.modules.items()):
+        if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module'):
+            monkeypatch.setattr(module, 'ext_module', extension)
+    with pytest.raises(RuntimeError, match='not found'):
+        backbone(torch.rand(1, *SHAPE))
+    assert len(trace_footprints(backbone, unroll(backbone).segments, SHAPE)) == 17
 
 
 @pytest.mark.parametrize('name', sorted(BACKBONES))
