@@ -54,7 +54,10 @@ def main() -> None:
             raise LocalLearningError(
                 '--show: default_hooks has no visualization hook, add it to the config')
         visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
-        if args.show_dir and type_name(visualization.get('type')) == 'SegVisualizationHook':
+        of_mmseg = type_name(visualization.get('type')) == 'SegVisualizationHook'
+        if of_mmseg:
+            visualization.interval = 1  # mmseg 1.2 draws every 50th batch, also in testing.
+        if args.show_dir and of_mmseg:
             # It leaves the files to the visualizer.
             if cfg.get('visualizer') is None:
                 raise LocalLearningError(
