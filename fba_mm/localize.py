@@ -198,7 +198,8 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
     Dense losses make several tensors as large as the logits, and autograd keeps them. In slices they
     take the memory of one slice. That is so for mmdet's focal, quality focal and varifocal loss, and
     for mmseg's decode heads on cross entropy; see :func:`fba_mm.models.in_slices`. Other losses are
-    left alone, and so is all the rest of the config. A line of the log tells what was changed.
+    left alone, and so is all the rest of the config. So does mmdet's mask head, whose convolutions
+    run once more for it. A line of the log tells what was changed.
 
     Args:
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
@@ -244,6 +245,8 @@ def _has_slices(part: dict, scope: str) -> bool:
         package = str(kind).partition('.')[0] if '.' in str(kind) else scope
     if package == 'mmdet' and name in _SLICED_LOSSES:
         return not any(part.get(key) == value for key, value in _SLICED_LOSSES[name].items())
+    if (package, name) == ('mmdet', 'FCNMaskHead'):
+        return not (part.get('norm_cfg') or {}).get('type', '').endswith('BN')
     if package != 'mmseg' or 'num_classes' not in part or part.get('sampler'):
         return False
     losses = part.get('loss_decode') or dict(type='CrossEntropyLoss')

@@ -578,6 +578,7 @@ FCN = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
     ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', ['bbox_head.loss_cls']),
     ('mmdet::vfnet/vfnet_r50_fpn_1x_coco.py', ['bbox_head.loss_cls']),
     (FCN, ['decode_head', 'auxiliary_head']),
+    ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', ['roi_head.mask_head']),
     # Neither a softmax over few boxes nor what picks its pixels itself.
     ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', []),
     ('mmseg::ocrnet/ocrnet_hr18_4xb2-40k_cityscapes-512x1024.py', [

@@ -7,6 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import LocalLearningError
@@ -15,6 +16,8 @@ from .sliced_focal_loss import SlicedFocalLoss
 # Of one temporary. On the CPU a slice stays in the cache; elsewhere it must be worth its kernels.
 _CPU_SLICE_BYTES = 1 << 20
 _SLICE_BYTES = 16 << 20
+# RoIs of a slice.
+_ROIS = 32
 
 
 @MODELS.register_module(name='InSlices')
@@ -30,6 +33,8 @@ def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
       Without a reduction to one number, which some heads ask for, they are the stock ones.
     - mmseg's decode heads with the loss of ``BaseDecodeHead`` on softmax cross entropy: the logits
       are enlarged to the size of the labels, classified and compared some rows at a time.
+    - mmdet's ``FCNMaskHead``: some RoIs at a time go through its convolutions, whose maps for all are
+      the largest tensors of a Mask R-CNN. They are run once more for it.
 
     :func:`fba_mm.localize.sliced` puts it into configs.
 
@@ -57,6 +62,10 @@ def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
     if (package, owner.__name__) in (('mmdet', 'QualityFocalLoss'), ('mmdet', 'VarifocalLoss')):
         module.__class__ = _subclass(_SlicedRows, owner)
         return module
+    if (package, owner.__name__) == ('mmdet', 'FCNMaskHead') and not any(
+            isinstance(m, _BatchNorm) for m in module.modules()):
+        module.__class__ = _subclass(_SlicedRoIs, owner)
+        return module
     if package == 'mmseg' and _has_plain_loss(module):
         module.__class__ = _subclass(_StripedDecodeHead, owner)
         return module
@@ -72,6 +81,19 @@ def _subclass(behaviour: type, stock: type) -> type:
 
 def _slice_bytes(tensor: Tensor) -> int:
     return _CPU_SLICE_BYTES if tensor.device.type == 'cpu' else _SLICE_BYTES
+
+
+class _SlicedRoIs:
+    """Of a head that looks at each RoI by itself: some RoIs at a time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.split(_ROIS)
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return super().forward(x)
+        stock = super().forward
+        # They draw nothing.
+        return torch.cat([checkpoint(stock, part, use_reentrant=False, preserve_rng_state=False)
+                          for part in parts])
 
 
 class _SlicedRows:
