@@ -137,7 +137,7 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
 
     Both run on the same two random images, in training mode, with weights that no initialization
     to zero hides. Classes of OpenMMLab's packages are tested once and for all, those of users when
-    they are built.
+    they are built, unless they don't run at all on this device, or on images of 256×256.
 
     Args:
         backbone: The backbone; it is left as it was.
@@ -149,6 +149,7 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
     if type(backbone).__module__.partition('.')[0] in _TESTED:
         return
     segments, training = unrolled.segments, backbone.training
+    name = f'{type(backbone).__name__} (of {type(backbone).__module__})'
     shape = unrolled.input_shape or (image_channels(backbone, segments[0]), 256, 256)
     trace = _Trace(backbone, segments, unrolled.as_map)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -160,17 +161,19 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
         weights = {name: p + .01 * torch.rand_like(p) for name, p in trace.named_parameters()}
         backbone.train()
         try:
-            torch.manual_seed(0)
-            whole = functional_call(trace, {**weights, **_copies(trace)}, (images, None))
-            torch.manual_seed(0)
-            results = functional_call(trace, {**weights, **_copies(trace)}, (images, set()))
+            with mock.patch.object(nn.SyncBatchNorm, 'forward', _BatchNorm.forward):
+                torch.manual_seed(0)
+                whole = functional_call(trace, {**weights, **_copies(trace)}, (images, None))
+                torch.manual_seed(0)
+                results = functional_call(trace, {**weights, **_copies(trace)}, (images, set()))
+        except Exception:  # A user's code; it was traced, and what else is wrong shows in training.
+            return
         finally:
             backbone.train(training)
     levels = {segment.level: level for segment, (_, level, *_) in zip(segments, results)
               if segment.level is not None}
     ours = [levels[level] for level in sorted(levels)]
     whole = [whole] if isinstance(whole, Tensor) else list(whole)
-    name = f'{type(backbone).__name__} (of {type(backbone).__module__})'
     if len(whole) != len(ours):
         raise LocalLearningError(
             f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: mend the '

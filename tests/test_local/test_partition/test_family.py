@@ -207,6 +207,16 @@ def test_segments_are_compared_with_forward(forgets):
         LocalBackbone(dict(type='Forked'), 2)
 
 
+def test_a_users_class_with_synchronized_norms():
+    """They would wait for other processes, and refuse the CPU."""
+
+    class Synchronized(resnet_of('mmdet')):
+        pass
+
+    settings = dict(depth=18, base_channels=8, stem_channels=8, norm_cfg=dict(type='SyncBN'))
+    assert LocalBackbone(dict(type=Synchronized, **settings), 3).num_modules == 3
+
+
 def test_names_alone_are_no_family():
     with pytest.raises(LocalLearningError, match=r"backbone_family\('ResNet'\): give the class"):
         backbone_family('ResNet')
