@@ -1,8 +1,10 @@
 """What the command-line tools have in common."""
 import argparse
 import errno
+import inspect
 import os
 import os.path as osp
+import re
 import sys
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Union
@@ -11,8 +13,9 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .config import load_config
+from .config import backbone_key, load_config, type_name
 from .errors import LocalLearningError
+from .local import LocalBackbone
 from .localize import checkpointed, sliced
 from .preflight.config_types import check_types
 
@@ -184,12 +187,30 @@ def apply_cfg_options(cfg: Config, options: Optional[dict]) -> None:
     """
     if not options:
         return
+    _check_wrapped(cfg, options)
     try:
         cfg.merge_from_dict(options)
     except (TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
         raise LocalLearningError(
             f'--cfg-options {options} do not fit the config ({error}): check the keys against it'
         ) from error
+
+
+def _check_wrapped(cfg: Config, options: dict) -> None:
+    """Refuse what is meant for a wrapped backbone and would go to LocalBackbone."""
+    model = cfg.get('model')
+    key = backbone_key(model) if isinstance(model, dict) else 'backbone'
+    local = model.get(key) if isinstance(model, dict) else None
+    if not isinstance(local, dict) or type_name(local.get('type')) != 'LocalBackbone':
+        return
+    known = inspect.signature(LocalBackbone).parameters.keys() | {'type', '_delete_'}
+    for option in options:
+        found = re.match(rf'model\.{key}\.(\w+)', option)
+        if found and found[1] not in known:
+            raise LocalLearningError(
+                f'--cfg-options {option}: model.{key} is a LocalBackbone, which has no '
+                f'{found[1]}: give model.{key}.backbone.{option[found.start(1):]} for the wrapped '
+                'one')
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

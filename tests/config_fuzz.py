@@ -8,7 +8,7 @@ import random
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Iterator, List, Tuple
+from typing import Dict, Iterator, List, Tuple
 from unittest import mock
 
 import numpy as np
@@ -193,18 +193,23 @@ def run(cfg: Config) -> str:
     return 'nothing happened'
 
 
-def cases(folder: Path, count: int, seed: int) -> Iterator[Tuple[str, Config, str]]:
-    """Mutated configs, of the tasks and of stock and local training by turns."""
-    stock = {}
+def base_configs(folder: Path) -> Dict[Tuple[str, str], Config]:
+    """Good configs, by task, and of stock and local training."""
+    found = {}
     for task, settings in stock_configs(folder).items():
-        stock[task, 'stock'] = Config(dict(settings, work_dir=str(folder / 'work')))
-        stock[task, 'local'] = localize(stock[task, 'stock'], num_modules=3)
-    rng, kinds = random.Random(seed), list(stock)
-    for kind in kinds:
-        yield ' '.join(kind), stock[kind], 'as it is'
+        found[task, 'stock'] = Config(dict(settings, work_dir=str(folder / 'work')))
+        found[task, 'local'] = localize(found[task, 'stock'], num_modules=3)
+    return found
+
+
+def mutations(base: Dict[Tuple[str, str], Config], count: int,
+              seed: int) -> Iterator[Tuple[str, Config, str]]:
+    """Mutated configs, of all good ones by turns, and what was changed."""
+    rng, kinds = random.Random(seed), list(base)
     for i in range(count):
         kind = kinds[i % len(kinds)]
-        yield ' '.join(kind), *mutate(stock[kind], rng)
+        cfg, change = mutate(base[kind], rng)
+        yield ' '.join(kind), cfg, change
 
 
 def main() -> None:
@@ -215,7 +220,8 @@ def main() -> None:
     args = parser.parse_args()
     found: List[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for kind, cfg, change in cases(Path(folder), args.count, args.seed):
+        base = base_configs(Path(folder))
+        for kind, cfg, change in mutations(base, args.count, args.seed):
             result = run(cfg)
             found.append(result.split()[0])
             if args.verbose or result.split()[0] in ('TRACEBACK', 'TWO', 'nothing'):

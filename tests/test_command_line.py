@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 from fba_mm import LocalLearningError, command_line
 
@@ -121,7 +122,6 @@ def test_local_rank_of_older_launchers(argument, config, monkeypatch):
 
 
 def test_runner_of_the_config_s_own_type(monkeypatch):
-    from mmengine.config import Config
     from mmengine.registry import RUNNERS
 
     @RUNNERS.register_module(name='OwnRunner')
@@ -141,3 +141,21 @@ def test_runner_of_the_config_s_own_type(monkeypatch):
         RUNNERS.module_dict.pop('OwnRunner')
 
 
+
+
+def test_options_for_a_wrapped_backbone(tmp_path):
+    """What is meant for the backbone is not handed to LocalBackbone, which doesn't know it."""
+    model = dict(backbone=dict(type='LocalBackbone', backbone=dict(type='ResNet', depth=50)))
+    cfg = Config(dict(model=model))
+    with pytest.raises(LocalLearningError, match=(
+            'model.backbone.depth: model.backbone is a LocalBackbone, which has no depth: give '
+            'model.backbone.backbone.depth for')):
+        command_line.apply_cfg_options(cfg, {'model.backbone.depth': 18})
+    with pytest.raises(LocalLearningError, match='give model.backbone.backbone.norm_cfg.type for'):
+        command_line.apply_cfg_options(cfg, {'model.backbone.norm_cfg.type': 'GN'})
+    command_line.apply_cfg_options(cfg, {
+        'model.backbone.num_modules': 2, 'model.backbone.backbone.depth': 18})
+    assert cfg.model.backbone.num_modules == 2 and cfg.model.backbone.backbone.depth == 18
+    stock = Config(dict(model=dict(backbone=dict(type='ResNet'))))
+    command_line.apply_cfg_options(stock, {'model.backbone.depth': 18})
+    assert stock.model.backbone.depth == 18

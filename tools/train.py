@@ -81,6 +81,8 @@ def train(cfg: Config) -> None:
     # Building the loops reads the annotations: faults in them shall be found here.
     with joint_errors():
         build_loops(runner)
+    # FBAHook has nothing to check again.
+    runner.is_checked = True
     check_equal_data(runner)
     load_or_resume = runner.load_or_resume
 

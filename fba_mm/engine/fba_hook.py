@@ -16,6 +16,8 @@ from .iteration_seed_hook import IterationSeedHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
 from .local_optim_wrapper_constructor import check_settings
+from .optimizer_settings import check_keys, check_param_groups
+from .processes import joint_errors
 from .local_sharded_data_parallel import LocalShardedDataParallel, check_sharded
 from .loss_check import LossCheck
 from .module_parallel import LocalModuleParallel, begin_module_parallel, check_module_parallel
@@ -88,6 +90,33 @@ def _check_checkpointing(paths: Union[None, str, Sequence[str]], model: nn.Modul
             raise LocalLearningError(
                 f'activation_checkpointing={path!r} leaves layers of a local module without gradients: '
                 'set with_cp=True of the wrapped backbone instead')
+
+
+def _check_as_the_tool_does(runner, optim_wrapper: dict) -> None:
+    """What ``tools/train.py`` finds wrong with settings and data, for other tools and Python."""
+    # Of the layer above, which imports this one.
+    from ..preflight.classes import check_classes
+    from ..preflight.data import check_data
+    model = _unwrapped(runner.model)
+    with joint_errors():
+        check_keys(optim_wrapper, model)
+        check_param_groups(runner.optim_wrapper, model)
+        if runner.cfg.get('train_dataloader') is not None:
+            check_data(runner.cfg, 'train', 'val')
+            check_classes(runner.cfg, model, 'train', 'val')
+
+
+def _advise_own_heads(runner, local_backbone: LocalBackbone) -> None:
+    """Say that classifiers learn far less from one head that all modules share."""
+    model = _unwrapped(runner.model)
+    is_classifier = any(kind.__name__ == 'ImageClassifier' for kind in type(model).__mro__)
+    if is_classifier and any(getattr(one, 'head', local_backbone) is None
+                             for one in local_backbone.auxiliary):
+        runner.logger.warning(
+            "All modules learn from the classifier's one head, which teaches them far less than "
+            "heads of their own: set model.backbone.auxiliary=dict(type='SLM', head=dict("
+            "type='ImageClassifier', neck=_base_.model.neck, head=_base_.model.head)), as --local "
+            'does')
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -168,7 +197,11 @@ class FBAHook(IterationSeedHook):
         local_backbone = check_local_training(
             _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
         name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)
-        check_settings(local_backbone, name, runner.cfg.get('optim_wrapper') or {})
+        settings = runner.cfg.get('optim_wrapper') or {}
+        check_settings(local_backbone, name, settings)
+        if not getattr(runner, 'is_checked', False):
+            _check_as_the_tool_does(runner, settings)
+        _advise_own_heads(runner, local_backbone)
         self._check = self._loss_check(runner, local_backbone)
         # Before other hooks' before_train, where some set what a resumed training has come to.
         self._settings = HeadSettings(

@@ -6,6 +6,7 @@ from torch import nn
 
 from ..config import custom_hooks, type_name
 from ..engine.fba_hook import check_local_training
+from ..engine.optimizer_settings import check_keys, check_param_groups
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from .building import config_scope, readable_errors, registered
@@ -50,13 +51,16 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
         hook = fba_hooks[0]
         scope = hook.get('scope', 'past') if isinstance(hook, dict) else hook.bank.scope
         check_local_training(model, wrapper, scope)
+        check_keys(cfg.optim_wrapper, model)
     optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if isinstance(optimizer, str) and registered(OPTIMIZERS, optimizer, cfg) is None:
         raise LocalLearningError(
             f'optim_wrapper.optimizer.type={optimizer!r} is not registered: check its spelling, as '
             "in 'SGD' and 'AdamW'")
     with readable_errors('the optimizer wrapper cannot be built'), config_scope(cfg):
-        return build_optim_wrapper(model, cfg.optim_wrapper)
+        optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    check_param_groups(optim_wrapper, model)
+    return optim_wrapper
 
 
 def use_atomic_checkpoints(cfg: Config) -> None:

@@ -11,11 +11,14 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from fba_mm import AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper
+from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper,
+                    localize)
 from fba_mm.local import SLM
+from fba_mm.preflight.building import build_model
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
+from ..test_analysis.small_configs import classifier
 
 
 def runner_of(model, optim_wrapper=LocalOptimWrapper, **settings):
@@ -317,3 +320,17 @@ def test_a_run_of_mmengines_runner(tmp_path, scope):
     assert all(not torch.equal(after[n], before[n]) for n, _ in runner.model.named_parameters())
     state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
     assert state['state_dict'].keys() == after.keys()
+
+
+def test_twice():
+    hook, model = FBAHook(), build(retinanet(num_modules=2))
+    with pytest.raises(LocalLearningError, match='several FBAHooks: .* leave one'):
+        hook.before_run(runner_of(model, hooks=[hook, FBAHook()]))
+
+
+@pytest.mark.parametrize('auxiliary, advised', [('shared', True), ('own', False)])
+def test_one_head_for_all_modules_of_a_classifier(auxiliary, advised):
+    runner = runner_of(build_model(localize(classifier(), 2, auxiliary=auxiliary)))
+    FBAHook().before_run(runner)
+    said = [call.args[0] for call in runner.logger.warning.call_args_list]
+    assert any('heads of their own' in one for one in said) == advised

@@ -93,3 +93,10 @@ def test_checkpoints_are_atomic(hooks, expected):
     cfg = Config(dict(default_hooks=hooks))
     use_atomic_checkpoints(cfg)
     assert cfg.default_hooks == expected
+
+
+def test_fba_hook_twice():
+    cfg = _config()
+    cfg.custom_hooks = [dict(type='FBAHook'), dict(type='mmengine.FBAHook')]
+    with pytest.raises(LocalLearningError, match='custom_hooks has 2 FBAHooks: .* leave one'):
+        _check(cfg)
