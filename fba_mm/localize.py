@@ -29,6 +29,8 @@ _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
     'AmpLocalOptimWrapper': 'AmpOptimWrapper',
 }
+# What this package adds to configs that it trains.
+_OWN_HOOKS = ('FBAHook', 'IterationSeedHook', 'LocalAccuracyHook')
 
 
 def localize(config: Union[str, os.PathLike, Config],
@@ -464,7 +466,10 @@ def stock_form(config: Config) -> Config:
         if part.get('type') == 'InSlices':
             part['type'] = part.pop('of')
     if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [hook for name, hook in custom_hooks(cfg) if name != 'FBAHook']
+        cfg.custom_hooks = [hook for name, hook in custom_hooks(cfg) if name not in _OWN_HOOKS]
+    checkpoint_hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    if type_name(checkpoint_hook.get('type') or '') == 'AtomicCheckpointHook':
+        checkpoint_hook.type = 'CheckpointHook'
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
         kind = optim_wrapper.get('type', 'OptimWrapper')

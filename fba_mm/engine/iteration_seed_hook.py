@@ -1,8 +1,10 @@
 """``IterationSeedHook``: a training that is stopped and resumed is one that was never stopped."""
+import itertools
 from typing import Any, Dict, Iterator, Optional, Tuple
 
 import torch
 from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..config import type_name
+from ..errors import LocalLearningError
 from .seeded_batches import ITERATION, seed_batches, seed_generators
 
 
@@ -62,16 +65,29 @@ class IterationSeedHook(Hook):
     # Before what other hooks draw.
     priority = 'VERY_HIGH'
 
-    _gradients: Optional[Dict[str, Tensor]] = None
+    _gradients: Dict[str, Tensor] = {}
     _resumed_at = 0
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Keep what the training goes on with."""
-        self._gradients = checkpoint.get('gradients')
+        self._gradients = checkpoint.get('gradients') or {}
+        own = {name: p.shape for name, p in _parameters(runner)}
+        if not isinstance(self._gradients, dict) or any(
+                not isinstance(gradient, Tensor) or gradient.shape != own.get(name)
+                for name, gradient in self._gradients.items()):
+            raise LocalLearningError("the checkpoint's gradients are not those of the model: use "
+                                     'another checkpoint')
 
     def before_train(self, runner) -> None:
         """Find the place where the training goes on, and let its dataloader seed samples."""
+        if any(isinstance(hook, IterationSeedHook) for hook in
+               itertools.takewhile(lambda hook: hook is not self, runner.hooks)):
+            return  # Another one has.
         loop, info = runner.train_loop, runner.message_hub.runtime_info
+        for key in ('sampler_seed', 'batch_in_epoch', 'batches_per_epoch'):
+            if not isinstance(info.get(key, 0), int) or info.get(key, 0) < 0:
+                raise LocalLearningError(f"cannot resume: {key}={info[key]!r} in the checkpoint's "
+                                         'message_hub is no number from 0, use another checkpoint')
         dataloader = loop.dataloader
         sampler = getattr(dataloader, 'sampler', None)
         if hasattr(getattr(dataloader, 'batch_sampler', None), 'sampler'):
@@ -80,8 +96,8 @@ class IterationSeedHook(Hook):
             # Without a seed in the config, a new process has drawn another one.
             sampler.seed = info.get('sampler_seed', sampler.seed) if runner.iter else sampler.seed
             runner.message_hub.update_info('sampler_seed', sampler.seed)
-        if hasattr(sampler, '_indices_of_rank'):
-            # MMEngine's InfiniteSampler may have given indices already, and with the former seed.
+        if isinstance(sampler, InfiniteSampler):
+            # It may have given indices already, and with the former seed.
             sampler.indices = sampler._indices_of_rank()
         seed = runner.seed or 0
         if isinstance(loop, IterBasedTrainLoop):
@@ -150,16 +166,16 @@ class IterationSeedHook(Hook):
         if 'optimizer' not in checkpoint or getattr(
                 runner.optim_wrapper, '_accumulative_counts', 1) == 1:
             return
-        gradients = {name: p.grad.cpu() for name, p in _parameters(runner) if p.grad is not None}
+        gradients = {name: p.grad for name, p in _parameters(runner) if p.grad is not None}
         if gradients and get_world_size() == 1:
-            checkpoint['gradients'] = gradients
+            checkpoint['gradients'] = {name: g.cpu() for name, g in gradients.items()}
         elif gradients:
             runner.logger.warning(
                 'the checkpoint is saved while gradients are accumulated, and does not hold them: to '
                 'resume exactly, save after a multiple of accumulative_counts')
 
     def _restore_gradients(self, runner) -> None:
-        gradients, self._gradients = self._gradients or {}, None
+        gradients, self._gradients = self._gradients, {}
         if runner.iter == 0:  # Only its weights were loaded.
             return
         for name, parameter in _parameters(runner):

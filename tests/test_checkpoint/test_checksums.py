@@ -38,6 +38,25 @@ def test_a_flipped_bit_is_seen(damaged):
         find_resumable(str(damaged.parent))
 
 
+def test_whichever_bit_is_flipped(tmp_path):
+    """The file is refused, or the bit was between what is read."""
+    path, weights = tmp_path / 'x.pth', dict(x=torch.full((9, ), .09), y=torch.arange(5))
+    torch.save(weights, path)
+    content, refused = path.read_bytes(), 0
+    for bit in range(0, len(content) * 8, 97):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        try:
+            found = read_checkpoint(str(path))
+        except LocalLearningError:
+            refused += 1
+        else:
+            assert found.keys() == weights.keys(), bit
+            assert all(torch.equal(found[name], value) for name, value in weights.items()), bit
+    assert refused > 50
+
+
 @pytest.mark.parametrize('door', ['a path', 'a path that a file was downloaded to', 'bytes'])
 def test_mmengine_reads_no_damaged_file(door, damaged):
     def loader(filename, map_location=None):

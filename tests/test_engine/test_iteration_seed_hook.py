@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import BatchSampler, Dataset, RandomSampler
 
+from fba_mm import LocalLearningError
 from fba_mm.engine import IterationSeedHook
 from fba_mm.engine.iteration_seed_hook import add_iteration_seeds
 from fba_mm.engine.seeded_batches import SeededBatches
@@ -150,6 +151,28 @@ def test_other_data_starts_the_epoch_anew(tmp_path):
     said, = [call.args[0] for call in warning.call_args_list if 'batches' in call.args[0]]
     assert said.startswith('the checkpoint was saved after 2 of 5 batches of an epoch, now there are 4')
     assert [again.seen[i][0] for i in sorted(again.seen)] == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize('spoil, words', [
+    (lambda c: c['message_hub']['runtime_info'].update(batch_in_epoch='two'), "in_epoch='two'"),
+    (lambda c: c['message_hub']['runtime_info'].update(sampler_seed=-1), 'sampler_seed=-1'),
+    (lambda c: c.update(gradients={'layer.weight': torch.ones(1)}), 'gradients are not those'),
+    (lambda c: c.update(gradients=[1]), 'gradients are not those')])
+def test_a_place_or_gradients_that_were_tampered_with(spoil, words, tmp_path):
+    train(tmp_path / 'whole', save=7)
+    checkpoint = torch.load(tmp_path / 'whole/iter_7.pth', weights_only=False)
+    spoil(checkpoint)
+    torch.save(checkpoint, tmp_path / 'x.pth')
+    with pytest.raises(LocalLearningError, match=words):
+        train(tmp_path / 'again', tmp_path / 'x.pth')
+
+
+def test_the_hook_named_twice(tmp_path):
+    """FBAHook is one, too."""
+    twice = dict(custom_hooks=[dict(type='IterationSeedHook')])
+    whole = train(tmp_path / 'whole', save=7)
+    again = train(tmp_path / 'again', tmp_path / 'whole/iter_7.pth', save=100, **twice)
+    assert again.seen == {i: row for i, row in whole.seen.items() if i >= 7}
 
 
 def draws_by_image(samplers):
