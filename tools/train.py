@@ -99,7 +99,7 @@ def train(cfg: Config) -> None:
 def check_out_dirs(cfg: Config) -> None:
     """Find out before training whether checkpoints can be saved where the config wants them."""
     for name, hook in cfg.default_hooks.items():
-        out_dir = (hook or {}).get('out_dir')
+        out_dir = hook.get('out_dir') if isinstance(hook, dict) else None
         if out_dir and '://' not in str(out_dir):
             # MMEngine's hooks make a folder in it that is called as the work directory.
             folder = os.path.join(out_dir, os.path.basename(os.path.abspath(cfg.work_dir)))

@@ -14,7 +14,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..config import type_name
+from ..config import custom_hooks
 from ..errors import LocalLearningError
 from .seeded_batches import ITERATION, seed_batches, seed_generators
 
@@ -210,6 +210,5 @@ def add_iteration_seeds(cfg: Config) -> None:
     Args:
         cfg: The config; the hook is added unless another one seeds them.
     """
-    hooks = list(cfg.get('custom_hooks') or [])
-    if not any(type_name(hook.get('type')) in ('FBAHook', 'IterationSeedHook') for hook in hooks):
-        cfg.custom_hooks = [*hooks, dict(type='IterationSeedHook')]
+    if not any(name in ('FBAHook', 'IterationSeedHook') for name, _ in custom_hooks(cfg)):
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='IterationSeedHook')]

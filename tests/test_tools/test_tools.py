@@ -123,7 +123,8 @@ def test_exact_checkpointing(config, tmp_path):
         logs.append([json.loads(row)['loss'] for row in rows])
     assert logs[1] == logs[0] and logs[2] == pytest.approx(logs[0], rel=1e-5)
     cfg = Config.fromfile(tmp_path / 'sliced/small.py')
-    assert cfg.optim_wrapper.type == 'OptimWrapper' and not cfg.get('custom_hooks')
+    assert cfg.optim_wrapper.type == 'OptimWrapper'
+    assert cfg.custom_hooks == [dict(type='IterationSeedHook')]
     assert cfg.model.bbox_head.loss_cls.of == 'FocalLoss'
     assert run_tool('export', tmp_path / 'sliced/small.py', tmp_path / 'sliced/epoch_1.pth',
                     tmp_path / 'stock.pth', '--out-config', tmp_path / 'stock.py').status == 0
