@@ -104,7 +104,7 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
-    """Add ``--checkpoint``, ``--slices`` and ``--no-slices``.
+    """Add ``--checkpoint``, ``--checkpoint-head``, ``--slices`` and ``--no-slices``.
 
     Args:
         parser: The tool's parser.
@@ -116,6 +116,10 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
         help='recompute the activations of the backbone in the backward pass instead of keeping '
         "them, in K spans; 'stages' and 'blocks' are good too. The same result in less memory; with "
         '--local, within each module')
+    parser.add_argument(
+        '--checkpoint-head',
+        action='store_true',
+        help='with --checkpoint and without --local: recompute the neck and dense heads, too')
     slices = parser.add_mutually_exclusive_group()
     slices.add_argument(
         '--slices',
@@ -137,7 +141,7 @@ def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
         LocalLearningError: The backbone is wrapped already.
     """
     if args.checkpoint is not None:
-        cfg = checkpointed(cfg, args.checkpoint)
+        cfg = checkpointed(cfg, args.checkpoint, head=args.checkpoint_head)
     return sliced(cfg) if args.slices else cfg
 
 

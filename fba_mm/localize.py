@@ -159,7 +159,8 @@ def localize(config: Union[str, os.PathLike, Config],
 
 def checkpointed(config: Union[str, os.PathLike, Config],
                  recompute: Union[int, str, Sequence[str]] = 'blocks',
-                 recompute_batch_size: Optional[int] = None) -> Config:
+                 recompute_batch_size: Optional[int] = None,
+                 head: bool = False) -> Config:
     """Make any OpenMMLab config recompute the activations of its backbone: exact back-propagation.
 
     The backbone becomes a :class:`LocalBackbone` of one module. Everything else stays as it is, the
@@ -171,6 +172,8 @@ def checkpointed(config: Union[str, os.PathLike, Config],
             span; see :class:`LocalBackbone`.
         recompute_batch_size: Images that are recomputed at once; see :class:`LocalBackbone`. With
             it, the result is the same up to the order of sums.
+        head: Recompute the neck and dense heads, too; see :func:`fba_mm.models.recomputed`. It takes
+            one more forward pass of them.
 
     Returns:
         A new config.
@@ -189,6 +192,13 @@ def checkpointed(config: Union[str, os.PathLike, Config],
         type='LocalBackbone', backbone=backbone, num_modules=1, recompute=recompute)
     if recompute_batch_size is not None:
         cfg.model[key].recompute_batch_size = recompute_batch_size
+    if head:
+        for name in ('neck', 'rpn_head', 'bbox_head'):
+            part = cfg.model.get(name)
+            if isinstance(part, dict) and (name == 'neck' or hasattr(
+                    _class_of(part, cfg.get('default_scope')), 'forward_single')):
+                part['of'] = part['type']
+                part['type'] = 'Recomputed'
     localize_optimizer(cfg)
     _import_package(cfg)
     return name_classes(cfg)
@@ -257,11 +267,17 @@ def _has_slices(part: dict, scope: str) -> bool:
             loss.get(key) for key in _WITHOUT_STRIPES) or loss.get(
                 'reduction', 'mean') != 'mean' for loss in losses):
         return False
-    with DefaultScope.overwrite_default_scope(package), \
-            MODELS.switch_scope_and_registry(None) as registry:
-        head = kind if isinstance(kind, type) else registry.get(kind)
-    owner = next((c for c in getattr(head, '__mro__', ()) if 'loss_by_feat' in vars(c)), object)
+    classes = getattr(_class_of(part, package), '__mro__', ())
+    owner = next((c for c in classes if 'loss_by_feat' in vars(c)), object)
     return owner.__name__ == 'BaseDecodeHead'
+
+
+def _class_of(part: dict, scope: Optional[str]) -> Optional[type]:
+    if isinstance(part['type'], type):
+        return part['type']
+    with DefaultScope.overwrite_default_scope(scope or 'mmengine'), \
+            MODELS.switch_scope_and_registry(None) as registry:
+        return registry.get(part['type'])
 
 
 def _parts(part: Any, name: str) -> Iterator[Tuple[str, dict]]:
@@ -463,7 +479,7 @@ def stock_form(config: Config) -> Config:
             'the config has no LocalBackbone: its checkpoints are stock ones already')
     cfg.model[key] = backbone.backbone
     for _, part in _parts(cfg.model, 'model'):
-        if part.get('type') == 'InSlices':
+        if part.get('type') in ('InSlices', 'Recomputed'):
             part['type'] = part.pop('of')
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for name, hook in custom_hooks(cfg) if name not in _OWN_HOOKS]

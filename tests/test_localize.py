@@ -632,3 +632,15 @@ def test_exact_checkpointing_leaves_the_rest_alone(recompute):
     both = localize(stock, 2, recompute=recompute)
     assert both.model.backbone.recompute == recompute
     assert len(build(both.model).backbone.spans) == 2
+
+
+@pytest.mark.parametrize('name, parts', [
+    (RETINANET, {'neck': 'FPN', 'bbox_head': 'RetinaHead'}),
+    ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', {'neck': 'FPN', 'rpn_head': 'RPNHead'}),
+    ('mmdet::detr/detr_r50_8xb2-150e_coco.py', {'neck': 'ChannelMapper'}), (FCN, {})])
+def test_necks_and_dense_heads_are_recomputed_on_request(name, parts):
+    cfg = checkpointed(name, 3, head=True)
+    found = {k: v.of for k, v in cfg.model.items()
+             if isinstance(v, dict) and v.get('type') == 'Recomputed'}
+    assert found == parts
+    assert stock_form(cfg).model == load_config(name).model

@@ -4,12 +4,14 @@ Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory
 partition's segments: of any backbone that can be cut, its stem included, without an option of its
 own for it.
 """
-from contextlib import contextmanager, nullcontext
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import LocalLearningError
@@ -66,7 +68,8 @@ def run_recomputing(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
 
     def run(x: Tensor, read: Dict[str, Tensor]) -> SegmentOutputs:
         if trained:
-            return checkpoint(_Span(backbone, segments), x, read, use_reentrant=False)
+            return recomputing(partial(run_segments, backbone, segments),
+                               _layers(backbone, segments), x, read)
         with torch.no_grad():
             return run_segments(backbone, segments, x, read)
 
@@ -101,39 +104,71 @@ def _by_image(layer: nn.Module) -> bool:
     return not (draws or isinstance(layer, _BatchNorm))
 
 
-class _Span:
-    """Segments that know whether they run for the first time."""
+def recomputing(function: Callable, modules: Iterable[nn.Module], *args: Any) -> Any:
+    """Call a function, keep its arguments alone, and call it once more in the backward pass.
 
-    def __init__(self, backbone: nn.Module, segments: Sequence[Segment]):
-        self.backbone = backbone
-        self.segments = segments
+    The second call sees the norms' settings of the first and updates copies of buffers, so that
+    running statistics advance once.
+
+    Args:
+        function: Of tensors, or of tuples, lists and dicts of them.
+        modules: The layers that it runs.
+        *args: Its arguments.
+
+    Raises:
+        LocalLearningError: In the backward pass, if an argument was written to in the meantime.
+    """
+    return checkpoint(_TwoCalls(function, list(modules)), *args, use_reentrant=False)
+
+
+class _TwoCalls:
+    """A function that knows whether it is called for the first time."""
+
+    def __init__(self, function: Callable, modules: List[nn.Module]):
+        self.function = function
+        self.modules = [module for module in modules if module._buffers]
         self.versions: Optional[List[int]] = None
+        self.tracking: List[Tuple[nn.Module, bool]] = []
 
-    def __call__(self, x: Tensor, read: Dict[str, Tensor]) -> SegmentOutputs:
-        again = self.versions is not None
-        versions = [tensor._version for tensor in (x, *read.values())]
-        if again and versions != self.versions:
+    def __call__(self, *args: Any) -> Any:
+        versions = [leaf._version for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        if self.versions is None:
+            self.versions = versions
+            self.tracking = [(module, module.track_running_stats) for module in self.modules
+                             if isinstance(module, _BatchNorm)]
+            return self.function(*args)
+        if versions != self.versions:
             # Autograd would say so of a tensor that it keeps; of this one it doesn't know.
             raise LocalLearningError(
-                f'the input of {self.segments[0].name} was written to in place after the forward '
-                'pass, and cannot be used to recompute: set inplace=False in what comes before it, '
-                "or leave 'recompute' out")
-        self.versions = versions
-        with _copied_buffers(self.backbone, self.segments) if again else nullcontext():
-            return run_segments(self.backbone, self.segments, x, read)
+                'a map was written to in place after the forward pass, and cannot be used to '
+                'recompute what follows it: set inplace=False in the layer that reads it, or leave '
+                "'recompute' out")
+        with _copied_buffers(self.modules), _tracking(self.tracking):
+            return self.function(*args)
 
 
 @contextmanager
-def _copied_buffers(backbone: nn.Module, segments: Sequence[Segment]) -> Iterator[None]:
-    """Let segments update copies of their buffers: running statistics advance once in a step."""
+def _copied_buffers(modules: List[nn.Module]) -> Iterator[None]:
     # Norms must not be told to do without: autograd saves their statistics, and counts them.
-    layers = {layer for layer in _layers(backbone, segments) if layer._buffers}
-    own = {layer: dict(layer._buffers) for layer in layers}
-    for layer in layers:
-        for name, buffer in own[layer].items():
-            layer._buffers[name] = None if buffer is None else buffer.clone()
+    own = {module: dict(module._buffers) for module in modules}
+    for module, buffers in own.items():
+        for name, buffer in buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.clone()
     try:
         yield
     finally:
-        for layer, buffers in own.items():
-            layer._buffers.update(buffers)
+        for module, buffers in own.items():
+            module._buffers.update(buffers)
+
+
+@contextmanager
+def _tracking(settings: List[Tuple[nn.Module, bool]]) -> Iterator[None]:
+    # A head that modules share was run without, for what their passes changed to be put back.
+    before = [(norm, norm.track_running_stats) for norm, _ in settings]
+    for norm, tracks in settings:
+        norm.track_running_stats = tracks
+    try:
+        yield
+    finally:
+        for norm, tracks in before:
+            norm.track_running_stats = tracks

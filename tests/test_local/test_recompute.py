@@ -12,6 +12,7 @@ from fba_mm.analysis import StorageTracker
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
 from ..segmentation import labelled_batch, segmentor
+from ..several_processes import run_in_processes
 from ..super_resolution import editor, patches, swinir
 from .test_partition.family_checks import class_batch, classifier
 
@@ -138,6 +139,52 @@ def test_images_that_are_tied_together_or_drawn_for_stay_together():
             torch.manual_seed(3)
             results.append(model.backbone(torch.rand(2, 3, 64, 64)))
         assert same(*results)
+
+
+def with_recomputed_head(cfg: dict) -> dict:
+    """Of a detector whose neck and head have norms with running statistics."""
+    cfg = copy.deepcopy(cfg)
+    for key in ('neck', 'bbox_head'):
+        cfg[key].update(type='Recomputed', of=cfg[key]['type'])
+    return cfg
+
+
+@pytest.mark.parametrize('num_modules', [1, 3])
+def test_neck_and_head(num_modules):
+    """By themselves and shared by the modules, the same bits in less memory."""
+    cfg = retinanet(18, num_modules)
+    cfg['neck']['norm_cfg'] = dict(type='BN')
+    cfg['bbox_head'].update(norm_cfg=dict(type='BN'), stacked_convs=3)
+    trainers = [Trainer(build(c), LocalOptimWrapper, sgd, apply='eager')
+                for c in (cfg, with_recomputed_head(cfg))]
+    for i in range(2):
+        assert trainers[0].step(batch(seed=i)) == trainers[1].step(batch(seed=i))
+    models = [trainer.model for trainer in trainers]
+    assert isinstance(models[1].neck, type(models[0].neck))
+    assert same(*(list(model.parameters()) for model in models))
+    assert same(*(list(model.buffers()) for model in models))
+    peaks = []
+    for trainer in trainers:
+        with StorageTracker() as tracker:
+            trainer.step(batch(256))
+        peaks.append(tracker.peak)
+    assert peaks[1] < .95 * peaks[0]
+
+
+def trained_in_parallel(rank: int, cfg: dict) -> list:
+    from mmengine.model import MMDistributedDataParallel
+    model = MMDistributedDataParallel(build(cfg), device_ids=None)
+    wrapper = OptimWrapper(sgd(model.parameters()), accumulative_counts=2)
+    for i in range(2):
+        model.train_step(batch(seed=2 * i + rank), wrapper)
+    return [p.detach() for p in model.parameters()] + list(model.buffers())
+
+
+def test_in_several_processes_with_the_stock_wrapper():
+    plain = retinanet(18, None)
+    expected, found = (run_in_processes(2, trained_in_parallel, cfg)
+                       for cfg in (plain, wrapped(plain, 3)))
+    assert all(map(same, expected, found))
 
 
 def peak(cfg: dict, data: dict, local: bool = False) -> int:
