@@ -49,8 +49,11 @@ def ways(stock: Config, spans: list) -> Dict[str, Config]:
     for count in spans:
         name = f'losses in slices, recompute={count}'
         found[name] = checkpointed(sliced(stock), count)
-        found[f'{name}, image by image'] = by_image = checkpointed(sliced(stock), count, 1)
-        found[f'{name}, head too, eager steps'] = eager_by_image(Config(by_image.to_dict()))
+        by_image = checkpointed(sliced(stock), count, 1)
+        found[f'{name}, head by image, eager steps'] = eager_by_image(by_image)
+        with_head = checkpointed(sliced(stock), count, 1, head=True)
+        found[f'{name}, neck and head too'] = with_head
+        found[f'{name}, all of that'] = eager_by_image(Config(with_head.to_dict()))
     return found
 
 
@@ -69,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='Memory of exact ways to train')
     parser.add_argument('configs', nargs='*', default=CONFIGS)
     parser.add_argument('--shape', type=int, nargs=4, default=(2, 3, 800, 1333))
-    parser.add_argument('--spans', type=command_line.module_count, nargs='+', default=[3, 4])
+    parser.add_argument('--spans', type=command_line.module_count, nargs='+', default=[3])
     args = parser.parse_args()
     shape = tuple(args.shape)
     console = Console(width=120)
@@ -78,7 +81,9 @@ def main() -> None:
         for column in ('training', 'MiB', '/ as shipped', 'operations / as shipped'):
             table.add_column(column, justify='left' if column == 'training' else 'right')
         first = None
-        for way, cfg in ways(load_config(name), args.spans).items():
+        with quiet():
+            configs = ways(load_config(name), args.spans)
+        for way, cfg in configs.items():
             try:
                 figures = predict_memory(cfg, shape).total, operations(cfg, shape)
             except LocalLearningError as error:
