@@ -1,4 +1,4 @@
-"""Learning rates by layer, as MMDetection's constructor for ConvNeXt gives them."""
+"""Optimizer settings by name: those for the backbone reach the backbone, and nothing else."""
 import pytest
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
