@@ -83,8 +83,8 @@ def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
-        >>> predict_memory(cfg, (2, 3, 800, 1333)).total / 2**30
-        4.7
+        >>> round(predict_memory(cfg, (2, 3, 800, 1333)).total / 2**30, 2)
+        1.16
     """
     num_modules = None
     if trains_locally(cfg):

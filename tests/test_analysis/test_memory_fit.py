@@ -265,3 +265,10 @@ def test_budgets(budget, nbytes):
 def test_budgets_that_are_none(budget):
     with pytest.raises(LocalLearningError, match="give it with a unit, as '8GB'"):
         parse_memory(budget)
+
+
+def test_the_default_of_a_shipped_config():
+    """What docs/memory.md says of RetinaNet-R50 at full size; as shipped it takes 3,969 MiB."""
+    cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
+    found = predict_memory(cfg, (2, 3, 800, 1333))
+    assert found.total / 2**20 == pytest.approx(1187, rel=.01) and not found.guessed_loss
