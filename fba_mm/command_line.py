@@ -138,8 +138,14 @@ def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
         args: Parsed arguments, without ``--local``.
 
     Raises:
-        LocalLearningError: The backbone is wrapped already.
+        LocalLearningError: The backbone is wrapped already, or an argument lacks what it goes with.
     """
+    if args.checkpoint_head and args.checkpoint is None:
+        raise LocalLearningError('--checkpoint-head goes with --checkpoint: give --checkpoint 4, too')
+    if args.no_slices:
+        raise LocalLearningError(
+            '--no-slices goes with --local: without it, losses are left as they are unless --slices '
+            'is given')
     if args.checkpoint is not None:
         cfg = checkpointed(cfg, args.checkpoint, head=args.checkpoint_head)
     return sliced(cfg) if args.slices else cfg

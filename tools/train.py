@@ -114,6 +114,9 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.loss_scale = 'dynamic'
     # With precision and data settled, 'auto' knows what has to fit.
     if args.local is not None:
+        if args.checkpoint_head:
+            raise LocalLearningError(
+                '--checkpoint-head goes without --local: --checkpoint recomputes within each module')
         cfg = localize(
             cfg,
             num_modules=args.local,

@@ -141,6 +141,8 @@ def test_local_with_nonsense(value, data, config, tmp_path, capsys):
 
 @pytest.mark.parametrize('options, words', [
     (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
+    (['--no-slices'], ['--no-slices goes with --local']),
+    (['--checkpoint-head'], ['--checkpoint-head goes with --checkpoint']),
     (['--memory-budget', '8GB'], ['--memory-budget 8GB', '--local auto']),
     (['--local', 'auto'], ['--memory-budget 8GB']),
     (['--local', 'auto', '--memory-budget', '8'], ["'8'", "'8GB'"]),
