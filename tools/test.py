@@ -18,6 +18,7 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.preflight.building import build_model, readable_errors
 from fba_mm.preflight.data import check_data
 from fba_mm.preflight.model_wrapper import choose_model_wrapper
+from fba_mm.preflight.start import readable_start
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,7 +50,7 @@ def main() -> None:
     cfg = command_line.config_from(args)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
-        visualization = cfg.get('default_hooks', {}).get('visualization')
+        visualization = (cfg.get('default_hooks') or {}).get('visualization')
         if visualization is None:
             raise LocalLearningError(
                 '--show: default_hooks has no visualization hook, add it to the config')
@@ -87,7 +88,7 @@ def main() -> None:
         runner.test_loop
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with lost_processes():
+    with lost_processes(), readable_start(runner, 'the first image cannot be tested'):
         runner.test()
 
 

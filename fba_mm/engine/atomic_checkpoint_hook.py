@@ -162,6 +162,11 @@ class AtomicCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner, metrics: Dict[str, float]) -> None:
         if not self.save_best:
             return
+        absent = [key for key in self.key_indicators if key not in (*metrics, 'auto')]
+        if absent and metrics:
+            runner.logger.warning(
+                f'No best checkpoint: save_best={absent[0]!r} is none of {", ".join(metrics)}')
+            return
         # MMEngine's method removes the best one so far, if it knows of it, before it saves another.
         single = len(self.key_indicators) == 1
         before = dict(best=self.best_ckpt_path) if single else dict(self.best_ckpt_path_dict)

@@ -42,9 +42,28 @@ def build_loops(runner: Runner) -> None:
                          'check its dataset and the data'):
         loop = runner.val_loop
     if loop is not None:
+        _check_metric_names(runner)
         for i, (dataloader, _) in enumerate(_validated_on(loop)):
             _check_batches(dataloader, f'val_dataloader (number {i + 1})' if i else
                            'val_dataloader')
+
+
+def _check_metric_names(runner: Runner) -> None:
+    """Refuse hooks that wait for a metric which no evaluator gives, as far as names tell."""
+    metrics = [metric for _, evaluator in _validated_on(runner.val_loop)
+               for metric in getattr(evaluator, 'metrics', [])]
+    prefixes = {getattr(metric, 'prefix', None) for metric in metrics}
+    if not prefixes or None in prefixes:
+        return
+    for hook in runner.hooks:
+        wanted = getattr(hook, 'key_indicators', None) if getattr(hook, 'save_best', None) else None
+        for name in (*(wanted or ()), getattr(hook, 'monitor', None)):
+            if isinstance(name, str) and name != 'auto' and '/'.join(
+                    name.split('/')[:-1]) not in prefixes:
+                raise LocalLearningError(
+                    f'{type(hook).__name__} waits for the metric {name!r}, but those of '
+                    f'val_evaluator start with {", ".join(sorted(f"{p}/" for p in prefixes))}: '
+                    "give such a name, or 'auto'")
 
 
 def _check_batches(dataloader: Any, where: str, by_iter: bool = False) -> None:
@@ -69,20 +88,21 @@ def _check_batches(dataloader: Any, where: str, by_iter: bool = False) -> None:
 
 
 @contextmanager
-def readable_start(runner: Runner) -> Iterator[None]:
-    """Say in one line what fails before the first iteration of a training has ended.
+def readable_start(runner: Runner, what: str = 'training cannot start') -> Iterator[None]:
+    """Say in one line what fails before the first iteration of a training or a test has ended.
 
     Nothing is lost by then, and what fails is most likely the config. Among other things this is
     when schedulers, EMA's copy and the model's losses run for the first time; and one image is
     validated on, which MMEngine does only after an epoch. The traceback is in the log file.
 
     Args:
-        runner: The runner that is trained within this context.
+        runner: The runner that is trained, or tests, within this context.
+        what: What is said of faults until then.
 
     Raises:
         LocalLearningError: What was raised until then.
     """
-    start = _Start()
+    start = _Start(what)
     runner.register_hook(start, 'VERY_LOW')
     try:
         yield
@@ -106,8 +126,10 @@ def readable_start(runner: Runner) -> Iterator[None]:
 class _Start(Hook):
     """Notes how far a training has come, and validates on one image before it."""
 
-    what = 'training cannot start'
     is_over = False
+
+    def __init__(self, what: str):
+        self.what = what
 
     def before_train(self, runner: Runner) -> None:
         whole = not is_model_wrapper(runner.model) or isinstance(
@@ -119,6 +141,8 @@ class _Start(Hook):
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         self.is_over = True
+
+    after_test_iter = after_train_iter
 
 
 def validate_one(runner: Runner) -> None:

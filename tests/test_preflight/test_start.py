@@ -55,6 +55,8 @@ def _log(folder) -> str:
     ({'val_dataloader.dataset.indices': 0}, 'val_dataloader .*the data set has no images'),
     ({'train_cfg.val_interval': 0}, 'train_cfg.val_interval=0: give a number from 1'),
     ({'train_cfg.max_epochs': 0}, 'train_cfg.max_epochs=0: give a number from 1'),
+    ({'default_hooks': dict(checkpoint=dict(type='CheckpointHook', save_best='mAP'))},
+     "CheckpointHook waits for the metric 'mAP', but those of val_evaluator start with accuracy/"),
     ({'val_evaluator.type': 'Acuracy'}, "nothing is registered as 'Acuracy'"),
     ({'param_scheduler': dict(type='MultiStepLR')},
      "training cannot start .TypeError: .*'milestones'.*the traceback is in the log"),
