@@ -22,8 +22,8 @@ class CheckpointDiff(NamedTuple):
             way round, as ``'name (shape and dtype in the checkpoint, in the model)'``.
         recast: Entries of another precision, in the same way.
         unexpected: Entries that the model lacks.
-        backbone: The missing and mismatched ones that belong to a wrapped backbone, without the layers
-            of a generator that enlarge.
+        backbone: The missing and mismatched ones that belong to a wrapped backbone, without the
+            layers of a generator that enlarge.
         total: Number of the model's entries.
     """
     missing: List[str]

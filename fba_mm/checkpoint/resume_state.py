@@ -120,7 +120,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _optimizer_fault(optimizer: Optimizer, state: Any) -> Optional[str]:
-    """What is wrong with an optimizer's state, '' if there is nothing more to say, None if it fits."""
+    """Where an optimizer's state doesn't fit, '' if that can't be said, None if it fits."""
     groups = state.get('param_groups') if isinstance(state, dict) else None
     if not isinstance(groups, list) or not isinstance(state.get('state'), dict):
         return ''

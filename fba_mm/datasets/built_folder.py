@@ -64,8 +64,8 @@ def check_own(out: Path, is_own: Callable[[str], bool]) -> None:
         name = path.relative_to(out).as_posix()
         # A link is a user's, whatever it is called.
         if path.is_symlink() or not is_own(name):
-            raise LocalLearningError(f'{out} holds files that no build wrote ({name}): give another '
-                                     'out_dir, or move them away')
+            raise LocalLearningError(f'{out} holds files that no build wrote ({name}): give '
+                                     'another out_dir, or move them away')
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.logger.warning('the checkpoint has no param_schedulers: they start anew')
 
     def before_train(self, runner) -> None:
-        """Settle where checkpoints go, and which of those that are there belong to this training."""
+        """Settle where checkpoints go, and which of those that are there are this training's."""
         # MMEngine's method removes what the checkpoint, whoever wrote it, says is outdated.
         steps = runner.message_hub.runtime_info.pop('keep_ckpt_ids', [])
         super().before_train(runner)

@@ -45,14 +45,14 @@ class _Batches:
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Makes every random draw of a training depend on the seed and its place in the training alone.
+    """Makes each random draw of a training depend on the seed and its place in it alone.
 
-    Then there is no random state to restore, and a training that was stopped after any iteration and
-    resumed is the training that was never stopped: samples are augmented alike, dropout and samplers
-    of proposals draw alike. Samples are seeded where they are loaded, with any number of workers, and
-    the main process in each iteration. Works with MMEngine's training loops and what is derived from
-    them; :class:`FBAHook` does the same, and ``tools/train.py`` adds this hook to configs without
-    that one.
+    Then there is no random state to restore, and a training that was stopped after any iteration
+    and resumed is the training that was never stopped: samples are augmented alike, dropout and
+    samplers of proposals draw alike. Samples are seeded where they are loaded, with any number of
+    workers, and the main process in each iteration. Works with MMEngine's training loops and what
+    is derived from them; :class:`FBAHook` does the same, and ``tools/train.py`` adds this hook to
+    configs without that one.
 
     It also saves what MMEngine's checkpoints lack: the place within the epoch, the sampler's seed,
     and, in one process, gradients that are still being accumulated. Where transforms have a state of
@@ -113,8 +113,8 @@ class IterationSeedHook(Hook):
             batches = None
         if batches is None and not hasattr(dataloader, 'skip'):
             runner.logger.warning(
-                f'{type(loop).__name__} and {type(dataloader).__name__}: samples are not seeded one '
-                'by one, a resumed training draws other augmentations')
+                f'{type(loop).__name__} and {type(dataloader).__name__}: samples are not seeded '
+                'one by one, a resumed training draws other augmentations')
         for name in _with_a_state(dataloader.dataset) if runner.iter else ():
             runner.logger.warning(f'{name} has a state of its own, which checkpoints do not hold: '
                                   'the resumed training draws other augmentations')
@@ -131,8 +131,8 @@ class IterationSeedHook(Hook):
             return
         if former != count or not hasattr(batches, 'skip'):
             runner.logger.warning(
-                f'the checkpoint was saved after {place} of {former} batches of an epoch, now there '
-                f'are {count}: the epoch starts from its beginning')
+                f'the checkpoint was saved after {place} of {former} batches of an epoch, now '
+                f'there are {count}: the epoch starts from its beginning')
             return
         batches.skip = self._resumed_at = place
         # The loop counts from 0 the batches that are left.
@@ -171,8 +171,8 @@ class IterationSeedHook(Hook):
             checkpoint['gradients'] = {name: g.cpu() for name, g in gradients.items()}
         elif gradients:
             runner.logger.warning(
-                'the checkpoint is saved while gradients are accumulated, and does not hold them: to '
-                'resume exactly, save after a multiple of accumulative_counts')
+                'the checkpoint is saved while gradients are accumulated, and does not hold them: '
+                'to resume exactly, save after a multiple of accumulative_counts')
 
     def _restore_gradients(self, runner) -> None:
         gradients, self._gradients = self._gradients, {}

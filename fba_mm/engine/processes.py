@@ -150,7 +150,7 @@ def check_equal_data(runner) -> None:
     One with fewer batches would end its epoch early, and the others would wait for it.
 
     Args:
-        runner: MMEngine's runner, its training loop and, if it validates, its validation loop built.
+        runner: MMEngine's runner, with its loops built.
 
     Raises:
         LocalLearningError: In every process.

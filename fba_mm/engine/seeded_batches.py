@@ -52,9 +52,9 @@ class SeededIndices:
 class SeededBatches:
     """Takes the place of a dataloader's batch sampler: the same batches, each sample seeded.
 
-    A sample's augmentation depends on the seed, the number of the pass over the data and the sample's
-    number in it. It is the same in a training that was resumed, and with any number of workers; with
-    MMEngine's samplers also in any number of processes that share a batch.
+    A sample's augmentation depends on the seed, the number of the pass over the data and the
+    sample's number in it. It is the same in a training that was resumed, and with any number of
+    workers; with MMEngine's samplers also in any number of processes that share a batch.
 
     Args:
         batch_sampler: The dataloader's own; everything else that is asked of it is asked of this.

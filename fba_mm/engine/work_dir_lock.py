@@ -58,8 +58,8 @@ def _lock(file, work_dir: str) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            print_log(f'{work_dir} cannot be locked ({error.strerror}): start no second training in '
-                      'it', 'current', logging.WARNING)
+            print_log(f'{work_dir} cannot be locked ({error.strerror}): start no second training '
+                      'in it', 'current', logging.WARNING)
             return
         file.seek(0)
         holder = file.read(200).strip() or 'another process'

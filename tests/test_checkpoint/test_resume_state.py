@@ -54,7 +54,8 @@ FAULTS = {
         r'parameter 2, exp_avg of \(4,\) int64'),
     'moments that are none': (
         lambda c: c['optimizer']['state'][1].update(exp_avg_sq='much'), 'exp_avg_sq of str'),
-    'no moments': (lambda c: c['optimizer']['state'][1].pop('exp_avg_sq'), 'exp_avg_sq of NoneType'),
+    'no moments': (
+        lambda c: c['optimizer']['state'][1].pop('exp_avg_sq'), 'exp_avg_sq of NoneType'),
     'a count that is none': (
         lambda c: c['optimizer']['state'][1].update(step=[1]), 'step of list instead of a number'),
     'a state of no parameter': (
@@ -70,7 +71,8 @@ FAULTS = {
             _log_history=np.array(['a', 'b'])), 'history of train/loss'),
     'no log': (lambda c: c['message_hub'].update(log_scalars=[]), 'no dict log_scalars'),
     'a score in words': (
-        lambda c: c['message_hub']['runtime_info'].update(best_score='good'), 'best_score .* a str'),
+        lambda c: c['message_hub']['runtime_info'].update(best_score='good'),
+        'best_score .* a str'),
     'weights of another precision': (
         lambda c: c.update(state_dict={k: v.double() if v.is_floating_point() else v
                                        for k, v in c['state_dict'].items()}),

@@ -17,7 +17,7 @@ from mmengine.logging import MessageHub
 from mmengine.runner import save_checkpoint
 
 from fba_mm import LocalLearningError
-from fba_mm.checkpoint import AtomicBackend, find_resumable, read_checkpoint, replacing
+from fba_mm.checkpoint import AtomicBackend, find_resumable, read_checkpoint
 from fba_mm.engine import AtomicCheckpointHook
 
 
@@ -268,78 +268,3 @@ def test_a_kill_at_any_moment(tmp_path):
         assert [epoch_of(str(work_dir / f'epoch_{i}.pth')) for i in numbers] == numbers
         assert epoch_of(find_resumable(str(work_dir))) >= numbers[-1] - 1
         cut_short += any(name.endswith('.tmp') for name in files(work_dir))
-
-
-# Files
-
-
-def test_replacing(tmp_path):
-    path = tmp_path / 'folder' / 'file'
-    with replacing(path) as file:
-        file.write(b'old')
-    with pytest.raises(KeyError), replacing(path) as file:
-        file.write(b'new')
-        raise KeyError
-    assert path.read_bytes() == b'old' and files(path.parent) == {'file'}
-    # What a killed process has left behind is in nobody's way.
-    Path(f'{path}.tmp').write_bytes(b'a half')
-    with replacing(path) as file:
-        file.write(b'new')
-    assert path.read_bytes() == b'new' and files(path.parent) == {'file'}
-
-
-def test_backend(tmp_path):
-    AtomicBackend().put_text('ä', tmp_path / 'text')
-    assert AtomicBackend().get_text(tmp_path / 'text') == 'ä'
-
-
-# Where training goes on
-
-
-@pytest.fixture()
-def work_dir(tmp_path):
-    SavingRunner(tmp_path).train(AtomicCheckpointHook(interval=1), 3)
-    for i in (1, 2, 3):
-        os.utime(tmp_path / f'epoch_{i}.pth', (i, i))
-    return tmp_path
-
-
-def spoil(path):
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def test_the_last_one(work_dir):
-    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_3.pth')
-    torch.save(dict(state_dict={}), work_dir / 'weights.pth')
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_2.pth'))
-    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_2.pth')
-
-
-@pytest.mark.parametrize('pointer', ['', 'absent.pth', None])
-def test_without_a_pointer_the_newest_one(pointer, work_dir):
-    (work_dir / 'last_checkpoint').unlink()
-    if pointer is not None:
-        (work_dir / 'last_checkpoint').write_text(pointer and str(work_dir / pointer))
-    assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_3.pth')
-
-
-def test_the_last_usable_one_is_taken_and_named(work_dir, caplog):
-    spoil(work_dir / 'epoch_3.pth')
-    (work_dir / 'epoch_2.pth').write_bytes(b'')
-    with mock.patch('fba_mm.checkpoint.resuming.print_log') as log:
-        assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_1.pth')
-    said = [call.args[0] for call in log.call_args_list]
-    assert 'epoch_3.pth is corrupt' in said[0] and said[0].endswith('it is passed over')
-    assert 'epoch_2.pth is corrupt' in said[1]
-    assert said[2] == f'Going on from {work_dir}/epoch_1.pth'
-
-
-def test_none_that_is_usable(work_dir):
-    for i in (1, 2, 3):
-        spoil(work_dir / f'epoch_{i}.pth')
-    with pytest.raises(LocalLearningError, match='epoch_3.pth is corrupt.*There is no other'):
-        find_resumable(str(work_dir))
-
-
-def test_none_at_all(tmp_path):
-    assert find_resumable(str(tmp_path)) is None

@@ -149,7 +149,8 @@ def test_other_data_starts_the_epoch_anew(tmp_path):
             mock.patch('mmengine.logging.MMLogger.warning') as warning:
         again = train(tmp_path / 'less', tmp_path / 'whole/iter_7.pth', save=100)
     said, = [call.args[0] for call in warning.call_args_list if 'batches' in call.args[0]]
-    assert said.startswith('the checkpoint was saved after 2 of 5 batches of an epoch, now there are 4')
+    assert said.startswith('the checkpoint was saved after 2 of 5 batches of an epoch, now there '
+                           'are 4')
     assert [again.seen[i][0] for i in sorted(again.seen)] == [0, 1, 2, 3] * 2
 
 
