@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fba_mm.compat.mmcv_ops import without_compiled_ops
+from fba_mm.compat.torch_versions import without_generator
 from fba_mm.engine.fba_hook import check_local_training
 from fba_mm.preflight.building import build_model
 
@@ -150,7 +151,7 @@ class _Guesses(TorchDispatchMode):
     """Answers what can't be known without values."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs = without_generator(kwargs or {})
         if func is aten._local_scalar_dense.default:
             if getattr(args[0], 'constant', None) is None and isinstance(args[0], FakeTensor):
                 # "Are there any?" is asked before going on, "how many?" before dividing by it.

@@ -81,6 +81,15 @@ def autocast_dtype(device_type: str) -> torch.dtype:
     return _autocast_functions(device_type)[1]()
 
 
+def without_generator(kwargs: dict) -> dict:
+    """torch 2.4: arguments of an op on fake tensors, which no generator has values for.
+
+    Args:
+        kwargs: The op's. Before, fake tensors accept no generator there.
+    """
+    return dict(kwargs, generator=None) if kwargs.get('generator') is not None else kwargs
+
+
 def _asks_by_device() -> bool:
     return hasattr(torch, 'get_autocast_dtype')
 
