@@ -116,7 +116,11 @@ def _annotations(function: Any) -> Dict[str, Any]:
     except Exception:  # Names that exist for type checkers alone.
         return {}
     parameters = inspect.signature(function).parameters
-    return {name: annotation for name, annotation in found.items() if name in parameters
+    # Of what has no annotation, a default tells the type, as of LogProcessor's window_size.
+    told = {name: type(parameter.default) for name, parameter in parameters.items()
+            if type(parameter.default) in (int, float, bool)}
+    return {name: annotation for name, annotation in {**told, **found}.items()
+            if name in parameters
             and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD}
 
 

@@ -59,6 +59,7 @@ WRONG = [
     ('default_hooks.checkpoint.interval', 'x', 'give an integer'),
     ('default_hooks.checkpoint.save_best', 1, 'give None or a list or a string'),
     ('custom_hooks.0.scope', 1, 'give a string'),
+    ('log_processor', dict(window_size='x'), "log_processor.window_size='x': give an integer"),
     ('param_scheduler.by_epoch', 'x', 'give True or False'),
 ]
 
