@@ -72,7 +72,9 @@ def localize(config: Union[str, os.PathLike, Config],
             ``num_modules='auto'``.
         recompute: Spans of each module that are recomputed in its backward pass; see
             :class:`LocalBackbone`.
-        slices: Compute losses in slices where the result is the same; see :func:`sliced`.
+        slices: Compute losses in slices where the result is the same; see :func:`sliced`. Where modules
+            have heads of their own and the model an RPN, whose maps start at stride 4, also keep
+            nothing of the neck but its input, and recompute it in the backward pass.
 
     Returns:
         A new config.
@@ -114,8 +116,10 @@ def localize(config: Union[str, os.PathLike, Config],
     local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
     if isinstance(auxiliary.get('head'), dict) and cfg.model.get('rpn_head') is not None:
-        # Its head starts at stride 4, and takes more than any module with a light one.
+        # Its neck and heads start at stride 4, and take more than any module with a light one.
         local_backbone.reserve = .5
+        if slices and isinstance(cfg.model.get('neck'), dict):
+            _recompute(cfg.model.neck)
     if memory_budget is not None:
         local_backbone.memory_budget = memory_budget
     if head_batch_size is not None:
@@ -197,8 +201,7 @@ def checkpointed(config: Union[str, os.PathLike, Config],
             part = cfg.model.get(name)
             if isinstance(part, dict) and (name == 'neck' or hasattr(
                     _class_of(part, cfg.get('default_scope')), 'forward_single')):
-                part['of'] = part['type']
-                part['type'] = 'Recomputed'
+                _recompute(part)
     localize_optimizer(cfg)
     _import_package(cfg)
     return name_classes(cfg)
@@ -289,6 +292,12 @@ def _parts(part: Any, name: str) -> Iterator[Tuple[str, dict]]:
         part, (list, tuple)) else ()
     for key, value in items:
         yield from _parts(value, f'{name}.{key}')
+
+
+def _recompute(part: dict) -> None:
+    """Let a stock module of a model's config be recomputed in the backward pass."""
+    part['of'] = part['type']
+    part['type'] = 'Recomputed'
 
 
 def _own_copy(config: Union[str, os.PathLike, Config]) -> Config:

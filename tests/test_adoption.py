@@ -147,8 +147,8 @@ def test_collection(name, tmp_path):
         config.model.pop('_scope_', None)
         config.model.backbone.get('backbone', config.model.backbone).pop('_scope_', None)
         config.optim_wrapper.pop('_scope_', None)
-    made = localize(f'mmdet::{name}.py', num_modules=4)
-    made.model.backbone.pop('auxiliary')  # The default.
+    made = localize(f'mmdet::{name}.py', num_modules=4, auxiliary='shared', slices=False)
+    made.model.backbone.pop('auxiliary')  # That of the class.
     assert made.model.backbone.pop('type') == cfg.model.backbone['type'] == 'LocalBackbone'
     assert {k: v for k, v in made.model.backbone.items()} == {
         k: v for k, v in cfg.model.backbone.items() if k != 'type'}

@@ -136,6 +136,18 @@ def test_light_heads_of_detectors_of_other_kinds(name, start_level):
         assert made == [64]
 
 
+def test_the_neck_before_an_rpn_is_recomputed():
+    """It starts at stride 4: what it keeps is more than what any module does."""
+    name = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    stock, cfg = load_config(name), localize(name)
+    assert cfg.model.neck == dict(stock.model.neck, type='Recomputed', of='FPN')
+    assert cfg.model.backbone.reserve == .5
+    assert stock_form(cfg).model == stock.model
+    for other in (localize(name, auxiliary='pooled'), localize(name, slices=False)):
+        assert other.model.neck == stock.model.neck
+    assert localize(RETINANET).model.neck == load_config(RETINANET).model.neck
+
+
 def test_strides_that_no_light_head_fits():
     head = dict(LIGHT['head'], strides=(8, 16, 32), backbone=dict(
         type='FeatureSource', channels=[8, 8], strides=[16, 32]))
