@@ -197,7 +197,7 @@ def test_a_project_of_ones_own(hooks, imports, tmp_path, monkeypatch):
     (tmp_path / 'my_detector.py').write_text(f"""
 default_scope = 'mmdet'
 model = {model}
-train_dataloader = dict(dataset=dict(type='CocoDataset'))
+train_dataloader = dict()
 train_cfg = dict(max_epochs=1)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.1))
 {hooks}
