@@ -225,10 +225,12 @@ class LocalBackbone(AnsweringBackbone):
         """How many images of a batch neck and head see at once, where that is exact; None for all.
 
         Args:
-            images: The batch, (N, 3, H, W).
+            images: The batch, (N, C, H, W), or a list of views.
         """
         if self.head_batch_size is not None or self.num_modules == 1:
             return self.head_batch_size
+        if not isinstance(images, Tensor):
+            return None  # Views of self-supervised learning: their loss sees all of them.
         return max(_HEAD_PIXELS // images[0, 0].numel(), 1)
 
     def forget_unread_levels(self, model: nn.Module) -> None:
