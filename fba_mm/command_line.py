@@ -99,8 +99,9 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',
-        help="what the tensors of a training step may take, with --local auto: 8GB, 512MB, 10GiB; "
-        "CUDA's context and the allocator's fragmentation come on top")
+        help="what the tensors of a training step may take: 8GB, 512MB, 10GiB; CUDA's context and the "
+        "allocator's fragmentation come on top. With --local auto, the fewest modules that fit are "
+        'taken; tools/train.py without --local goes through all ways to train, exact ones first')
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
@@ -151,11 +152,12 @@ def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
     return sliced(cfg) if args.slices else cfg
 
 
-def check_local(args: argparse.Namespace) -> None:
+def check_local(args: argparse.Namespace, budget_alone: bool = False) -> None:
     """Refuse what goes with ``--local`` where it is missing.
 
     Args:
         args: Parsed arguments, :func:`add_local`'s among them.
+        budget_alone: Whether ``--memory-budget`` alone is good, too.
 
     Raises:
         LocalLearningError: There is no ``--local``, but something that goes with it.
@@ -166,7 +168,7 @@ def check_local(args: argparse.Namespace) -> None:
         raise LocalLearningError(
             f'--auxiliary {args.auxiliary} goes with --local: give --local 4, or set '
             'model.backbone.auxiliary in the config')
-    if args.memory_budget is not None:
+    if args.memory_budget is not None and not budget_alone:
         raise LocalLearningError(
             f'--memory-budget {args.memory_budget} goes with --local auto: give that, or set '
             "num_modules='auto' and memory_budget in the config's LocalBackbone")

@@ -2,19 +2,20 @@
 
     python tools/train.py configs/retinanet_r50_fba.py
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
-    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local auto \\
-        --memory-budget 8GB
+    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --memory-budget 4GB
     python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --checkpoint 3
     tools/dist_train.sh configs/retinanet_r50_fba.py 8
 """
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from typing import Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from rich.console import Console
 
 from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
@@ -26,6 +27,8 @@ from fba_mm.engine.processes import (check_agreement, check_equal_data, from_fir
 from fba_mm.engine.work_dir_lock import work_dir_lock
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize, localize_optimizer
+from fba_mm.planning import plan_training
+from fba_mm.planning.out_of_memory import next_way_when_out_of_memory
 from fba_mm.preflight.building import build_model, readable_errors
 from fba_mm.preflight.model_wrapper import choose_model_wrapper
 from fba_mm.preflight.start import build_loops, readable_start
@@ -53,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    command_line.check_local(args)
+    command_line.check_local(args, budget_alone=True)
     guard_checkpoints(args.trust_checkpoint)
     cfg = command_line.config_from(args)
     init_processes(cfg.launcher, (cfg.get('env_cfg') or {}).get('dist_cfg'))
@@ -92,8 +95,25 @@ def train(cfg: Config) -> None:
 
     # Called when all that a checkpoint goes into is built.
     runner.load_or_resume = readable_load_or_resume
-    with lost_processes(), readable_start(runner):
+    with lost_processes(), readable_start(runner), next_way_when_out_of_memory(cfg):
         runner.train()
+
+
+def fit_budget(cfg: Config, memory_budget: str) -> Config:
+    """The config in the way to train that fits a budget, with the table of ways printed."""
+    console = Console()
+    if not is_main_process():
+        console.quiet = True
+    elif not console.is_terminal:
+        console = Console(width=140)
+    plan = plan_training(cfg, memory_budget, report=partial(console.print, soft_wrap=True))
+    if plan.chosen is None:
+        console.print(plan.table())
+        raise LocalLearningError(plan.refusal())
+    plan.print(console)
+    cfg = plan.chosen.way.configure(cfg)
+    localize_optimizer(cfg)
+    return cfg
 
 
 def check_out_dirs(cfg: Config) -> None:
@@ -124,6 +144,8 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
             memory_budget=args.memory_budget,
             recompute=args.checkpoint,
             slices=not args.no_slices)
+    elif args.memory_budget is not None:
+        cfg = fit_budget(cfg, args.memory_budget)
     else:
         localize_optimizer(cfg)
         cfg = command_line.apply_exact(cfg, args)

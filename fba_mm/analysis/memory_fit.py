@@ -10,6 +10,7 @@ from typing import Callable, Iterator, List, Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS
 
 from fba_mm.compat import MissingOpError
@@ -20,12 +21,13 @@ from fba_mm.memory_budget import check_budget, parse_memory
 from fba_mm.preflight.building import readable_errors
 
 from .memory import StorageTracker
+from .operations import OPERATIONS_PER_BYTE, OperationCounter
 from .peak_split import resident_bytes
 from .simulated_step import SimulatedStep, quiet, without_memory
 from .synthetic_batch import Shape, batch_shape
 from .training_twins import backbone_of, from_scratch, trains_locally
 
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
 
 NO_FIT = ('take smaller images or a smaller train_dataloader.batch_size, give the modules lighter '
           'heads (--auxiliary light), set with_cp=True in the wrapped backbone, or train in mixed '
@@ -43,22 +45,34 @@ class MemoryPrediction:
         peak: The most bytes that are alive at once in a step, above these two.
         guessed_loss: Whether the loss could not be simulated, so that only the heads' outputs and
             their gradients are counted of it.
+        averaged: Bytes of the copy of the model that EMAHook keeps.
+        flops: Floating-point operations of the step's matrix products and convolutions.
+        bytes_moved: Bytes that its ops read and write.
     """
     num_modules: Optional[Union[int, str]]
     parameters: int
     optimizer_state: int
     peak: int
     guessed_loss: bool = False
+    averaged: int = 0
+    flops: int = 0
+    bytes_moved: int = 0
 
     @property
     def resident(self) -> int:
         """Bytes that are there between steps, too."""
-        return self.parameters + self.optimizer_state
+        return self.parameters + self.optimizer_state + self.averaged
 
     @property
     def total(self) -> int:
         """What has to fit."""
         return self.resident + self.peak
+
+    @property
+    def operations(self) -> float:
+        """What the step computes, memory traffic included: proportional to its time."""
+        device = 'cuda' if get_device() == 'cuda' else 'cpu'
+        return self.flops + OPERATIONS_PER_BYTE[device] * self.bytes_moved
 
 
 def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
@@ -67,9 +81,10 @@ def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
     Counted are the tensors of the second step, as :func:`measure_step` counts them on the CPU: the
     step of the config's model with its own losses, FBAHook and optimizer wrapper. Not counted are
     what ops use internally, CUDA's context and the allocator's fragmentation, the batch before it
-    is preprocessed, and what other hooks keep (EMAHook: the parameters once more). mmcv's ops count
-    as those of torchvision and torch. Targets are those of 8 objects per image, and boxes that
-    depend on values, such as the proposals of an RPN, are as many as the config allows.
+    is preprocessed, and what other hooks keep, but for EMAHook's copy of the model. mmcv's ops count
+    as those of torchvision and torch. Targets are those of 8 objects per image, and samplers of
+    two-stage detectors find as many proposals on objects as they ask for
+    (:func:`trained_proposals`).
 
     Args:
         cfg: A training config, stock or local. It is not changed, and no weights are loaded.
@@ -128,21 +143,24 @@ def _as_simulated(cfg: Config) -> Tuple[Config, int]:
 def _simulate(cfg: Config, shape: Shape, guess_loss: bool, steps: int) -> MemoryPrediction:
     with readable_errors('the model or its optimizer cannot be built'):
         step = SimulatedStep(cfg, shape, guess_loss)
-    tracker = StorageTracker()
+    tracker, counter = StorageTracker(), OperationCounter()
     with step.running():
         batch = step.batch()
-        for _ in range(steps):  # makes the optimizer's state
+        for _ in range(steps):  # makes the optimizer's state, and whatever else stays
             step(batch)
         # Garbage that happens to be collected later would blur the account.
         gc.collect()
         sizes = resident_bytes(step.model, step.optim_wrapper.optimizer)
         tracker.watch(step.model, step.optim_wrapper.optimizer)
-        with tracker:
+        with tracker, counter:
             for _ in range(steps):
                 step(batch)
     resident = sizes['parameters'] + sizes['optimizer_state']
-    return MemoryPrediction(None, sizes['parameters'], sizes['optimizer_state'],
-                            tracker.peak - resident, guess_loss)
+    averaged = any('EMAHook' in type_name(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
+    return MemoryPrediction(
+        None, sizes['parameters'], sizes['optimizer_state'], tracker.peak - resident, guess_loss,
+        sizes['parameters'] if averaged else 0, counter.flops // steps,
+        counter.bytes_moved // steps)
 
 
 def fit_modules(cfg: Config,
@@ -185,7 +203,7 @@ def fit_modules(cfg: Config,
     cfg = copy.deepcopy(cfg)
     local_backbone = backbone_of(cfg)
     local_backbone.pop('memory_budget', None)
-    report(f'Modules that fit memory_budget={memory_budget} with batches of '
+    report(f'Modules that fit memory_budget={memory_budget} ({in_mib(budget)}) with batches of '
            f'{"×".join(map(str, shape))}, tensors of a training step alone (what CUDA and its '
            'allocator take comes on top):')
     least: Optional[MemoryPrediction] = None
@@ -193,20 +211,22 @@ def fit_modules(cfg: Config,
         local_backbone.num_modules = num_modules
         found = predict_memory(cfg, shape)
         fits = found.total <= budget
-        report(f'num_modules={num_modules!r}: {_readable(found.total)}, of which '
-               f'{_readable(found.resident)} parameters and optimizer state'
+        report(f'num_modules={num_modules!r}: {in_mib(found.total)}, of which '
+               f'{in_mib(found.resident)} parameters and optimizer state'
                f'{", without what the loss keeps" if found.guessed_loss else ""}: '
                f'{"fits" if fits else "does not fit"}')
         if fits:
+            if num_modules == 1:
+                report('One module is plain back-propagation: no local learning is needed here.')
             return cfg
         if least is None or found.total < least.total:
             least = found
         if found.resident > budget:
             break  # More modules have more parameters.
     raise LocalLearningError(
-        f'memory_budget={memory_budget} is less than any number of modules takes on batches of '
-        f'{"×".join(map(str, shape))}: the least is {_readable(least.total)}, with '
-        f'num_modules={least.num_modules!r} ({_readable(least.resident)} of it parameters and '
+        f'memory_budget={memory_budget} ({in_mib(budget)}) is less than any number of modules takes '
+        f'on batches of {"×".join(map(str, shape))}: the least is {in_mib(least.total)}, with '
+        f'num_modules={least.num_modules!r} ({in_mib(least.resident)} of it parameters and '
         f'optimizer state): {NO_FIT}')
 
 
@@ -246,14 +266,18 @@ def resolve_num_modules(cfg: Config,
 def _candidates(cfg: Config) -> Iterator[Union[int, str]]:
     """Numbers of modules in increasing order, as many as the backbone allows."""
     yield 1
-    blocks = _count_blocks(cfg)
-    yield from (number for number in _numbers(blocks) if 1 < number < blocks)
+    blocks = count_blocks(cfg)
+    yield from (number for number in module_counts(blocks) if 1 < number < blocks)
     if blocks > 1:
         yield 'blocks'
 
 
-def _numbers(limit: int) -> List[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, ..."""
+def module_counts(limit: int) -> List[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ... as far as ``limit``.
+
+    Args:
+        limit: Modules of the finest cut.
+    """
     numbers, power = [1], 2
     while power < limit:
         numbers += [power, power * 3 // 2]
@@ -261,15 +285,30 @@ def _numbers(limit: int) -> List[int]:
     return numbers
 
 
-def _count_blocks(cfg: Config) -> int:
-    """Modules of the finest cut."""
+def count_blocks(cfg: Config) -> int:
+    """Modules of the finest cut.
+
+    Args:
+        cfg: A training config, stock or local.
+
+    Raises:
+        LocalLearningError: The backbone can't be built or cut.
+    """
+    backbone = backbone_of(from_scratch(cfg))
+    if trains_locally(cfg):
+        backbone = backbone.backbone
     with config_scope(cfg), readable_errors('the backbone cannot be built'), quiet(), without_memory():
-        backbone = MODELS.build(backbone_of(from_scratch(cfg)).backbone)
+        backbone = MODELS.build(backbone)
         unrolled = unroll(backbone)
         footprints = trace_footprints(
             backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map)
         return len(cut(footprints, unrolled.segments, 'blocks'))
 
 
-def _readable(nbytes: int) -> str:
-    return f'{nbytes / GIB:.2f} GiB' if nbytes >= GIB else f'{nbytes / MIB:.1f} MiB'
+def in_mib(nbytes: int) -> str:
+    """Bytes as text, in the one unit of all messages.
+
+    Args:
+        nbytes: The number.
+    """
+    return f'{nbytes / MIB:,.0f} MiB' if nbytes >= 100 * MIB else f'{nbytes / MIB:.1f} MiB'

@@ -8,18 +8,21 @@ that only values answer: these are guessed.
 import logging
 import sys
 import warnings
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, Iterator, List, Optional
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any, Callable, Iterator, List, Optional
 from unittest import mock
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import (DataDependentOutputException,
+                                           DynamicOutputShapeException, FakeTensor, FakeTensorMode,
+                                           unset_fake_temporarily)
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fba_mm.compat.mmcv_ops import without_compiled_ops
 from fba_mm.compat.torch_versions import without_generator
@@ -28,6 +31,7 @@ from fba_mm.preflight.building import build_model
 
 from .memory import tensors_in
 from .synthetic_batch import Shape, synthetic_batch
+from .trained_proposals import with_subclasses
 from .training_step import TrainingStep
 
 aten = torch.ops.aten
@@ -38,6 +42,8 @@ _FACTORIES = frozenset([
 ])
 # Elements up to which tensors are real while a model is built.
 _SMALL = 4096
+# Elements up to which anything is computed.
+_LARGE = 2**24
 
 _MASKS = (torch.bool, torch.uint8)
 
@@ -59,8 +65,10 @@ class SimulatedStep(TrainingStep):
 
     All runs that runs in training: data preprocessor, backbone, local modules with their auxiliary
     networks, heads, assignment of targets, losses, backward passes, optimizer. Guessed is what
-    depends on values: of two masks that share positions out, such as objects and background, each
-    gets half; a mask that only selects takes all; no gradient is infinite.
+    depends on values of the network: proposals are those of :func:`trained_proposals`, and else all
+    predictions are alike. Where that isn't enough, of two masks that share positions out, such as
+    objects and background, each gets half; a mask that only selects takes all; no gradient is
+    infinite.
 
     Args:
         cfg: A complete training config, with or without local learning.
@@ -110,7 +118,9 @@ class SimulatedStep(TrainingStep):
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context in which the step is called, and in which its tensors are looked at."""
-        with without_compiled_ops(), _mask_targets_in_torch(), self._fake, _Guesses():
+        with without_compiled_ops(), _with_values(self._fake), self._fake, _Values(), \
+                torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             yield
 
     def batch(self) -> dict:
@@ -147,26 +157,47 @@ class without_memory(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class _Guesses(TorchDispatchMode):
-    """Answers what can't be known without values."""
+class _Values(TorchDispatchMode):
+    """Computes what has values, and guesses what can't be known without.
+
+    Boxes, labels, anchors and all that follows from them alone are real, so that targets are as
+    many as in training. The network and its outputs have shapes only: see :func:`_with_values` for
+    where outputs decide something.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = without_generator(kwargs or {})
-        if func is aten._local_scalar_dense.default:
-            if getattr(args[0], 'constant', None) is None and isinstance(args[0], FakeTensor):
-                # "Are there any?" is asked before going on, "how many?" before dividing by it.
-                return _one(args[0])
-        elif func is aten.nonzero.default:
-            # Heads ask for objects and for background: together they are all.
-            count = -(-args[0].numel() // 2)
-            return args[0].new_empty((count, args[0].dim()), dtype=torch.long)
-        elif func is aten._unique2.default:
-            return _unique(*args, **kwargs)
-        elif str(func) == 'torchvision.nms.default':
-            return args[0].new_empty(len(args[0]), dtype=torch.long)
-        elif func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
-            return func(args[0], [part for index in args[1] for part in _positions(index)])
-        return func(*args, **kwargs)
+        kwargs = kwargs or {}
+        inputs = list(tensors_in((args, kwargs)))
+        if any(isinstance(tensor, FakeTensor) for tensor in inputs):
+            return _guessed(func, args, without_generator(kwargs))
+        numel = sum(tensor.numel() for tensor in inputs)
+        if not inputs or numel > _SMALL:
+            try:
+                result = func(*args, **without_generator(kwargs))
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                result = ()
+            if any(tensor.numel() > _LARGE for tensor in tensors_in(result)):
+                return result
+        with unset_fake_temporarily():
+            return func(*args, **kwargs)
+
+
+def _guessed(func: Any, args: tuple, kwargs: dict) -> Any:
+    if func is aten._local_scalar_dense.default:
+        if getattr(args[0], 'constant', None) is None and isinstance(args[0], FakeTensor):
+            # "Are there any?" is asked before going on, "how many?" before dividing by it.
+            return _one(args[0])
+    elif func is aten.nonzero.default:
+        # Heads ask for objects and for background: together they are all.
+        count = -(-args[0].numel() // 2)
+        return args[0].new_empty((count, args[0].dim()), dtype=torch.long)
+    elif func is aten._unique2.default:
+        return _unique(*args, **kwargs)
+    elif str(func) == 'torchvision.nms.default':
+        return args[0].new_empty(len(args[0]), dtype=torch.long)
+    elif func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
+        return func(args[0], [part for index in args[1] for part in _positions(index)])
+    return func(*args, **kwargs)
 
 
 def _one(tensor: Tensor) -> Any:
@@ -178,9 +209,12 @@ def _is_mask(index: Optional[Tensor]) -> bool:
 
 
 def _positions(index: Optional[Tensor]) -> List[Optional[Tensor]]:
-    """The indices that stand for a mask that selects everything."""
+    """The indices that stand for a mask; one that isn't known selects everything."""
     if not _is_mask(index):
         return [index]
+    if not isinstance(index, FakeTensor):
+        with unset_fake_temporarily():
+            return list(index.nonzero().unbind(1))
     return [index.new_empty(index.numel(), dtype=torch.long)] * index.dim()
 
 
@@ -193,20 +227,76 @@ def _unique(tensor: Tensor, sorted: bool = True, return_inverse: bool = False,
 
 
 @contextmanager
-def _mask_targets_in_torch() -> Iterator[None]:
-    """Within this context, mmdet's targets of masks don't leave torch for numpy."""
-    module = sys.modules.get('mmdet.structures.mask.mask_target')
-    if module is None:
-        yield
-        return
+def _with_values(fake: FakeTensorMode) -> Iterator[None]:
+    """Within this context, a detector's outputs have values where these decide something.
 
-    def targets(pos_proposals: Tensor, inds: Tensor, gt_masks: Any, cfg: Any) -> Tensor:
-        size = cfg.mask_size
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        return pos_proposals.new_empty((len(pos_proposals), height, width))
-
-    with mock.patch.object(module, 'mask_target_single', targets):
+    An RPN's outputs decide on proposals, a cascade's stages on those of the next, and some
+    assigners look at predictions. They get values as those of a network that has learned nothing:
+    all scores and offsets near zero.
+    """
+    kinds = [
+        ('mmdet.models.dense_heads.base_dense_head', 'BaseDenseHead', 'predict_by_feat'),
+        ('mmdet.models.roi_heads.bbox_heads', 'BBoxHead', 'refine_bboxes'),
+        ('mmdet.models.task_modules.assigners', 'BaseAssigner', 'assign'),
+    ]
+    with ExitStack() as stack:
+        for module, name, method in kinds:
+            base = getattr(sys.modules.get(module), name, None)
+            for kind in with_subclasses(base) if base else ():
+                if method in vars(kind):
+                    stack.enter_context(
+                        mock.patch.object(kind, method, _on_values(vars(kind)[method])))
+        masks = sys.modules.get('mmdet.structures.mask.mask_target')
+        if masks is not None:
+            stack.enter_context(
+                mock.patch.object(masks, 'mask_target_single', partial(_mask_targets, fake)))
         yield
+
+
+def _on_values(method: Callable) -> Callable:
+
+    @wraps(method)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return method(*_valued(args), **_valued(kwargs))
+
+    return wrapped
+
+
+def _valued(item: Any) -> Any:
+    """The same with values in the place of simulated tensors."""
+    if isinstance(item, FakeTensor):
+        return _values_for(item)
+    if isinstance(item, (tuple, list)):
+        return type(item)(_valued(part) for part in item)
+    if isinstance(item, dict):
+        return type(item)({key: _valued(part) for key, part in item.items()})
+    if isinstance(item, InstanceData):
+        return item.new(**{key: _valued(part) for key, part in item.items()})
+    return item
+
+
+def _values_for(tensor: FakeTensor) -> Tensor:
+    if tensor.numel() > _LARGE:
+        return tensor
+    # They stand for memory that is counted already.
+    with _disable_current_modes():
+        if tensor.is_floating_point():
+            return torch.randn(tensor.shape, dtype=tensor.dtype) * .01
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _mask_targets(fake: FakeTensorMode, pos_proposals: Tensor, inds: Tensor, gt_masks: Any,
+                  cfg: Any) -> Tensor:
+    """mmdet's, which leave torch for numpy, with the maps that they make meanwhile."""
+    size = cfg.mask_size
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    if not isinstance(pos_proposals, FakeTensor):
+        with _disable_current_modes():
+            pos_proposals = fake.from_tensor(pos_proposals)
+    if len(pos_proposals) and hasattr(gt_masks, 'masks'):
+        shape = (len(pos_proposals), gt_masks.height, gt_masks.width)
+        pos_proposals.new_empty(shape, dtype=torch.uint8).to(pos_proposals.dtype)
+    return pos_proposals.new_empty((len(pos_proposals), height, width))
 
 
 def _guess_losses(model: nn.Module) -> None:

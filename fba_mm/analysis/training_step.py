@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fba_mm.config import config_scope, custom_hooks
 from fba_mm.preflight.building import build_model
 
+from .trained_proposals import trained_proposals
+
 
 class TrainingStep:
     """Builds a config's model and optimizer, and does one training step when called.
@@ -51,7 +53,7 @@ class TrainingStep:
         for hook in self.hooks:
             hook.before_train_iter(self._iteration, 0)
         self._iteration.iter += 1
-        with config_scope(self._cfg):
+        with config_scope(self._cfg), trained_proposals():
             log = self.model.train_step(data, self.optim_wrapper)
         # MMEngine's log values share no graph, but local ones are kept by the hook until logged.
         for hook in self.hooks:

@@ -73,8 +73,7 @@ def test_what_is_predicted_is_what_is_measured(make):
     assert found.parameters == resident['parameters']
     # Adam's count of steps is a tensor, which is real in one and none in the other.
     assert found.optimizer_state == pytest.approx(resident['optimizer_state'], rel=1e-3)
-    # How many anchors are objects is a guess.
-    assert found.peak == pytest.approx(measured, rel=.02)
+    assert found.peak == pytest.approx(measured, rel=1e-3)
 
 
 def test_on_a_gpu_the_optimizer_takes_all_parameters_at_once():
@@ -101,8 +100,8 @@ def test_gradients_that_wait_are_counted():
 
 def test_nothing_is_computed():
     """More than any machine has."""
-    stock = classifier('BN', depth=152, base_channels=64, stem_channels=64)
-    stock.model.head.in_channels = 2048
+    stock = classifier('BN', base_channels=64, stem_channels=64)
+    stock.model.head.in_channels = 512
     cfg = localize(stock, 1)
     shape = (4, 3, 2**15, 2**15)
     one = predict_memory(cfg, shape).total
@@ -132,7 +131,7 @@ def test_copies_of_simulated_tensors():
     """Detectors copy samples; torch crashed when the copied mode's references were freed twice."""
     step = SimulatedStep(detector(), SHAPE)
     with step.running():
-        tensor = torch.zeros(3)
+        tensor = next(step.model.parameters()).detach()
         assert copy.deepcopy(tensor).fake_mode is tensor.fake_mode
 
 
@@ -164,10 +163,11 @@ def test_the_fewest_that_fit():
         found = fit_modules(cfg, totals[wanted], SHAPE, lines.append)
         fewest = next(number for number in totals if totals[number] <= totals[wanted])
         assert found.model.backbone.num_modules == fewest
-        tried = [line.split(':')[0].split('=')[1] for line in lines[1:]]
+        lines = [line for line in lines if line.startswith('num_modules=')]
+        tried = [line.split(':')[0].split('=')[1] for line in lines]
         assert tried == [repr(number) for number in list(totals)[:list(totals).index(fewest) + 1]]
         assert lines[-1].endswith('fits') and 'does not fit' not in lines[-1]
-        assert all('does not fit' in line for line in lines[1:-1])
+        assert all('does not fit' in line for line in lines[:-1])
     assert len({totals[1], totals[2], totals['blocks']}) == 3
     assert cfg.model.backbone.num_modules == 1
     found.model.backbone.num_modules = 1
@@ -186,7 +186,7 @@ def test_none_fits():
     cfg = localize(classifier(), 1)
     one = predict_memory(cfg, SHAPE)
     budget = one.resident + one.peak // 10
-    with pytest.raises(LocalLearningError, match=rf"memory_budget={budget} is less than any number "
+    with pytest.raises(LocalLearningError, match=rf"memory_budget={budget} \(.*MiB\) is less than any number "
                        r"of modules takes on batches of 2×3×96×96: the least is \d.* MiB, with "
                        r"num_modules=.*: take smaller images"):
         fit_modules(cfg, budget, SHAPE, lambda line: None)
@@ -222,7 +222,8 @@ def test_in_a_config():
     lines = []
     found = resolve_num_modules(cfg, SHAPE, lines.append)
     assert found.model.backbone.num_modules == 1 and 'memory_budget' not in found.model.backbone
-    assert cfg.model.backbone.num_modules == 'auto' and len(lines) == 2
+    assert cfg.model.backbone.num_modules == 'auto' and len(lines) == 3
+    assert lines[-1] == 'One module is plain back-propagation: no local learning is needed here.'
     del cfg.model.backbone.memory_budget
     with pytest.raises(LocalLearningError, match="needs a budget.*memory_budget='8GB'"):
         resolve_num_modules(cfg, SHAPE)

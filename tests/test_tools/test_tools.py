@@ -90,8 +90,9 @@ def test_missing_neck_is_reported(exported, config, tmp_path, capsys):
     (['--local', '4', '--auxiliary', 'light'], ['Local learning in 4 modules', 'local_3.loss']),
     (['--local', 'auto', '--memory-budget', '60MB'],
      ['num_modules=1: ', ': fits', 'Local learning in 1 modules']),
+    (['--memory-budget', '1GB'], ['plain back-propagation, nothing is needed']),
     ([], []),
-], ids=['K', 'stages', 'amp', 'K = 1', 'light', 'auto', 'stock'])
+], ids=['K', 'stages', 'amp', 'K = 1', 'light', 'auto', 'plan', 'stock'])
 def test_local_makes_a_stock_config_local(options, expected, config, tmp_path, capsys):
     path = config("train_dataloader['dataset']['indices'] = 2\nval_dataloader = None\n"
                   'val_evaluator = None\nval_cfg = None', base='bp', epochs=1)
@@ -108,7 +109,8 @@ def test_local_makes_a_stock_config_local(options, expected, config, tmp_path, c
         assert cfg.optim_wrapper.type == 'AmpLocalOptimWrapper'
         assert autocast_dtype('cpu') == torch.bfloat16
     # What was started can be started again from the config in the work directory.
-    assert ('LocalBackbone' in cfg.model.backbone.type) == bool(options)
+    assert ('LocalBackbone' in cfg.model.backbone.type) == any(
+        option.startswith('--local') for option in options)
 
 
 def test_exact_checkpointing(config, tmp_path):
@@ -177,7 +179,8 @@ def test_name_in_a_package(options, wrapper, monkeypatch, tmp_path):
     kind = '_local4' if options else ''
     assert cfg.work_dir == f'./work_dirs/retinanet_r50_fpn_1x_coco{kind}'
     assert cfg.optim_wrapper.type == wrapper
-    assert (cfg.model.backbone.type == 'LocalBackbone') == bool(options)
+    assert (cfg.model.backbone.type == 'LocalBackbone') == any(
+        option.startswith('--local') for option in options)
     assert cfg.launcher == 'none'
     assert [path.name for path in (tmp_path / 'work_dirs').glob('*/*')] == ['.lock']
 

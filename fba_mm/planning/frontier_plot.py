@@ -1,0 +1,101 @@
+"""The ways to train as a picture: memory over time."""
+import os
+from pathlib import Path
+from typing import List, Union
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..analysis.memory_plot import COLOURS
+from .plan import Plan, Planned
+
+MIB = 2**20
+_KINDS = ((True, 'exact', 'o', COLOURS[0]), (False, 'local learning', 's', COLOURS[1]))
+# Where a label may stand, in points from its dot, and how it is aligned.
+_PLACES = ((8, 6, 'left'), (8, -11, 'left'), (-8, 6, 'right'), (-8, -11, 'right'), (0, 12, 'center'),
+           (0, -18, 'center'), (12, 18, 'left'), (12, -24, 'left'), (0, 26, 'center'),
+           (-12, 18, 'right'), (-12, -24, 'right'), (0, -32, 'center'))
+
+
+def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: str = '') -> Figure:
+    """Draw the ways of a plan, and save the picture as PNG.
+
+    Both kinds have a line through the ways that no other one of the kind beats. These have names;
+    others are pale.
+
+    Args:
+        plan: From :func:`plan_training`.
+        out_file: Where to save; missing folders are made.
+        title: Of the picture.
+
+    Returns:
+        The figure that was saved.
+    """
+    figure = Figure(figsize=(10, 6), dpi=150, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title or f'Ways to train, {"×".join(map(str, plan.shape))}', fontsize=14, loc='left')
+    axes.set_xlabel('operations of a step / as shipped', fontsize=12)
+    axes.set_ylabel('tensors of a step [MiB]', fontsize=12)
+    axes.grid(color='0.92')
+    axes.set_axisbelow(True)
+    for side in ('top', 'right'):
+        axes.spines[side].set_visible(False)
+    times = [one.time for one in plan.tried]
+    if max(times) > 3 * min(times):
+        axes.set_xscale('log')
+        ticks = [t for t in (.5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if min(times) * .9 < t < max(times) * 1.2]
+        axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+        axes.minorticks_off()
+    named: List[Planned] = []
+    for exact, label, marker, colour in _KINDS:
+        ways = [one for one in plan.tried if one.way.exact == exact]
+        best = plan.frontier(exact)
+        axes.scatter([one.time for one in ways], [one.memory.total / MIB for one in ways], s=28,
+                     marker=marker, color=colour, alpha=.35, linewidths=0)
+        if best:
+            axes.plot([one.time for one in best], [one.memory.total / MIB for one in best],
+                      marker=marker, color=colour, label=label, linewidth=1.5)
+        named += best
+    if plan.budget is not None:
+        axes.axhline(plan.budget / MIB, color='0.4', linestyle='--', linewidth=1, label='budget')
+    axes.set_ylim(bottom=0)
+    axes.margins(x=.12)
+    axes.legend(frameon=False, fontsize=11)
+    figure.canvas.draw()
+    _label(axes, named, [one for one in plan.tried])
+    Path(out_file).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out_file)
+    return figure
+
+
+def _label(axes: Axes, named: List[Planned], all_ways: List[Planned]) -> None:
+    """Write each name where it covers neither a dot nor another name."""
+    canvas = axes.figure.canvas
+    renderer = canvas.get_renderer()
+    dots = [axes.transData.transform((one.time, one.memory.total / MIB)) for one in all_ways]
+    legend = axes.get_legend().get_window_extent(renderer)
+    lines = [line.get_path().interpolated(20).transformed(line.get_transform()).vertices
+             for line in axes.get_lines()]
+    taken = [legend]
+    for one in named:
+        colour = next(c for exact, _, _, c in _KINDS if exact == one.way.exact)
+        best = None
+        for x, y, align in _PLACES:
+            text = axes.annotate(one.way.name, (one.time, one.memory.total / MIB), (x, y),
+                                 textcoords='offset points', ha=align, fontsize=9, color=colour)
+            box = text.get_window_extent(renderer).expanded(1.02, 1.1)
+            frame = axes.get_window_extent(renderer)
+            badness = sum(box.overlaps(other) for other in taken) * 100
+            badness += 10 * sum(box.contains(*dot) for dot in dots)
+            badness += sum(box.contains(*point) for line in lines for point in line)
+            badness += 1000 * (not (frame.x0 <= box.x0 and box.x1 <= frame.x1
+                                    and frame.y0 <= box.y0 and box.y1 <= frame.y1))
+            if best is None or badness < best[0]:
+                if best is not None:
+                    best[1].remove()
+                best = (badness, text, box)
+            else:
+                text.remove()
+        taken.append(best[2])

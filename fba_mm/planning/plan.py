@@ -1,0 +1,274 @@
+"""Going through the ways to train, and choosing one."""
+import math
+from dataclasses import dataclass, field
+from typing import Callable, List, Optional, Union
+
+from mmengine.config import Config
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..analysis.memory_fit import MemoryPrediction, in_mib, predict_memory
+from ..analysis.simulated_step import quiet
+from ..analysis.synthetic_batch import Shape, batch_shape
+from ..analysis.training_twins import trains_locally
+from ..config import backbone_key
+from ..errors import LocalLearningError
+from ..memory_budget import parse_memory
+from .ways import Series, Way, ways_to_train
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A way to train with what it takes.
+
+    Attributes:
+        way: The way.
+        memory: What a step takes.
+        time: Counted operations of a step, memory traffic included, over those of the config as
+            shipped.
+    """
+    way: Way
+    memory: MemoryPrediction
+    time: float
+
+
+@dataclass
+class Plan:
+    """What :func:`plan_training` found.
+
+    Attributes:
+        shape: The batch, (images, channels, height, width).
+        tried: All ways that were simulated, in the order of the table: exact ones first, each kind
+            by decreasing memory.
+        budget: Bytes to fit into; None without a budget.
+        skipped: Names of ways that can't be simulated, with the reason.
+    """
+    shape: Shape
+    tried: List[Planned]
+    budget: Optional[int] = None
+    skipped: List[str] = field(default_factory=list)
+
+    @property
+    def chosen(self) -> Optional[Planned]:
+        """The exact way of least time that fits, else the local one; None if none fits."""
+        fitting = [p for p in self.tried if self.budget is None or p.memory.total <= self.budget]
+        return min(fitting, key=lambda p: (not p.way.exact, p.time, p.memory.total), default=None)
+
+    @property
+    def least(self) -> Planned:
+        """The way that takes the least memory."""
+        return min(self.tried, key=lambda p: p.memory.total)
+
+    def frontier(self, exact: bool) -> List[Planned]:
+        """Ways that no other one of the kind beats in both memory and time, by time.
+
+        Args:
+            exact: Of the exact ways, or of the local ones.
+        """
+        found: List[Planned] = []
+        ways = [p for p in self.tried if p.way.exact == exact]
+        for one in sorted(ways, key=lambda p: (p.time, p.memory.total)):
+            if not found or one.memory.total < found[-1].memory.total:
+                found.append(one)
+        return found
+
+    def table(self) -> Table:
+        """The ways with memory, time and what they are known to cost."""
+        title = f'Ways to train on batches of {"×".join(map(str, self.shape))}'
+        if self.budget is not None:
+            title += f', budget {in_mib(self.budget)}'
+        table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
+        table.add_column('way to train', no_wrap=True)
+        table.add_column('exact')
+        table.add_column('MiB', justify='right')
+        table.add_column('time /\nas shipped', justify='right')
+        if self.budget is not None:
+            table.add_column('fits')
+        table.add_column('known cost in accuracy')
+        for one in self.tried:
+            fits = [] if self.budget is None else [
+                'yes' if one.memory.total <= self.budget else 'no']
+            note = '*' if one.memory.guessed_loss else ''
+            table.add_row(one.way.name, 'yes' if one.way.exact else 'no',
+                          in_mib(one.memory.total)[:-len(' MiB')] + note, f'{one.time:.2f}', *fits,
+                          one.way.accuracy)
+        return table
+
+    def print(self, console: Console) -> None:
+        """Print the table, and what was chosen or why nothing was.
+
+        Args:
+            console: Where to.
+        """
+        console.print(self.table())
+        if any(one.memory.guessed_loss for one in self.tried):
+            console.print('* without what the loss keeps, which cannot be simulated')
+        if self.budget is not None:
+            console.print(self.summary() if self.chosen else self.refusal(), soft_wrap=True)
+
+    def summary(self) -> str:
+        """Which way is taken and why, in a line."""
+        chosen, stock = self.chosen, self.tried[0]
+        if chosen is stock:
+            return (f'{in_mib(stock.memory.total)} as shipped fit {in_mib(self.budget)}: this is '
+                    'plain back-propagation, nothing is needed')
+        kind = ('the fastest exact way that fits' if chosen.way.exact else
+                'no exact way fits, the fastest local one that does')
+        return (f'Training: {chosen.way.name}, {in_mib(chosen.memory.total)} of '
+                f'{in_mib(self.budget)}, {chosen.time:.2f} times the operations of the config as '
+                f'shipped ({kind})')
+
+    def refusal(self) -> str:
+        """Why no way fits, and the least that would do, in a line."""
+        least, parts = self.least, self.least.memory
+        resident = min(p.memory.resident for p in self.tried)
+        shape = '×'.join(map(str, self.shape))
+        if resident > self.budget:
+            return (f'a budget of {in_mib(self.budget)} is less than parameters and optimizer state '
+                    f'alone, {in_mib(resident)}: give more, or take a smaller model or an optimizer '
+                    'with less state')
+        return (f'a budget of {in_mib(self.budget)} is less than any way to train takes on batches '
+                f'of {shape}: the least is {in_mib(parts.total)}, by "{least.way.name}" '
+                f'({in_mib(parts.resident)} of it parameters and optimizer state): give that much, '
+                'or take smaller images, a smaller train_dataloader.batch_size or --amp')
+
+
+def plan_training(cfg: Config,
+                  memory_budget: Optional[Union[str, int, float]] = None,
+                  shape: Optional[Shape] = None,
+                  report: Callable[[str], None] = lambda line: None) -> Plan:
+    """Simulate the ways to train a config, and choose the one that a memory budget asks for.
+
+    Each is simulated for memory and counted for operations (:func:`predict_memory`). Of ways that
+    differ in a number, such as that of modules, a few are tried, and with a budget the smallest
+    number that fits, by bisection.
+
+    Args:
+        cfg: A stock training config. It is not changed.
+        memory_budget: What the tensors of a step may take, parameters and optimizer state
+            included: ``'8GB'``, ``'10GiB'``, or bytes.
+        shape: The batch, (images, channels, height, width); unset, that of the config's train
+            pipeline.
+        report: Called with a line for each way that was simulated.
+
+    Returns:
+        The plan. Its ``chosen`` is None if nothing fits.
+
+    Raises:
+        LocalLearningError: The config trains locally already or can't be simulated, or the budget
+            is none.
+
+    Example:
+        >>> plan = plan_training(cfg, '3GB')
+        >>> plan.chosen.way.name
+        'with_cp=True'
+        >>> cfg = plan.chosen.way.configure(cfg)
+    """
+    budget = None if memory_budget is None else parse_memory(memory_budget)
+    if trains_locally(cfg):
+        raise LocalLearningError(
+            f'model.{backbone_key(cfg.model)} is a LocalBackbone, and a plan starts from the stock '
+            "config: give that, or set num_modules='auto' and memory_budget in the LocalBackbone")
+    shape = batch_shape(cfg) if shape is None else tuple(shape)
+    return Search(cfg, shape, budget, report).plan()
+
+
+class Search:
+    """Simulates ways to train a config.
+
+    Args:
+        cfg: The stock config.
+        shape: The batch.
+        budget: Bytes to fit into, if any.
+        report: Called with a line for each way.
+    """
+
+    def __init__(self, cfg: Config, shape: Shape, budget: Optional[int] = None,
+                 report: Callable[[str], None] = lambda line: None):
+        self._cfg, self._shape, self._budget, self._report = cfg, shape, budget, report
+        self._tried: List[Planned] = []
+        self._skipped: List[str] = []
+
+    def plan(self) -> Plan:
+        """Go through all ways. If the config fits as it is, no other one is tried."""
+        first, *others = ways_to_train(self._cfg)
+        stock = self.attempt(first)
+        if stock is None:
+            raise LocalLearningError(self._skipped[0])
+        # No way to train has fewer parameters.
+        if not self._fits(stock) and not stock.memory.resident > (self._budget or math.inf):
+            for way in others:
+                if isinstance(way, Way):
+                    self.attempt(way)
+                elif self._budget is None:
+                    self._show(way)
+                else:
+                    self.least_that_fits(way)
+        rest = sorted(self._tried[1:], key=lambda p: (not p.way.exact, -p.memory.total))
+        return Plan(self._shape, [stock, *rest], self._budget, self._skipped)
+
+    def _show(self, series: Series) -> None:
+        """Try some of a series, the last among them, that show its range."""
+        for number in series.numbers:
+            if number in (2, 4, 8, series.numbers[-1]):
+                self.attempt(series.make(number))
+
+    def least_that_fits(self, series: Series) -> Optional[Planned]:
+        """Find the smallest number of a series that fits, by bisection.
+
+        Args:
+            series: The ways.
+
+        Returns:
+            The way; None if none fits.
+        """
+        numbers = series.numbers
+        # The finest first: if that doesn't fit, few others do.
+        found = self._fitting(series.make(numbers[-1]))
+        if found is None:
+            # Nor is the finest always the least: each module has an auxiliary network.
+            return self._fitting(series.make(numbers[len(numbers) // 2]))
+        low, high = 0, len(numbers) - 1
+        while low < high:
+            middle = (low + high) // 2
+            planned = self._fitting(series.make(numbers[middle]))
+            if planned is not None:
+                high, found = middle, planned
+            else:
+                low = middle + 1
+        return found
+
+    def _fitting(self, way: Way) -> Optional[Planned]:
+        planned = self.attempt(way)
+        return planned if planned is not None and self._fits(planned) else None
+
+    def _fits(self, planned: Planned) -> bool:
+        return self._budget is not None and planned.memory.total <= self._budget
+
+    def attempt(self, way: Way) -> Optional[Planned]:
+        """Simulate a way.
+
+        Args:
+            way: The way.
+
+        Returns:
+            What it takes; None if it can't be simulated.
+        """
+        known = next((one for one in self._tried if one.way.name == way.name), None)
+        if known is not None:
+            return known
+        try:
+            with quiet():
+                cfg = way.configure(self._cfg)
+            memory = predict_memory(cfg, self._shape)
+        except LocalLearningError as error:
+            # The others can do without it.
+            self._skipped.append(f'{way.name}: {error}' if self._tried else str(error))
+            self._report(f'{way.name}: skipped ({error})')
+            return None
+        stock = self._tried[0].memory if self._tried else memory
+        planned = Planned(way, memory, memory.operations / stock.operations)
+        self._tried.append(planned)
+        self._report(f'{way.name}: {in_mib(memory.total)}')
+        return planned

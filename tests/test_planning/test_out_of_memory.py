@@ -1,0 +1,49 @@
+"""Training that runs out of memory ends with the next way to try."""
+import pytest
+import torch
+from mmengine.config import Config
+
+from fba_mm import localize
+from fba_mm.analysis import predict_memory
+from fba_mm.errors import LocalLearningError
+from fba_mm.planning.out_of_memory import next_way_when_out_of_memory
+
+from ..test_analysis.small_configs import classifier
+
+
+def sized(size: int = 64):
+    """A classifier whose config tells the size of its images."""
+    cfg = classifier()
+    cfg.train_dataloader = dict(
+        batch_size=8, dataset=dict(pipeline=[dict(type='Resize', scale=(size, size))]))
+    return cfg
+
+
+def test_the_next_way():
+    cfg = localize(sized(), 2)
+    taken = predict_memory(cfg, (8, 3, 64, 64)).total
+    with pytest.raises(LocalLearningError) as raised:
+        with next_way_when_out_of_memory(cfg):
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    text = str(raised.value)
+    assert text.startswith('out of memory (') and '\n' not in text
+    assert 'try "checkpointing, ' in text or 'try "with_cp=True"' in text
+    assert f'{taken / 2**20:.1f} MiB as it was' in text
+
+
+def test_the_allocator_of_the_cpu():
+    """What torch really raises."""
+    with pytest.raises(LocalLearningError, match='out of memory .*DefaultCPUAllocator.*batch_size'):
+        with next_way_when_out_of_memory(Config()):
+            torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_memory_that_suffices():
+    with next_way_when_out_of_memory(Config()):
+        pass
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match='mat1'):
+        with next_way_when_out_of_memory(Config()):
+            raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
