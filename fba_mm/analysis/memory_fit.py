@@ -152,7 +152,8 @@ def _simulate(cfg: Config, shape: Shape, guess_loss: bool, steps: int) -> Memory
         gc.collect()
         sizes = resident_bytes(step.model, step.optim_wrapper.optimizer)
         tracker.watch(step.model, step.optim_wrapper.optimizer)
-        with tracker, counter:
+        # The tracker looks at who called it, so that no other mode may stand between.
+        with counter, tracker:
             for _ in range(steps):
                 step(batch)
     resident = sizes['parameters'] + sizes['optimizer_state']
