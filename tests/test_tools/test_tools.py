@@ -168,12 +168,19 @@ def _config_at_start(tool, monkeypatch, *args):
     ([], 'OptimWrapper'), (['--local', '4'], 'LocalOptimWrapper'),
     (['--local', '4', '--amp'], 'AmpLocalOptimWrapper')])
 def test_name_in_a_package(options, wrapper, monkeypatch, tmp_path):
+    from mmdet.datasets import CocoDataset
     monkeypatch.chdir(tmp_path)
     # Where COCO lies beside the work directory, nothing more needs to be said.
     for split in ('train2017', 'val2017'):
         (tmp_path / 'data/coco' / split).mkdir(parents=True)
         (tmp_path / 'data/coco/annotations').mkdir(exist_ok=True)
-        (tmp_path / f'data/coco/annotations/instances_{split}.json').write_text('{}')
+        (tmp_path / 'data/coco' / split / '1.jpg').touch()
+        (tmp_path / f'data/coco/annotations/instances_{split}.json').write_text(json.dumps(dict(
+            images=[dict(id=1, file_name='1.jpg', height=64, width=64)],
+            annotations=[dict(id=1, image_id=1, category_id=1, bbox=[0, 0, 4, 4], area=16,
+                              iscrowd=0)],
+            categories=[dict(id=i, name=name) for i, name in enumerate(
+                CocoDataset.METAINFO['classes'], 1)])))
     cfg = _config_at_start('train', monkeypatch, 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
                            *options)
     kind = '_local4' if options else ''
