@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequ
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import LocalLearningError
@@ -131,7 +131,7 @@ class _TwoCalls:
         self.tracking: List[Tuple[nn.Module, bool]] = []
 
     def __call__(self, *args: Any) -> Any:
-        versions = [leaf._version for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        versions = [leaf._version for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)]
         if self.versions is None:
             self.versions = versions
             self.tracking = [(module, module.track_running_stats) for module in self.modules

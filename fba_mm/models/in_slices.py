@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..compat.torch_versions import autocast_dtype, is_autocast_enabled
 from ..errors import LocalLearningError
 from .sliced_focal_loss import SlicedFocalLoss
 
@@ -128,8 +129,8 @@ class _SumOverRows(torch.autograd.Function):
         ctx.save_for_backward(pred, *others)
         device = pred.device.type
         ctx.term = term
-        ctx.autocast = dict(device_type=device, enabled=torch.is_autocast_enabled(device),
-                            dtype=torch.get_autocast_dtype(device))
+        ctx.autocast = dict(device_type=device, enabled=is_autocast_enabled(device),
+                            dtype=autocast_dtype(device))
         return sum(term(*(t[rows] for t in (pred, *others))).float() for rows in _rows(pred))
 
     @staticmethod
