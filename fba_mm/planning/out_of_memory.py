@@ -66,7 +66,8 @@ def advice(cfg: Config) -> str:
         return _SMALLER
     if found is None:
         return f'no other way to train takes clearly less than {in_mib(now)}: {_SMALLER}'
-    return (f'try "{found.way.name}" next, with {found.way.how} of tools/train.py on the stock '
+    how = found.way.how or f'--memory-budget {-(-found.memory.total // 2**20)}MiB'
+    return (f'try "{found.way.name}" next, with {how} of tools/train.py on the stock '
             f'config: by its tensors, a step takes {in_mib(found.memory.total)} so and '
             f'{in_mib(now)} as it was')
 

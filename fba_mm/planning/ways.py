@@ -39,7 +39,7 @@ class Way:
         exact: Whether losses and gradients are those of the stock config.
         accuracy: What it is known to cost.
         configure: Makes the stock config train this way; the config that it is given stays as it is.
-        how: The options of ``tools/train.py`` that ask for it.
+        how: The options of ``tools/train.py`` that ask for it; empty if only a budget does.
     """
     name: str
     exact: bool
@@ -117,7 +117,7 @@ def _checkpointing(spans: Count, images: Optional[int], options: str) -> Way:
     name = f'checkpointing, {spans} spans' if spans != 'blocks' else 'checkpointing, blocks'
     if images is not None:
         name += ', one image at a time'
-        how += f' --cfg-options model.backbone.recompute_batch_size={images}'
+        how = ''
     return Way(name, True, EXACT, lambda cfg: checkpointed(sliced(cfg), spans, images), how)
 
 
@@ -125,10 +125,9 @@ def _local(task: str, heads: str, note: str, settings: dict, num_modules: Count)
     kind = "the model's head" if heads in ('pooled', 'shared') else f'{heads} heads'
     options = ''.join(f' --checkpoint {value}' for key, value in settings.items()
                       if key == 'recompute')
-    if 'head_batch_size' in settings:
-        options += ' --cfg-options model.backbone.head_batch_size=1'
     return Way(f'local, K={num_modules}, {kind}{note}', False, _LOCAL.get((task, heads), _UNKNOWN),
                partial(localize, num_modules=num_modules, auxiliary=heads, **settings),
+               '' if 'head_batch_size' in settings else
                f'--local {num_modules} --auxiliary {heads}{options}')
 
 

@@ -181,13 +181,14 @@ def test_tasks(make, task):
     assert first.name == 'as shipped'
     assert {'checkpointing, 3 spans', 'checkpointing, blocks'} <= {
         one.name for one in others if isinstance(one, Way)}
-    assert all(one.exact and one.how for one in others if isinstance(one, Way))
+    assert all(one.exact for one in others if isinstance(one, Way))
     series = [one for one in others if isinstance(one, Series)]
     assert series and all(one.numbers[-1] == 'blocks' for one in series)
     for one in series:
         way = one.make(2)
         assert not way.exact and way.configure(cfg).model[backbone_key(cfg.model)].num_modules == 2
-        assert way.how.startswith('--local 2 --auxiliary ') and way.accuracy
+        assert way.how.startswith('--local 2 --auxiliary ') or 'one image' in way.name
+        assert way.accuracy
 
 
 def test_the_picture(large, tmp_path):
