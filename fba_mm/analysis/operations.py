@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from ..compat.torch_versions import flop_registry
 from .memory import tensors_in
 
 aten = torch.ops.aten

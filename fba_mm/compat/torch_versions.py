@@ -6,12 +6,13 @@ with: from that one on, torch itself does what is done here.
 import warnings
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, ContextManager, Tuple
+from typing import Any, Callable, ContextManager, Tuple
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import LocalLearningError
 
@@ -170,3 +171,21 @@ def _deform_conv(input: Tensor, weight: Tensor, offset: Tensor, *_: Any) -> Tens
 
 def _deform_conv_backward(grad: Tensor, *inputs: Any) -> Tuple[Tensor, ...]:
     return tuple(torch.empty_like(tensor) for tensor in inputs[:5])
+
+
+# torch 2.2: formulas of operations that take tensors; before, they take shapes.
+try:
+    from torch.utils.flop_counter import flop_registry
+except ImportError:
+    from torch.utils.flop_counter import flop_mapping
+
+    def _of_tensors(formula: Callable) -> Callable:
+
+        def count(*args: Any, out_val: Any, **kwargs: Any) -> int:
+            args, kwargs, out_shape = tree_map(
+                lambda x: x.shape if isinstance(x, Tensor) else x, (args, kwargs, out_val))
+            return formula(*args, **kwargs, out_shape=out_shape)
+
+        return count
+
+    flop_registry = {op: _of_tensors(formula) for op, formula in flop_mapping.items()}
