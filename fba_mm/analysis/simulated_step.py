@@ -20,12 +20,11 @@ from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (DataDependentOutputException,
-                                           DynamicOutputShapeException, FakeTensor, FakeTensorMode,
-                                           unset_fake_temporarily)
+                                           DynamicOutputShapeException, FakeTensor, FakeTensorMode)
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fba_mm.compat.mmcv_ops import without_compiled_ops
-from fba_mm.compat.torch_versions import without_generator
+from fba_mm.compat.torch_versions import unset_fake_temporarily, without_generator
 from fba_mm.engine.fba_hook import check_local_training
 from fba_mm.preflight.building import build_model
 

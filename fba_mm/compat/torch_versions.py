@@ -189,3 +189,11 @@ except ImportError:
         return count
 
     flop_registry = {op: _of_tensors(formula) for op, formula in flop_mapping.items()}
+
+
+# torch 2.2
+try:
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+except ImportError:
+    from torch.fx.experimental.proxy_tensor import (
+        maybe_disable_fake_tensor_mode as unset_fake_temporarily)
