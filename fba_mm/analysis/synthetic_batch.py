@@ -51,6 +51,8 @@ def batch_shape(cfg: Config) -> Shape:
 def _channels(cfg: Config) -> int:
     model = cfg.get('model') or {}
     network = model.get(backbone_key(model)) or {}
+    if not isinstance(network, dict):
+        network = {}
     if type_name(network.get('type')) == 'LocalBackbone':
         network = network['backbone']
     channels = network.get('in_channels')

@@ -132,8 +132,9 @@ class _Start(Hook):
         self.what = what
 
     def before_train(self, runner: Runner) -> None:
-        whole = not is_model_wrapper(runner.model) or isinstance(
-            runner.model, (LocalDataParallel, MMDistributedDataParallel))
+        # Other wrappers have parts of the model in each process.
+        whole = not is_model_wrapper(runner.model) or type(runner.model) in (
+            LocalDataParallel, MMDistributedDataParallel)
         if runner.cfg.get('val_dataloader') is not None and whole:
             self.what = 'one image was validated on before training, and failed'
             validate_one(runner)

@@ -105,7 +105,7 @@ def test_nothing_is_computed():
     cfg = localize(stock, 1)
     shape = (4, 3, 2**15, 2**15)
     one = predict_memory(cfg, shape).total
-    assert one > 2**43
+    assert one > 2**40
     cfg.model.backbone.num_modules = 'blocks'
     assert predict_memory(cfg, shape).total < one / 4
 

@@ -56,8 +56,8 @@ def test_as_many_modules_as_fit(written, tmp_path, capsys):
     shape = (2, 3, 192, 192)
     one, two = (predict_memory(local_detector(number), shape).total for number in (1, 2))
     budget = (one + two) // 2
-    result = run_tool(TOOL, written(detector()), '--local', 'auto', '--memory-budget', budget,
-                      '--shape', *shape, '--twins', 'bp', '--rounds', 0, '--out', tmp_path,
+    result = run_tool(TOOL, written(detector()), '--local', 'auto', '--auxiliary', 'shared',
+                      '--memory-budget', budget, '--shape', *shape, '--twins', 'bp', '--rounds', 0, '--out', tmp_path,
                       capsys=capsys)
     assert result.status == 0, result.err
     assert 'num_modules=2: ' in result.out

@@ -86,10 +86,10 @@ def test_missing_neck_is_reported(exported, config, tmp_path, capsys):
     (['--local', '4'], ['Local learning in 4 modules', 'local_3.loss']),
     (['--local', 'stages'], ['Local learning in', 'local_1.loss']),
     (['--local', '4', '--amp'], ['Local learning in 4 modules', 'local_3.loss']),
-    (['--local=1', '--launcher', 'none'], ['Local learning in 1 modules']),
+    (['--local=1', '--launcher', 'none'], ['num_modules=1:']),
     (['--local', '4', '--auxiliary', 'light'], ['Local learning in 4 modules', 'local_3.loss']),
     (['--local', 'auto', '--memory-budget', '60MB'],
-     ['num_modules=1: ', ': fits', 'Local learning in 1 modules']),
+     ['num_modules=1: ', ': fits', 'plain back-propagation']),
     (['--memory-budget', '1GB'], ['plain back-propagation, nothing is needed']),
     ([], []),
 ], ids=['K', 'stages', 'amp', 'K = 1', 'light', 'auto', 'plan', 'stock'])
