@@ -39,8 +39,6 @@ VARIANTS = {
     'BP': (BP, []),
     'FBA, pooled, shared head': (FBA, []),
     'FBA, SLM, shared head': (FBA, slm()),
-    'FBA, SLM, shared head, half the images': (FBA, slm(image_share=.5)),
-    'FBA, SLM, shared head, a quarter of the images': (FBA, slm(image_share=.25)),
     'FBA, own light head, 16 channels': (FBA, light(16)),
     'FBA, own light head, 32 channels': (FBA, light(32)),
 }

@@ -51,7 +51,6 @@ class AssignedTargets:
     def __init__(self, data_samples: list):
         self._data_samples = data_samples
         self._images: Optional[slice] = None
-        self._aside = False
         self._assigned: Dict[tuple, tuple] = {}
 
     @staticmethod
@@ -90,15 +89,6 @@ class AssignedTargets:
         finally:
             self._images = outer
 
-    @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        """Within this context, heads assign targets themselves, to whatever images they are given."""
-        outer, self._aside = self._aside, True
-        try:
-            yield
-        finally:
-            self._aside = outer
-
     @staticmethod
     def _get_anchors(sizes: Dict[str, Any], get_anchors: Callable, featmap_sizes: list,
                      batch_img_metas: list, device='cuda') -> tuple:
@@ -107,8 +97,6 @@ class AssignedTargets:
 
     def _get_targets(self, head: nn.Module, sizes: Dict[str, Any], get_targets: Callable,
                      get_anchors: Callable, *args, **kwargs) -> tuple:
-        if self._aside:
-            return get_targets(*args, **kwargs)
         shapes = tuple(tuple(size) for size in sizes['featmap_sizes'])
         key = (_signature(head), shapes, str(sizes['device']))
         if key not in self._assigned:

@@ -80,7 +80,7 @@ class LocalStep:
         return slices_of(len(self.data_samples if several else self.images), size)
 
     def head_loss(self, model: nn.Module, source: AnsweringBackbone, features: Features,
-                  loss_weight: float = 1., images: slice = slice(None)) -> Losses:
+                  loss_weight: float = 1.) -> Losses:
         """The losses of a model's neck and head on given features.
 
         Args:
@@ -88,14 +88,7 @@ class LocalStep:
             source: Its backbone, which answers with the features.
             features: As the backbone returns them, (N, C, H, W) each.
             loss_weight: Factor of the losses.
-            images: The slice of the batch that the features are of.
         """
-        if images != slice(None):
-            inputs, data_samples = self.inputs[images], self.data_samples[images]
-            with self.targets.set_aside():
-                losses = task_loss(
-                    model, source, features, inputs, data_samples, advance=model is not self.model)
-            return map_losses(losses, lambda loss: loss * loss_weight)
 
         def loss_of(features: Features, images: Optional[slice]) -> Losses:
             return self._loss_of(model, source, features, images, loss_weight)

@@ -400,8 +400,11 @@ def test_clipping_sees_unscaled_gradients(apply):
 def test_a_fixed_scale_stays():
     trainer = Trainer(build(retinanet(num_modules=4)), AmpLocalOptimWrapper, dtype='float16',
                       loss_scale=64)
-    overflow = mock.patch.object(trainer.model, 'parse_losses', side_effect=lambda losses: (
-        sum(sum(v) for v in losses.values()) * float('inf'), {}))
+    # Of gradients: losses that aren't finite end the training.
+    scaler = trainer.optim_wrapper.loss_scaler
+    scale = scaler.scale
+    overflow = mock.patch.object(
+        scaler, 'scale', side_effect=lambda loss: scale(loss) * float('inf'))
     kept = copy.deepcopy(trainer.model.neck.state_dict())
     with overflow:
         trainer.step(amp_batch())

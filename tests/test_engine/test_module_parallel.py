@@ -129,8 +129,6 @@ CASES = {
     'accumulating': (OWN_HEAD, dict(apply='eager', accumulative_counts=2)),
     'accumulating to the end': (OWN_HEAD, dict(apply='end', accumulative_counts=2)),
     'clipped': (OWN_HEAD, dict(apply='eager', clip_grad=dict(max_norm=.1))),
-    # Images that a head sees are drawn by chance.
-    'by chance': (dict(OWN_HEAD, image_share=.5), dict(apply='eager')),
     'bfloat16': (OWN_HEAD, dict(apply='eager', wrapper=AmpLocalOptimWrapper, dtype='bfloat16')),
 }
 

@@ -308,13 +308,6 @@ def test_settings_that_cannot_be(settings, words):
         model_with(settings)
 
 
-def test_share_of_images():
-    cfg = localize(classifier(), 3, auxiliary=dict(
-        type='SLM', image_share=.5, bank_use=dict(type='GatedContext')))
-    with pytest.raises(LocalLearningError, match='image_share=0.5 does not go with bank_use'):
-        MODELS.build(cfg.model)
-
-
 @pytest.mark.parametrize('use', [None, USES['LogitTarget'], USES['ClassMemory']])
 def test_a_head_of_its_own(use):
     head = dict(

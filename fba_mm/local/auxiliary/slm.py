@@ -87,9 +87,6 @@ class SLM(Auxiliary):
             a module in the last stage learns from the head alone.
         bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',
             num_classes=10)``. Unset, the bank gives maps alone.
-        image_share: Share of the batch that the SLM and its head see in an iteration, drawn anew
-            for each module. The loss is that of the whole batch in expectation, at this share of
-            the auxiliary network's cost.
         bank_dropout: Share of the images for which deeper maps of the bank are withheld.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
@@ -115,7 +112,6 @@ class SLM(Auxiliary):
                  blocks_per_stage: int = 1,
                  finish_stage: bool = False,
                  bank_use: Optional[dict] = None,
-                 image_share: float = 1.0,
                  bank_dropout: float = 0.5,
                  loss_weight: float = 1.0,
                  init_cfg: Optional[dict] = None):
@@ -136,10 +132,8 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 'auxiliary.blocks_per_stage=0 pools maps, and the blocks of this backbone pass on '
                 'tokens: give 1 or more')
-        check_number('auxiliary.image_share', image_share, above=0, most=1)
         if channels is None and head is not None:
             channels = block_channels(head)
-        self.image_share = image_share
         self.bank_dropout = bank_dropout
         self.blocks = ModuleList()
         # What the backbone does to a level before it returns it, in a small form of the SLM's own.
@@ -171,9 +165,6 @@ class SLM(Auxiliary):
         if bank_use is not None:
             self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
             self.reads_pooled = self.bank_use.reads_pooled
-            if image_share < 1:
-                raise LocalLearningError(
-                    f'auxiliary.image_share={image_share} does not go with bank_use: leave out one')
 
     def _stage(self, in_channels: int, out_channels: int, stride: int, blocks: int,
                dilation: int) -> nn.Module:
@@ -194,22 +185,18 @@ class SLM(Auxiliary):
         key = str(level)
         return self.outputs[key](x) if key in self.outputs else x
 
-    def features(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep,
-                 images: slice = slice(None)) -> Tuple[Tensor, ...]:
+    def features(self, x: Tensor, levels: Dict[int, Tensor],
+                 step: LocalStep) -> Tuple[Tensor, ...]:
         """The maps of a whole backbone, as far as the module can tell them.
 
         Args:
             x: Output of the module, (N, C, H, W).
             levels: The module's own levels, by index.
             step: The batch and the bank.
-            images: A slice of the batch.
 
         Returns:
-            One map for each level that the backbone returns, (N, C, H, W) with the slice's images.
+            One map for each level that the backbone returns, (N, C, H, W).
         """
-        if images != slice(None):
-            x = x[images]
-            levels = {level: feature[images] for level, feature in levels.items()}
         maps = dict(levels)
         blocks = iter(self.blocks)
         if self.finish is not None:
@@ -220,8 +207,6 @@ class SLM(Auxiliary):
         for stage in self.cut_point.stages:
             level = stage.level
             banked = None if level is None else step.bank.get(level)
-            if banked is not None and images != slice(None):
-                banked = banked[images]
             if stage.stage > self.cut_point.stage:
                 deeper = next(blocks)(deeper)
                 if level is not None:
@@ -243,26 +228,14 @@ class SLM(Auxiliary):
         offered = offered.reshape(-1, *[1] * (own.dim() - 1))
         return own + banked.to(own.dtype) * offered.to(banked.device)
 
-    def _draw_images(self, step: LocalStep) -> slice:
-        total = len(step.data_samples)
-        if total != len(step.images):
-            raise LocalLearningError(
-                f'auxiliary.image_share={self.image_share} needs a data sample for each image: leave '
-                'joint_sample of the train loop out, or image_share')
-        count = max(round(self.image_share * total), 1)
-        # Batches are shuffled: neighbours are as good as any.
-        start = int(torch.randint(total - count + 1, (), generator=step.generator))
-        return slice(start, start + count)
-
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the completed features. See :class:`Auxiliary`."""
-        images = self._draw_images(step) if self.image_share < 1 else slice(None)
-        own = features = self.features(x, levels, step, images)
+        own = features = self.features(x, levels, step)
         head, source = (step.model, step.source) if self.head is None else (
             self.head, self.head.backbone)
         if self.bank_use is not None:
             features = self.bank_use.enrich(own, step)
-        losses = step.head_loss(head, source, features, self.loss_weight, images)
+        losses = step.head_loss(head, source, features, self.loss_weight)
         if self.bank_use is not None:
             loss = self.bank_use.loss(own, head, source, step)
             if loss is not None:

@@ -156,47 +156,6 @@ def test_an_image_is_withheld_at_all_levels_or_at_none():
     assert torch.equal(alone[0], alone[1]) and torch.equal(alone[0], alone[2])
 
 
-@pytest.mark.parametrize('auxiliary', [dict(type='SLM'), own_head()], ids=['shared', 'own'])
-def test_a_share_of_the_images(auxiliary):
-    """Another part of the batch each time; the modules themselves see all of it."""
-    model = build(retinanet(auxiliary=dict(auxiliary, image_share=.5)))
-    trainer = Trainer(model)  # It tries own heads on an image.
-    seen = dict(module=[], slm=[], head=[])
-    model.backbone.backbone.layer1[0].register_forward_pre_hook(
-        lambda _, args: seen['module'].append(len(args[0])))
-    for aux in model.backbone.auxiliary:
-        for block in aux.blocks:
-            block.register_forward_pre_hook(lambda _, args: seen['slm'].append(len(args[0])))
-        if aux.head is not None:
-            aux.head.bbox_head.register_forward_pre_hook(
-                lambda _, args: seen['head'].append(len(args[0][0])))
-    model.bbox_head.register_forward_pre_hook(
-        lambda _, args: seen['head'].append(len(args[0][0])))
-    data = batch(images=4)
-    for _ in range(4):
-        trainer.step(data)
-    assert seen['head'] == [2, 2, 2, 4] * 4
-    assert set(seen['slm']) == {2} and set(seen['module']) == {4}
-    again = Trainer(build(retinanet(auxiliary=dict(auxiliary, image_share=.5))))
-    start = again.step(data)
-    repeated = Trainer(build(retinanet(auxiliary=dict(auxiliary, image_share=.5)))).step(data)
-    assert start == repeated
-
-
-def test_a_share_is_the_whole_in_expectation():
-    """Images are drawn as often as one another, or nearly so, and losses keep their size."""
-    drawn = torch.zeros(4)
-    auxiliary = slm(1, image_share=.25)
-    generator = torch.Generator().manual_seed(0)
-    step = step_with(FeatureBank('off'), images=4, generator=generator)
-    step.data_samples = [None] * 4
-    for _ in range(400):
-        part = auxiliary._draw_images(step)
-        assert part.stop - part.start == 1
-        drawn[part] += 1
-    assert drawn.min() > 70
-
-
 def test_an_own_head_sets_the_channels():
     auxiliary = slm(1, **{**own_head(channels=12)})
     assert auxiliary.level_channels == [8, 16, 12, 12]
@@ -345,11 +304,3 @@ def test_blocks_that_are_refused():
         embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=16))
     with pytest.raises(LocalLearningError, match="blocks_per_stage=0 pools maps.*give 1 or more"):
         LocalBackbone(tokens, 2, auxiliary=dict(type='SLM', blocks_per_stage=0))
-
-
-def test_one_data_sample_for_all_images_has_no_share():
-    auxiliary = slm(1, image_share=.5)
-    step = step_with(FeatureBank('off'))
-    step.data_samples = [object()]
-    with pytest.raises(LocalLearningError, match='leave joint_sample of the train loop out'):
-        auxiliary.loss(map_of(1), {}, step)
