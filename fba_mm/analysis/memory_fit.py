@@ -5,13 +5,16 @@ A config's own training step runs on tensors that have shapes but no memory (see
 """
 import copy
 import gc
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator, List, Optional, Tuple, Union
+from typing import Callable, Iterator, List, Optional, Set, Tuple, Union
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS
+from torch import nn
+from torch.optim import Optimizer
 
 from fba_mm.compat import MissingOpError
 from fba_mm.config import backbone_key, config_scope, type_name
@@ -143,25 +146,51 @@ def _as_simulated(cfg: Config) -> Tuple[Config, int]:
 def _simulate(cfg: Config, shape: Shape, guess_loss: bool, steps: int) -> MemoryPrediction:
     with readable_errors('the model or its optimizer cannot be built'):
         step = SimulatedStep(cfg, shape, guess_loss)
+    optimizer = step.optim_wrapper.optimizer
     tracker, counter = StorageTracker(), OperationCounter()
     with step.running():
         batch = step.batch()
-        for _ in range(steps):  # makes the optimizer's state, and whatever else stays
-            step(batch)
+        _make_state(optimizer)
         # Garbage that happens to be collected later would blur the account.
         gc.collect()
-        sizes = resident_bytes(step.model, step.optim_wrapper.optimizer)
-        tracker.watch(step.model, step.optim_wrapper.optimizer)
+        sizes = resident_bytes(step.model, optimizer)
+        tracker.watch(step.model, optimizer)
         # The tracker looks at who called it, so that no other mode may stand between.
-        with counter, tracker:
+        with counter, _trained(optimizer) as trained, tracker:
             for _ in range(steps):
                 step(batch)
-    resident = sizes['parameters'] + sizes['optimizer_state']
+        peak = tracker.peak - sizes['parameters'] - sizes['optimizer_state']
+        for parameter in set(optimizer.state) - trained:
+            del optimizer.state[parameter]
+        sizes = resident_bytes(step.model, optimizer)
     averaged = any('EMAHook' in type_name(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
     return MemoryPrediction(
-        None, sizes['parameters'], sizes['optimizer_state'], tracker.peak - resident, guess_loss,
+        None, sizes['parameters'], sizes['optimizer_state'], peak, guess_loss,
         sizes['parameters'] if averaged else 0, counter.flops // steps,
         counter.bytes_moved // steps)
+
+
+def _make_state(optimizer: Optimizer) -> None:
+    """Make the state that an optimizer would have after a step, instead of simulating one."""
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _trained(optimizer: Optimizer) -> Iterator[Set[nn.Parameter]]:
+    """The parameters that get a gradient within this context: others have no optimizer state."""
+    trained: Set[nn.Parameter] = set()
+    with ExitStack() as stack:
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                if parameter.requires_grad:
+                    handle = parameter.register_post_accumulate_grad_hook(trained.add)
+                    stack.callback(handle.remove)
+        yield trained
 
 
 def fit_modules(cfg: Config,

@@ -1,7 +1,7 @@
 """Going through the ways to train, and choosing one."""
 import math
 from dataclasses import dataclass, field
-from typing import Callable, List, Optional, Union
+from typing import Callable, Dict, List, Optional, Union
 
 from mmengine.config import Config
 from rich import box
@@ -15,7 +15,7 @@ from ..analysis.training_twins import trains_locally
 from ..config import backbone_key
 from ..errors import LocalLearningError
 from ..memory_budget import parse_memory
-from .ways import Series, Way, ways_to_train
+from .ways import Count, Series, Way, ways_to_train
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def plan_training(cfg: Config,
     """Simulate the ways to train a config, and choose the one that a memory budget asks for.
 
     Each is simulated for memory and counted for operations (:func:`predict_memory`). Of ways that
-    differ in a number, such as that of modules, a few are tried, and with a budget the smallest
-    number that fits, by bisection.
+    differ in a number, such as that of modules, a few are tried; with a budget, one after the other
+    until one fits, and local ways only if no exact one does.
 
     Args:
         cfg: A stock training config. It is not changed.
@@ -201,6 +201,8 @@ class Search:
             for way in others:
                 if isinstance(way, Way):
                     self.attempt(way)
+                elif any(one.way.exact and self._fits(one) for one in self._tried):
+                    break  # No local way would be taken, and they come last.
                 elif self._budget is None:
                     self._show(way)
                 else:
@@ -215,33 +217,44 @@ class Search:
                 self.attempt(series.make(number))
 
     def least_that_fits(self, series: Series) -> Optional[Planned]:
-        """Find the smallest number of a series that fits, by bisection.
+        """Find the smallest number of a series that fits.
+
+        Memory doesn't always fall with the number, since each module has an auxiliary network: no
+        bisection. Powers of two are tried from the smallest on, which takes the least time, too, and
+        the last number; then the numbers beside the first that fits, or else beside the least.
 
         Args:
             series: The ways.
 
         Returns:
-            The way; None if none fits.
+            The way; None if none fits, or none that is faster than a local way found before.
         """
-        numbers = series.numbers
-        # The finest first: if that doesn't fit, few others do.
-        found = self._fitting(series.make(numbers[-1]))
-        if found is None:
-            # Nor is the finest always the least: each module has an auxiliary network.
-            return self._fitting(series.make(numbers[len(numbers) // 2]))
-        low, high = 0, len(numbers) - 1
-        while low < high:
-            middle = (low + high) // 2
-            planned = self._fitting(series.make(numbers[middle]))
-            if planned is not None:
-                high, found = middle, planned
-            else:
-                low = middle + 1
-        return found
+        numbers = list(series.numbers)
+        coarse = [n for n in numbers if n == numbers[-1] or n & (n - 1) == 0]
+        tried: Dict[Count, Planned] = {}
+        for number in coarse:
+            planned = self.attempt(series.make(number))
+            if planned is None:
+                continue
+            tried[number] = planned
+            if self._fits(planned) or planned.time >= self._fastest_local():
+                break
+        if not tried:
+            return None
+        least = min(tried, key=lambda number: tried[number].memory.total)
+        if not self._fits(tried[least]) and planned.time >= self._fastest_local():
+            return None
+        at = numbers.index(least)
+        # Those above a number that fits take more time for nothing.
+        for number in numbers[max(at - 1, 0):at + 1 if self._fits(tried[least]) else at + 2]:
+            planned = self.attempt(series.make(number))
+            if planned is not None and self._fits(planned):
+                return planned
+        return None
 
-    def _fitting(self, way: Way) -> Optional[Planned]:
-        planned = self.attempt(way)
-        return planned if planned is not None and self._fits(planned) else None
+    def _fastest_local(self) -> float:
+        return min((one.time for one in self._tried if not one.way.exact and self._fits(one)),
+                   default=math.inf)
 
     def _fits(self, planned: Planned) -> bool:
         return self._budget is not None and planned.memory.total <= self._budget

@@ -153,7 +153,8 @@ def _heads(cfg: Config) -> List[str]:
     found = []
     for heads in kinds.get(task_of(cfg), ['light']):
         try:
-            localize(cfg, auxiliary=heads)
+            with quiet():
+                localize(cfg, auxiliary=heads)
         except LocalLearningError:
             continue  # A detector that is none of boxes, for instance.
         found.append(heads)

@@ -107,7 +107,7 @@ def test_nothing_is_computed():
     one = predict_memory(cfg, shape).total
     assert one > 2**40
     cfg.model.backbone.num_modules = 'blocks'
-    assert predict_memory(cfg, shape).total < one / 4
+    assert predict_memory(cfg, shape).total < .8 * one
 
 
 def test_a_loss_that_leaves_torch():

@@ -18,6 +18,7 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.localize import sliced
 from fba_mm.planning import plan_training
 from fba_mm.planning.frontier_plot import draw_frontier
+from fba_mm.planning.plan import Search
 from fba_mm.planning.ways import Series, Way, task_of, ways_to_train
 
 from .. import segmentation
@@ -101,7 +102,7 @@ def test_none_fits(large):
     plan, found = chosen('150MiB')
     assert found is None
     assert re.match(r'a budget of 150 MiB is less than any way to train takes on batches of 2×3×64×64: '
-                    r'the least is 200 MiB, by "local, K=blocks, light heads" \(100 MiB of it '
+                    r'the least is 200 MiB, by "local, K=8, light heads" \(100 MiB of it '
                     'parameters and optimizer state\\): give that much', plan.refusal())
     plan, found = chosen('90MiB')
     assert found is None
@@ -200,3 +201,18 @@ def test_the_picture(large, tmp_path):
     assert names == {one.way.name for exact in (True, False) for one in plan.frontier(exact)}
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+@pytest.mark.parametrize('takes, budget, found', [
+    ({2: 5, 3: 4, 4: 6, 6: 7, 8: 8, 'blocks': 9}, 4, 3),   # rises again: modules have heads
+    ({2: 9, 3: 9, 4: 9, 6: 4, 8: 5, 'blocks': 9}, 5, 6),
+    ({2: 9, 3: 9, 4: 9, 6: 6, 8: 5, 'blocks': 9}, 5, 8),
+    ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 6, 'blocks'),
+    ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 5, None),
+])
+def test_memory_that_does_not_fall_with_the_number(takes, budget, found):
+    series = Series(lambda k: Way(f'K={k}', False, '', lambda cfg: takes[k]), list(takes))
+    with mock.patch('fba_mm.planning.plan.predict_memory',
+                    lambda cfg, shape: MemoryPrediction(None, 0, 0, cfg, flops=1)):
+        planned = Search(detector(), SHAPE, budget).least_that_fits(series)
+    assert (planned and planned.way.name) == (found and f'K={found}')
