@@ -343,8 +343,8 @@ def test_refusals():
         for name, mend in {
                 'shared head': "give modules a head each, auxiliary=dict(type='SLM', head=",
                 'fewer modules': '2 processes for num_modules=1: set that to 2 or more',
-                'sizes': 'give 2 numbers from 1, one for each process, with the sum 5',
-                'empty': 'give 2 numbers from 1, one for each process, with the sum 5',
+                'sizes': 'give 2 numbers, one for each process, with the sum 5',
+                'empty': 'give numbers of modules from 1',
                 'weights of others': "MAN follows the weights of the next module's block",
                 'observes': 'Observing learns from what later modules make of a batch',
                 'remembers': "bank_use of type 'ClassMemory' learns from the network's deepest",

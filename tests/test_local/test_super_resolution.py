@@ -426,8 +426,8 @@ def test_preflight_accepts_it():
     (dict(head='shared', residual='bicubic'), 'leave residual out'),
     (dict(head='shared', skip=True), 'leave skip out'),
     (dict(head='shared', channels=8), 'leave channels out'),
-    (dict(channels=0), 'give a number from 1'),
-    (dict(loss_weight=0), 'a module without a loss'),
+    (dict(channels=0), 'give an integer from 1'),
+    (dict(loss_weight=0), 'a module does not train'),
     (dict(type='SLM'), "take auxiliary=dict\\(type='SLMReconstruction'\\)"),
 ])
 def test_faulty_options(options, message):
