@@ -101,7 +101,9 @@ def trace_footprints(backbone: nn.Module,
     backbone.train()
     tensors = {}
     for name, tensor in (*trace.named_parameters(), *trace.named_buffers()):
-        meta = torch.empty_like(tensor, device='meta')
+        # Not a fake tensor's like, which would be a fake tensor: torch 2.1 can't run these on meta.
+        meta = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device='meta')
         tensors[name] = meta.requires_grad_(tensor.requires_grad)
     # Buffers are never saved under their own name in training, but frozen norms keep them.
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
