@@ -150,7 +150,9 @@ class without_memory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _FACTORIES and torch.Size(args[0]).numel() > _SMALL:
+        # Tensors on the meta device have no memory anyway, and torch 2.1 runs no fake ones there.
+        on_meta = kwargs.get('device') == torch.device('meta')
+        if func in _FACTORIES and torch.Size(args[0]).numel() > _SMALL and not on_meta:
             with self._fake:
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
