@@ -76,7 +76,9 @@ def test_machines_that_do_not_know_of_each_other(monkeypatch):
     for name, value in dict(SLURM_PROCID=2, SLURM_LOCALID=0, SLURM_NTASKS=4,
                             SLURM_NNODES=2).items():
         monkeypatch.setenv(name, str(value))
-    with pytest.raises(LocalLearningError, match='on several machines: set .* MASTER_ADDR'):
+    # It writes the places of processes into the environment, where later tests would find them.
+    with mock.patch.dict(os.environ), pytest.raises(
+            LocalLearningError, match='on several machines: set .* MASTER_ADDR'):
         init_processes('slurm')
 
 
