@@ -11,30 +11,77 @@ export and resumption (``tests/version_matrix.py``), whose losses and checkpoint
 those of the rows that ran before. Python has to be there in the version that a row names. An
 environment takes about 5 GB.
 """
+
 import nox
 
 CLASSIC = ('mmengine==0.10.7', 'mmdet==3.3.0')
 CLASSIC_TASKS = ('mmpretrain==1.2.0', 'mmsegmentation==1.2.2', 'ftfy', 'regex')
-ONEDL = ('onedl-mmengine==0.10.12', 'onedl-mmcv==2.3.6', 'onedl-mmdetection==3.5.1',
-         'onedl-mmpretrain==1.3.6', 'onedl-mmsegmentation==1.4.2')
+ONEDL = (
+    'onedl-mmengine==0.10.12',
+    'onedl-mmcv==2.3.6',
+    'onedl-mmdetection==3.5.1',
+    'onedl-mmpretrain==1.3.6',
+    'onedl-mmsegmentation==1.4.2',
+)
 LITE = 'mmcv-lite==2.1.0'
-TOOLS = ('pytest', 'pytest-xdist', 'scipy', 'scikit-image', 'scikit-learn', 'setuptools<80', 'wheel')
+TOOLS = (
+    'pytest',
+    'pytest-xdist',
+    'scipy',
+    'scikit-image',
+    'scikit-learn',
+    'setuptools<80',
+    'wheel',
+)
 
 # Name: Python, and the packages.
 ROWS = {
-    'classic-2.1.2-py3.10':
-    ('3.10', 'torch==2.1.2', 'torchvision==0.16.2', 'numpy<2', LITE, *CLASSIC, *CLASSIC_TASKS),
-    'classic-2.1.2-py3.8':
-    ('3.8', 'torch==2.1.2', 'torchvision==0.16.2', 'numpy<2', LITE, *CLASSIC, *CLASSIC_TASKS),
-    'classic-2.4.1-py3.11':
-    ('3.11', 'torch==2.4.1', 'torchvision==0.19.1', 'numpy<2', LITE, *CLASSIC, *CLASSIC_TASKS),
-    'detection-2.1.2-py3.11':
-    ('3.11', 'torch==2.1.2', 'torchvision==0.16.2', 'numpy<2', LITE, *CLASSIC),
+    'classic-2.1.2-py3.10': (
+        '3.10',
+        'torch==2.1.2',
+        'torchvision==0.16.2',
+        'numpy<2',
+        LITE,
+        *CLASSIC,
+        *CLASSIC_TASKS,
+    ),
+    'classic-2.1.2-py3.8': (
+        '3.8',
+        'torch==2.1.2',
+        'torchvision==0.16.2',
+        'numpy<2',
+        LITE,
+        *CLASSIC,
+        *CLASSIC_TASKS,
+    ),
+    'classic-2.4.1-py3.11': (
+        '3.11',
+        'torch==2.4.1',
+        'torchvision==0.19.1',
+        'numpy<2',
+        LITE,
+        *CLASSIC,
+        *CLASSIC_TASKS,
+    ),
+    'detection-2.1.2-py3.11': (
+        '3.11',
+        'torch==2.1.2',
+        'torchvision==0.16.2',
+        'numpy<2',
+        LITE,
+        *CLASSIC,
+    ),
     'onedl-2.11.0-py3.12': ('3.12', 'torch==2.11.0', 'torchvision==0.26.0', *ONEDL),
     'onedl-newest-py3.11': ('3.11', '-r', 'requirements.txt'),
     # Compiles mmcv's operators, for 20 minutes of one core.
-    'compiled-2.1.2-py3.10':
-    ('3.10', 'torch==2.1.2', 'torchvision==0.16.2', 'numpy<2', *CLASSIC, *CLASSIC_TASKS),
+    'compiled-2.1.2-py3.10': (
+        '3.10',
+        'torch==2.1.2',
+        'torchvision==0.16.2',
+        'numpy<2',
+        *CLASSIC,
+        *CLASSIC_TASKS,
+    ),
 }
 
 nox.options.sessions = [name for name in ROWS if not name.startswith('compiled')]
@@ -46,8 +93,14 @@ def _define(name: str, python: str, *packages: str) -> None:
     def row(session: nox.Session) -> None:
         session.install(*packages, *TOOLS)
         if name.startswith('compiled'):
-            session.install('--no-build-isolation', '--no-deps', '--no-binary', 'mmcv', 'mmcv==2.1.0',
-                            env=dict(MMCV_WITH_OPS='1', FORCE_CUDA='0'))
+            session.install(
+                '--no-build-isolation',
+                '--no-deps',
+                '--no-binary',
+                'mmcv',
+                'mmcv==2.1.0',
+                env=dict(MMCV_WITH_OPS='1', FORCE_CUDA='0'),
+            )
         before = _installed(session)
         session.install('-e', '.')
         changed = before - _installed(session)

@@ -7,6 +7,7 @@ sets of distributions (mmengine, mmcv, mmdet, ... and onedl-mmengine, onedl-mmcv
 onedl-mmdetection, ...), and either works. The extras bring the second set, for environments that
 have neither.
 """
+
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -21,8 +22,12 @@ tasks = {
     'segmentation': [*runtime, 'onedl-mmsegmentation>=1.2'],
     # mmagic has no later version, and needs these before their later changes.
     'super-resolution': [
-        *runtime, 'mmagic==1.2.0', 'albumentations<2', 'diffusers<0.29', 'huggingface_hub<0.26',
-        'transformers<4.46'
+        *runtime,
+        'mmagic==1.2.0',
+        'albumentations<2',
+        'diffusers<0.29',
+        'huggingface_hub<0.26',
+        'transformers<4.46',
     ],
 }
 

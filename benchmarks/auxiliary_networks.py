@@ -7,6 +7,7 @@ several prices, one thread for each training. Goes on where it stopped: a run wh
 ``--out`` is not done again. Ends with a table: COCO mAP and AP50 of every seed, their mean and
 standard deviation, and the time of a step.
 """
+
 import argparse
 import statistics
 from pathlib import Path
@@ -29,9 +30,14 @@ def slm(**settings) -> list:
 def light(channels: int) -> list:
     """Overrides for an own head per module, one anchor per position."""
     head = dict(
-        type='LightRetinaNet', num_classes=10, channels=channels, octave_base_scale=2,
-        ratios=[1.4], strides=[8, 16, 32, 64],
-        neck=dict(start_level=0, num_outs=4, add_extra_convs='on_output'))
+        type='LightRetinaNet',
+        num_classes=10,
+        channels=channels,
+        octave_base_scale=2,
+        ratios=[1.4],
+        strides=[8, 16, 32, 64],
+        neck=dict(start_level=0, num_outs=4, add_extra_convs='on_output'),
+    )
     return slm(channels=channels, head=head)
 
 
@@ -55,7 +61,8 @@ def config(base: str, backbone: list, seed: int, epochs: int) -> str:
     lines.append(
         "param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, "
         f"end=50), dict(type='CosineAnnealingLR', eta_min=1e-5, begin=0, T_max={epochs}, "
-        'by_epoch=True, convert_to_iter_based=True)]')
+        'by_epoch=True, convert_to_iter_based=True)]'
+    )
     return '\n'.join(lines) + '\n'
 
 
@@ -64,8 +71,10 @@ def figures(work_dir: Path) -> dict:
     logged = scalars(work_dir)
     last = [line for line in logged if 'coco/bbox_mAP' in line][-1]
     return dict(
-        mAP=last['coco/bbox_mAP'], AP50=last['coco/bbox_mAP_50'],
-        step=statistics.median(line['time'] for line in logged if 'lr' in line))
+        mAP=last['coco/bbox_mAP'],
+        AP50=last['coco/bbox_mAP_50'],
+        step=statistics.median(line['time'] for line in logged if 'lr' in line),
+    )
 
 
 def main() -> None:
@@ -91,10 +100,11 @@ def main() -> None:
         table.add_column(column)
     for name, by_seed in results.items():
         table.add_row(
-            name, *(spread([100 * by_seed[seed][key] for seed in args.seeds])
-                    for key in ('mAP', 'AP50')),
+            name,
+            *(spread([100 * by_seed[seed][key] for seed in args.seeds]) for key in ('mAP', 'AP50')),
             ', '.join(f'{100 * by_seed[seed]["mAP"]:.1f}' for seed in args.seeds),
-            f'{statistics.median(by_seed[seed]["step"] for seed in args.seeds):.3f}')
+            f'{statistics.median(by_seed[seed]["step"] for seed in args.seeds):.3f}',
+        )
     console.print(table)
 
 

@@ -9,6 +9,7 @@ the norm of the gradient that a module's loss sends into the module, with the ba
 not there: a use under which the first is a small fraction of the second answers for the module. Goes
 on where it stopped.
 """
+
 import argparse
 import statistics
 from pathlib import Path
@@ -43,8 +44,11 @@ BLOCKS = {
     'two blocks per stage': dict(blocks_per_stage=2),
     'own stage finished': dict(finish_stage=True),
 }
-VARIANTS = ['BP', *(f'{blocks}, own head' for blocks in BLOCKS),
-            *(f'{use}, {head} head' for head in ('own', 'shared') for use in USES)]
+VARIANTS = [
+    'BP',
+    *(f'{blocks}, own head' for blocks in BLOCKS),
+    *(f'{use}, {head} head' for head in ('own', 'shared') for use in USES),
+]
 
 
 def config(args: argparse.Namespace, variant: str, seed: int) -> str:
@@ -62,15 +66,25 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
         if use is not None:
             count = {'num_samples': args.images} if use['type'] == 'SampleMemory' else {}
             auxiliary.update(bank_use=dict(use, **count))
-        lines.append(f'model = dict(backbone=dict(backbone=dict(depth={args.depth}), '
-                     f'num_modules={args.num_modules}, auxiliary={auxiliary!r}))')
+        lines.append(
+            f'model = dict(backbone=dict(backbone=dict(depth={args.depth}), '
+            f'num_modules={args.num_modules}, auxiliary={auxiliary!r}))'
+        )
         lines.append(f'custom_hooks = [dict(type="FBAHook", scope={scope!r})]')
-    loop = dict(type='DeviceEpochLoop', joint_sample=True, channels_last=True,
-                max_images=args.images, max_epochs=args.epochs, val_interval=args.epochs)
+    loop = dict(
+        type='DeviceEpochLoop',
+        joint_sample=True,
+        channels_last=True,
+        max_images=args.images,
+        max_epochs=args.epochs,
+        val_interval=args.epochs,
+    )
     lines.append(f'train_cfg = {loop!r}')
     lines.append(f'train_dataloader = dict(batch_size={args.batch})')
-    lines.append("param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "
-                 f'T_max={args.epochs}, convert_to_iter_based=True, _delete_=True)')
+    lines.append(
+        "param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "
+        f'T_max={args.epochs}, convert_to_iter_based=True, _delete_=True)'
+    )
     lines.append(f'optim_wrapper = dict(optimizer=dict(lr={args.lr}))')
     lines.append('default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=-1))')
     return '\n'.join(lines) + '\n'
@@ -92,14 +106,18 @@ def gradients(cfg: Config, checkpoint: Path, batches: int = 8) -> Dict[str, List
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         dataset = DATASETS.build(cfg.train_dataloader.dataset)
     loader = DeviceBatches.from_dataset(
-        dataset, cfg.train_dataloader.batch_size, max_images=cfg.train_cfg.max_images)
+        dataset, cfg.train_dataloader.batch_size, max_images=cfg.train_cfg.max_images
+    )
     hook, local_backbone = step.hooks[0], step.model.backbone
     norms: List[float] = []
 
     def measure(index: int, losses: dict) -> None:
         loss, _ = step.model.parse_losses(losses)
-        parameters = [p for i in local_backbone.module_segments[index]
-                      for p in local_backbone.segments[i].parameters(local_backbone.backbone)]
+        parameters = [
+            p
+            for i in local_backbone.module_segments[index]
+            for p in local_backbone.segments[i].parameters(local_backbone.backbone)
+        ]
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         norms.append(float(sum(g.square().sum() for g in found if g is not None).sqrt()))
 
@@ -130,7 +148,7 @@ def main() -> None:
     parser.add_argument('--images', type=int, default=5000)
     parser.add_argument('--epochs', type=int, default=12)
     parser.add_argument('--batch', type=int, default=128)
-    parser.add_argument('--lr', type=float, default=.1)
+    parser.add_argument('--lr', type=float, default=0.1)
     parser.add_argument('--jobs', type=int, default=2, help='trainings at a time')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/bank_uses')
     args = parser.parse_args()
@@ -146,17 +164,25 @@ def main() -> None:
         return f'{found["accuracy"]:.2f} %, {found["seconds_per_epoch"]:.1f} s per epoch'
 
     results = run_all(args.variants, args.seeds, one, say, args.jobs, console)
-    table = Table(title=f'{network}, {args.images} images of {args.data}, {args.epochs} '
-                  f'epochs, seeds {args.seeds}')
+    table = Table(
+        title=f'{network}, {args.images} images of {args.data}, {args.epochs} '
+        f'epochs, seeds {args.seeds}'
+    )
     for column in ('FBA with', 'accuracy %', 's / epoch', 'gradient, with bank / without'):
         table.add_column(column)
     for variant, by_seed in results.items():
-        shares = [a / b for one in by_seed.values() if 'gradients' in one
-                  for a, b in zip(one['gradients']['with'], one['gradients']['without'])]
+        shares = [
+            a / b
+            for one in by_seed.values()
+            if 'gradients' in one
+            for a, b in zip(one['gradients']['with'], one['gradients']['without'])
+        ]
         table.add_row(
-            variant, spread([one['accuracy'] for one in by_seed.values()]),
+            variant,
+            spread([one['accuracy'] for one in by_seed.values()]),
             f'{statistics.median(one["seconds_per_epoch"] for one in by_seed.values()):.1f}',
-            f'{min(shares):.2f} to {max(shares):.2f}' if shares else '–')
+            f'{min(shares):.2f} to {max(shares):.2f}' if shares else '–',
+        )
     console.print(table)
 
 

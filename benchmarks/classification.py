@@ -10,6 +10,7 @@ machine does meets all alike. Ends with a table (accuracy, time and peak memory 
 ``results.json``, ``table.md`` and ``classification.png``: accuracy over the time of a step, as the
 FBA paper's Figure 1a has it over that of an epoch.
 """
+
 import argparse
 import json
 import statistics
@@ -21,8 +22,7 @@ import torch
 from mmpretrain.structures import DataSample
 from rich.console import Console
 from rich.table import Table
-from seeded_trainings import (ROOT, Results, accuracy_and_time, file_name, run_all, spread,
-                              train)
+from seeded_trainings import ROOT, Results, accuracy_and_time, file_name, run_all, spread, train
 
 from fba_mm import command_line
 from fba_mm.analysis import TrainingStep, measure_step
@@ -34,8 +34,17 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
 METHODS = dict(
-    bp='BP', greedy='Greedy', predsim='PredSim', dgl='DGL', infopro='InfoPro', auglocal='AugLocal',
-    man='MAN', manpp='MAN++', fba='FBA', fba_k8='FBA, K=8, two blocks')
+    bp='BP',
+    greedy='Greedy',
+    predsim='PredSim',
+    dgl='DGL',
+    infopro='InfoPro',
+    auglocal='AugLocal',
+    man='MAN',
+    manpp='MAN++',
+    fba='FBA',
+    fba_k8='FBA, K=8, two blocks',
+)
 CONFIGS = ROOT / 'configs/classification'
 MIB = 2**20
 
@@ -49,27 +58,34 @@ def config(args: argparse.Namespace, method: str, seed: int) -> str:
         loop.update(max_images=args.images)
     if args.epochs is not None:
         loop.update(max_epochs=args.epochs, val_interval=args.epochs)
-        lines.append(f"param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "
-                     f'T_max={args.epochs}, convert_to_iter_based=True, _delete_=True)')
+        lines.append(
+            f"param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "
+            f'T_max={args.epochs}, convert_to_iter_based=True, _delete_=True)'
+        )
     lines.append(f'train_cfg = {loop!r}')
     if args.batch is not None:
         lines.append(f'train_dataloader = dict(batch_size={args.batch})')
     if args.lr is not None:
         lines.append(f'optim_wrapper = dict(optimizer=dict(lr={args.lr}))')
     # An epoch's time is told by its last iteration's line.
-    lines.append('default_hooks = dict(logger=dict(interval=1), '
-                 'checkpoint=dict(interval=-1, save_last=False))')
+    lines.append(
+        'default_hooks = dict(logger=dict(interval=1), '
+        'checkpoint=dict(interval=-1, save_last=False))'
+    )
     return '\n'.join(lines) + '\n'
 
 
-def training_step(args: argparse.Namespace, method: str, batch: Optional[int]) -> Callable[[], dict]:
+def training_step(
+    args: argparse.Namespace, method: str, batch: Optional[int]
+) -> Callable[[], dict]:
     """One training step of a method on a synthetic batch, to be measured."""
     cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
     step = TrainingStep(cfg, args.device)
     step.model.to(memory_format=torch.channels_last)
     height, width = (args.size, args.size) if args.size else batch_shape(cfg)[2:]
-    data = synthetic_batch(step.model, (batch or args.batch or cfg.train_dataloader.batch_size, 3,
-                                        height, width))
+    data = synthetic_batch(
+        step.model, (batch or args.batch or cfg.train_dataloader.batch_size, 3, height, width)
+    )
     # One sample with all labels, as in training.
     labels = torch.cat([sample.gt_label for sample in data['data_samples']])
     data['data_samples'] = [DataSample().set_gt_label(labels)]
@@ -82,8 +98,13 @@ def peak_bytes(args: argparse.Namespace, method: str) -> int:
     return measure_step(training_step(args, method, args.memory_batch), args.device).peak_bytes
 
 
-def print_table(results: Results, peaks: Dict[str, int], seconds: Dict[str, float],
-                args: argparse.Namespace, console: Console) -> str:
+def print_table(
+    results: Results,
+    peaks: Dict[str, int],
+    seconds: Dict[str, float],
+    args: argparse.Namespace,
+    console: Console,
+) -> str:
     """Print what was found; returns it as Markdown too."""
     columns = ['method', 'accuracy %', 's / step', 'time / BP', 'peak MiB', 'peak / BP']
     table = Table(title=title(args))
@@ -91,9 +112,14 @@ def print_table(results: Results, peaks: Dict[str, int], seconds: Dict[str, floa
     for column in columns:
         table.add_column(column)
     for method, by_seed in results.items():
-        row = [METHODS[method], spread([one['accuracy'] for one in by_seed.values()]),
-               f'{seconds[method]:.2f}', ratio(seconds, method),
-               f'{peaks[method] / MIB:.1f}', ratio(peaks, method)]
+        row = [
+            METHODS[method],
+            spread([one['accuracy'] for one in by_seed.values()]),
+            f'{seconds[method]:.2f}',
+            ratio(seconds, method),
+            f'{peaks[method] / MIB:.1f}',
+            ratio(peaks, method),
+        ]
         table.add_row(*row)
         lines.append('| ' + ' | '.join(row) + ' |')
     console.print(table)
@@ -108,26 +134,39 @@ def ratio(values: dict, method: str) -> str:
 def title(args: argparse.Namespace) -> str:
     """What was trained on what."""
     parts = [f'{args.network} on {args.data}']
-    parts += [f'{value} {name}' for name, value in (
-        ('images', args.images), ('epochs', args.epochs)) if value is not None]
+    parts += [
+        f'{value} {name}'
+        for name, value in (('images', args.images), ('epochs', args.epochs))
+        if value is not None
+    ]
     return ', '.join(parts + [f'seeds {args.seeds}', args.device])
 
 
-def draw(results: Results, seconds: Dict[str, float], args: argparse.Namespace,
-         path: Path) -> None:
+def draw(results: Results, seconds: Dict[str, float], args: argparse.Namespace, path: Path) -> None:
     """Accuracy over the time of a step, one point per method."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for method, by_seed in results.items():
         accuracy = [one['accuracy'] for one in by_seed.values()]
         error = statistics.stdev(accuracy) if len(accuracy) > 1 else 0
         strong = method in ('bp', 'fba', 'fba_k8')
-        axes.errorbar(seconds[method], statistics.mean(accuracy), error, fmt='D' if strong else 'o',
-                      markersize=8 if strong else 6, capsize=3)
-        axes.annotate(METHODS[method], (seconds[method], statistics.mean(accuracy)), xytext=(7, 5),
-                      textcoords='offset points', weight='bold' if strong else 'normal')
-    axes.margins(x=.2, y=.15)
+        axes.errorbar(
+            seconds[method],
+            statistics.mean(accuracy),
+            error,
+            fmt='D' if strong else 'o',
+            markersize=8 if strong else 6,
+            capsize=3,
+        )
+        axes.annotate(
+            METHODS[method],
+            (seconds[method], statistics.mean(accuracy)),
+            xytext=(7, 5),
+            textcoords='offset points',
+            weight='bold' if strong else 'normal',
+        )
+    axes.margins(x=0.2, y=0.15)
     axes.set(xlabel='seconds per step', ylabel='test accuracy, %', title=title(args))
-    axes.grid(alpha=.3)
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -135,9 +174,13 @@ def draw(results: Results, seconds: Dict[str, float], args: argparse.Namespace,
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Local-learning methods side by side')
     parser.add_argument('--data', default='digits', help='a folder of configs/classification')
-    parser.add_argument('--network', default='resnet32', help='first part of the configs\' names')
-    parser.add_argument('--methods', nargs='+', choices=list(METHODS),
-                        help='default: all that have a config for the data')
+    parser.add_argument('--network', default='resnet32', help="first part of the configs' names")
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=list(METHODS),
+        help='default: all that have a config for the data',
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--epochs', type=int, help="default: the configs'")
     parser.add_argument('--images', type=int, help='train on so many, evenly from the data set')
@@ -151,8 +194,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, help='default: work_dirs/classification/<data>')
     args = parser.parse_args()
     if args.methods is None:
-        args.methods = [method for method in METHODS
-                        if (CONFIGS / args.data / f'{args.network}_{method}.py').exists()]
+        args.methods = [
+            method
+            for method in METHODS
+            if (CONFIGS / args.data / f'{args.network}_{method}.py').exists()
+        ]
     return args
 
 
@@ -160,8 +206,10 @@ def main() -> None:
     args = parse_args()
     console = Console()
     out = args.out or ROOT / 'work_dirs/classification' / args.data
-    budget = file_name(f'{args.images or "all"}_images_{args.epochs or "all"}_epochs_'
-                       f'batch_{args.batch}_lr_{args.lr}')
+    budget = file_name(
+        f'{args.images or "all"}_images_{args.epochs or "all"}_epochs_'
+        f'batch_{args.batch}_lr_{args.lr}'
+    )
 
     def one(method: str, seed: int) -> dict:
         folder = out / f'{args.network}_{method}' / budget / f'seed_{seed}'
@@ -173,12 +221,15 @@ def main() -> None:
     results = run_all([*args.methods], args.seeds, one, say, args.jobs, console)
     peaks = {method: peak_bytes(args, method) for method in args.methods}
     seconds = seconds_by_turns(
-        {method: training_step(args, method, None) for method in args.methods}, args.device,
-        args.rounds)
+        {method: training_step(args, method, None) for method in args.methods},
+        args.device,
+        args.rounds,
+    )
     table = print_table(results, peaks, seconds, args, console)
     (out / 'table.md').write_text(f'{title(args)}\n\n{table}')
-    (out / 'results.json').write_text(json.dumps(
-        dict(results=results, peaks=peaks, step_seconds=seconds), indent=1))
+    (out / 'results.json').write_text(
+        json.dumps(dict(results=results, peaks=peaks, step_seconds=seconds), indent=1)
+    )
     draw(results, seconds, args, out / 'classification.png')
     console.print(f'{out}/table.md, results.json, classification.png')
 

@@ -7,6 +7,7 @@ with light heads under LocalDataParallel, in processes on this machine that talk
 starts with one thread. A bucket's time goes from its start to the moment when gloo has finished it;
 a process waits when it needs gradients that are still under way.
 """
+
 import argparse
 import json
 import statistics
@@ -41,8 +42,12 @@ BUCKET_MB = 25
 def ways() -> Dict[str, Config]:
     """The configs to compare, from scratch and with nothing frozen."""
     stock = load_config(RETINANET)
-    stock.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False,
-                                norm_cfg=dict(type='BN', requires_grad=True))
+    stock.model.backbone.update(
+        init_cfg=None,
+        frozen_stages=-1,
+        norm_eval=False,
+        norm_cfg=dict(type='BN', requires_grad=True),
+    )
     stock.model.bbox_head.loss_cls.type = 'SlicedFocalLoss'
     return {
         'BP, DistributedDataParallel': stock,
@@ -90,7 +95,8 @@ class Timeline:
             self.buckets.append(bucket)
             work = all_reduce(tensor, *args, **kwargs)
             work.get_future().add_done_callback(
-                lambda _: bucket.__setitem__(1, time.perf_counter()))
+                lambda _: bucket.__setitem__(1, time.perf_counter())
+            )
             return work
 
         def waiting(bucket):
@@ -118,7 +124,8 @@ class Timeline:
         return dict(
             phases=[(name, t - zero) for name, t in self.phases],
             buckets=[(start - zero, end - zero, size) for start, end, size in self.buckets],
-            waits=[(start - zero, end - zero) for start, end in self.waits])
+            waits=[(start - zero, end - zero) for start, end in self.waits],
+        )
 
 
 def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
@@ -126,8 +133,9 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     MMLogger.get_current_instance().setLevel('WARNING')  # init_weights() logs every parameter.
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
-                            world_size=args.processes)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=args.processes
+    )
     found: Dict[str, list] = {}
     for name, cfg in ways().items():
         step = WrappedStep(cfg, wrapped)
@@ -147,6 +155,7 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
 
 def summary(timelines: List[dict]) -> Dict[str, float]:
     """Medians over the rounds: MiB, buckets, seconds of the step, under way, and waited."""
+
     def median(of) -> float:
         return statistics.median(map(of, timelines))
 
@@ -155,12 +164,13 @@ def summary(timelines: List[dict]) -> Dict[str, float]:
         buckets=median(lambda t: len(t['buckets'])),
         step=median(lambda t: t['phases'][-1][1]),
         under_way=median(lambda t: covered([(a, b) for a, b, _ in t['buckets']])),
-        waited=median(lambda t: covered(t['waits'])))
+        waited=median(lambda t: covered(t['waits'])),
+    )
 
 
 def covered(spans: List[Tuple[float, float]]) -> float:
     """The time that spans cover, those that overlap counted once."""
-    total, end = 0., float('-inf')
+    total, end = 0.0, float('-inf')
     for start, stop in sorted(spans):
         total += max(stop - max(start, end), 0)
         end = max(end, stop)
@@ -171,6 +181,7 @@ def draw(found: Dict[str, list], path: Path) -> None:
     """The median step of each way: computing above, communication below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 1.2 + 1.7 * len(found)), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
     rows = figure.subplots(len(found), 1, sharex=True)
@@ -180,18 +191,31 @@ def draw(found: Dict[str, list], path: Path) -> None:
 
         def bar(y, start, end, colour, kind, text=''):
             # Short ones would vanish behind a white edge.
-            drawn = axes.barh(y, end - start, left=start, height=.8, color=colour,
-                              edgecolor='white', linewidth=.5 if y == 1 else 0)
+            drawn = axes.barh(
+                y,
+                end - start,
+                left=start,
+                height=0.8,
+                color=colour,
+                edgecolor='white',
+                linewidth=0.5 if y == 1 else 0,
+            )
             kinds.setdefault(kind, drawn)
-            axes.text((start + end) / 2, y, text, ha='center', va='center', fontsize=8,
-                      clip_on=True)
+            axes.text(
+                (start + end) / 2, y, text, ha='center', va='center', fontsize=8, clip_on=True
+            )
 
         for (phase, start), (_, end) in zip(chosen['phases'], chosen['phases'][1:]):
             backward = phase.endswith('backward')
             number = phase.split()[1] if phase.startswith('module') and not backward else ''
-            bar(1, start, end, '#E69F00' if backward else '#009E73' if phase == 'update' else
-                '#56B4E9', 'backward' if backward else 'update' if phase == 'update' else
-                'forward and loss', number)
+            bar(
+                1,
+                start,
+                end,
+                '#E69F00' if backward else '#009E73' if phase == 'update' else '#56B4E9',
+                'backward' if backward else 'update' if phase == 'update' else 'forward and loss',
+                number,
+            )
         for start, end, _ in chosen['buckets']:
             bar(0, start, end, '#0072B2', 'gradients under way')
         for start, end in chosen['waits']:
@@ -201,8 +225,14 @@ def draw(found: Dict[str, list], path: Path) -> None:
         for side in ('top', 'right'):
             axes.spines[side].set_visible(False)
     rows[-1].set_xlabel('time [s]')
-    figure.legend(list(kinds.values()), list(kinds), loc='outside upper right', ncols=len(kinds),
-                  fontsize=9, frameon=False)
+    figure.legend(
+        list(kinds.values()),
+        list(kinds),
+        loc='outside upper right',
+        ncols=len(kinds),
+        fontsize=9,
+        frameon=False,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -219,14 +249,29 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (args, folder), args.processes)
         found = json.loads(Path(folder, 'found.json').read_text())
-    table = Table('training', 'MiB sent', 'buckets', 'step [s]', 'under way [s]', 'waited [s]',
-                  'hidden [%]', title=f'{args.processes} processes, {args.batch} images of '
-                  f'{args.size}×{args.size} each, process 0, median of {args.rounds} steps')
+    table = Table(
+        'training',
+        'MiB sent',
+        'buckets',
+        'step [s]',
+        'under way [s]',
+        'waited [s]',
+        'hidden [%]',
+        title=f'{args.processes} processes, {args.batch} images of '
+        f'{args.size}×{args.size} each, process 0, median of {args.rounds} steps',
+    )
     for name, timelines in found.items():
         of = summary(timelines)
         hidden = 100 * (1 - of['waited'] / of['under_way'])
-        table.add_row(name, f'{of["mib"]:.1f}', f'{of["buckets"]:.0f}', f'{of["step"]:.2f}',
-                      f'{of["under_way"]:.3f}', f'{of["waited"]:.3f}', f'{hidden:.0f}')
+        table.add_row(
+            name,
+            f'{of["mib"]:.1f}',
+            f'{of["buckets"]:.0f}',
+            f'{of["step"]:.2f}',
+            f'{of["under_way"]:.3f}',
+            f'{of["waited"]:.3f}',
+            f'{hidden:.0f}',
+        )
     Console(width=110).print(table)
     if args.out is not None:
         args.out.write_text(json.dumps(found, indent=1))

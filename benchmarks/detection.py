@@ -12,6 +12,7 @@ peak memory of a step), ``results.json``, ``table.md`` and ``memory.png``: mAP o
 paper's Figure 1b. There is also ``modules.png`` for several numbers of modules, and ``time.png``,
 mAP over training time, once something has been trained for several numbers of epochs.
 """
+
 import argparse
 import json
 import re
@@ -54,8 +55,10 @@ METHODS: Dict[str, tuple] = {
     'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
     'fba_bank_off': ('FBA without bank', lambda cfg: dict(auxiliary='pooled', scope='off')),
     'fba_bank_all': ('FBA, bank of all', lambda cfg: dict(auxiliary='pooled', scope='all')),
-    'dgl': ('DGL + FPN', lambda cfg: dict(
-        auxiliary=dict(type='DGLFPN', head=own_head(cfg)), scope='off')),
+    'dgl': (
+        'DGL + FPN',
+        lambda cfg: dict(auxiliary=dict(type='DGLFPN', head=own_head(cfg)), scope='off'),
+    ),
 }
 
 
@@ -79,8 +82,9 @@ class Variant:
         return localize(cfg, num_modules=self.modules, **self._settings(cfg))
 
 
-def config(args: argparse.Namespace, variant: Variant, seed: int,
-           epochs: Optional[int] = None) -> Config:
+def config(
+    args: argparse.Namespace, variant: Variant, seed: int, epochs: Optional[int] = None
+) -> Config:
     """One training's config: the given one, with the budget that was asked for.
 
     Args:
@@ -105,8 +109,11 @@ def config(args: argparse.Namespace, variant: Variant, seed: int,
         if type_name(evaluator.type) == 'CocoMetric':
             # With masks, too, the classes' AP would be theirs.
             evaluator.update(classwise=True, metric='bbox')
-    cfg.default_hooks = dict(cfg.default_hooks, logger=dict(type='LoggerHook', interval=1),
-                             checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False))
+    cfg.default_hooks = dict(
+        cfg.default_hooks,
+        logger=dict(type='LoggerHook', interval=1),
+        checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False),
+    )
     return variant.localized(cfg)
 
 
@@ -143,16 +150,25 @@ def set_epochs(cfg: Config, epochs: int) -> None:
 def figures(work_dir: Path) -> dict:
     """What a training reached."""
     logged = scalars(work_dir)
-    last = {key.partition('/')[2]: value for line in logged for key, value in line.items()
-            if key.startswith(('coco/', 'pascal_voc/'))}
-    classes = {name.rpartition('_')[0]: value for name, value in last.items()
-               if name.endswith(('_precision', '_AP'))}
+    last = {
+        key.partition('/')[2]: value
+        for line in logged
+        for key, value in line.items()
+        if key.startswith(('coco/', 'pascal_voc/'))
+    }
+    classes = {
+        name.rpartition('_')[0]: value
+        for name, value in last.items()
+        if name.endswith(('_precision', '_AP'))
+    }
     # Of a detector that finds nothing at all, mmdet reports nothing.
-    nothing = None if last else 0.
+    nothing = None if last else 0.0
     return dict(
         mAP=last.get('bbox_mAP', last.get('mAP', nothing)),
         AP50=last.get('bbox_mAP_50', last.get('AP50', nothing)),
-        AP75=last.get('bbox_mAP_75', nothing), classes=classes)
+        AP75=last.get('bbox_mAP_75', nothing),
+        classes=classes,
+    )
 
 
 def training_step(cfg: Config, device: str) -> Callable[[], dict]:
@@ -174,23 +190,45 @@ def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]
     return '–' if None in values else spread([100 * value for value in values])
 
 
-def tables(results: Results, peaks: Dict[str, int],
-           seconds: Dict[str, float]) -> Dict[str, List[List[str]]]:
+def tables(
+    results: Results, peaks: Dict[str, int], seconds: Dict[str, float]
+) -> Dict[str, List[List[str]]]:
     """The rows of each table, its columns' names first."""
     rows = [['training', 'mAP', 'AP50', 'AP75', 's / step', 'time / BP', 'peak MiB', 'peak / BP']]
     for name, by_seed in results.items():
-        rows.append([
-            name, *(percent(by_seed, lambda one, key=key: one[key])
-                    for key in ('mAP', 'AP50', 'AP75')),
-            f'{seconds[name]:.3f}', ratio(seconds, name), f'{peaks[name] / MIB:.1f}',
-            ratio(peaks, name)])
+        rows.append(
+            [
+                name,
+                *(
+                    percent(by_seed, lambda one, key=key: one[key])
+                    for key in ('mAP', 'AP50', 'AP75')
+                ),
+                f'{seconds[name]:.3f}',
+                ratio(seconds, name),
+                f'{peaks[name] / MIB:.1f}',
+                ratio(peaks, name),
+            ]
+        )
     found = {'Accuracy, time and memory': rows}
-    classes = list(dict.fromkeys(
-        key for by_seed in results.values() for one in by_seed.values() for key in one['classes']))
+    classes = list(
+        dict.fromkeys(
+            key
+            for by_seed in results.values()
+            for one in by_seed.values()
+            for key in one['classes']
+        )
+    )
     if classes:
         found['AP of each class'] = [['training', *classes]] + [
-            [name, *(percent(by_seed, lambda one, key=key: one['classes'].get(key, 0.))
-                     for key in classes)] for name, by_seed in results.items()]
+            [
+                name,
+                *(
+                    percent(by_seed, lambda one, key=key: one['classes'].get(key, 0.0))
+                    for key in classes
+                ),
+            ]
+            for name, by_seed in results.items()
+        ]
     return found
 
 
@@ -214,33 +252,36 @@ def mean_map(by_seed: Dict[int, dict]) -> float:
 def deviation(by_seed: Dict[int, dict]) -> float:
     """Standard deviation of mAP over seeds, in percent; 0 for one seed."""
     values = [100 * one['mAP'] for one in by_seed.values()]
-    return statistics.stdev(values) if len(values) > 1 else 0.
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def finish(figure: plt.Figure, axes: plt.Axes, xlabel: str, title: str, path: Path) -> None:
     """Label a picture with mAP over something, and write it."""
-    axes.margins(x=.15, y=.15)
+    axes.margins(x=0.15, y=0.15)
     axes.legend()
     axes.set(xlabel=xlabel, ylabel='mAP, %', title=title)
-    axes.grid(alpha=.3)
+    axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def draw_memory(results: Results, peaks: Dict[str, int], variants: List[Variant], title: str,
-                path: Path) -> None:
+def draw_memory(
+    results: Results, peaks: Dict[str, int], variants: List[Variant], title: str, path: Path
+) -> None:
     """mAP over peak memory, one point per variant, those of one method on a line."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for method in dict.fromkeys(variant.title for variant in variants):
         own = [variant for variant in variants if variant.title == method]
         points = [(peaks[v.name] / MIB, mean_map(results[v.name])) for v in own]
         errors = [deviation(results[v.name]) for v in own]
-        axes.errorbar(*zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3,
-                      label=method)
+        axes.errorbar(
+            *zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3, label=method
+        )
         for variant, point in zip(own, points):
             if variant.modules is not None:
-                axes.annotate(f'K={variant.modules}', point, xytext=(7, 5),
-                              textcoords='offset points')
+                axes.annotate(
+                    f'K={variant.modules}', point, xytext=(7, 5), textcoords='offset points'
+                )
     finish(figure, axes, 'peak memory of a training step, MiB', title, path)
 
 
@@ -257,8 +298,12 @@ def trained_so_far(folder: Path) -> Dict[int, Dict[int, dict]]:
     return dict(sorted(found.items()))
 
 
-def draw_time(budgets: Dict[str, Dict[int, Dict[int, dict]]], seconds: Dict[str, float],
-              title: str, path: Path) -> None:
+def draw_time(
+    budgets: Dict[str, Dict[int, Dict[int, dict]]],
+    seconds: Dict[str, float],
+    title: str,
+    path: Path,
+) -> None:
     """mAP over training time, a line per variant, a point per number of epochs.
 
     Args:
@@ -271,15 +316,27 @@ def draw_time(budgets: Dict[str, Dict[int, Dict[int, dict]]], seconds: Dict[str,
     for name, by_epochs in budgets.items():
         times = [epochs * seconds[name] / seconds[BP] for epochs in by_epochs]
         values = [mean_map(by_seed) for by_seed in by_epochs.values()]
-        axes.errorbar(times, values, [deviation(by_seed) for by_seed in by_epochs.values()],
-                      fmt='D-' if name == BP else 'o-', capsize=3, label=name)
+        axes.errorbar(
+            times,
+            values,
+            [deviation(by_seed) for by_seed in by_epochs.values()],
+            fmt='D-' if name == BP else 'o-',
+            capsize=3,
+            label=name,
+        )
         for epochs, *point in zip(by_epochs, times, values):
             axes.annotate(f'{epochs} epochs', point, xytext=(6, -12), textcoords='offset points')
     finish(figure, axes, 'training time, in epochs of BP', title, path)
 
 
-def draw_modules(results: Results, peaks: Dict[str, int], seconds: Dict[str, float],
-                 variants: List[Variant], title: str, path: Path) -> None:
+def draw_modules(
+    results: Results,
+    peaks: Dict[str, int],
+    seconds: Dict[str, float],
+    variants: List[Variant],
+    title: str,
+    path: Path,
+) -> None:
     """mAP, peak memory and time over the number of modules; BP as a line."""
     values: Dict[str, Callable[[str], float]] = {
         'mAP, %': lambda name: mean_map(results[name]),
@@ -291,12 +348,13 @@ def draw_modules(results: Results, peaks: Dict[str, int], seconds: Dict[str, flo
     for axes, (label, value) in zip(panels, values.items()):
         for method in dict.fromkeys(variant.title for variant in local):
             own = [variant for variant in local if variant.title == method]
-            axes.plot([str(v.modules) for v in own], [value(v.name) for v in own], 'o-',
-                      label=method)
+            axes.plot(
+                [str(v.modules) for v in own], [value(v.name) for v in own], 'o-', label=method
+            )
         if BP in results:
             axes.axhline(value(BP), color='gray', linestyle='--', label=BP)
         axes.set(xlabel='modules', ylabel=label)
-        axes.grid(alpha=.3)
+        axes.grid(alpha=0.3)
     panels[0].legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
@@ -305,22 +363,36 @@ def draw_modules(results: Results, peaks: Dict[str, int], seconds: Dict[str, flo
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Ways to train a detector side by side')
-    parser.add_argument('--config', default='configs/demo/retinanet_r34_digits.py',
-                        help='a config of back-propagation')
-    parser.add_argument('--methods', nargs='+', choices=list(METHODS),
-                        default=['bp', 'fba', 'fba_light', 'dgl'])
-    parser.add_argument('--modules', nargs='+', default=['4'],
-                        help="numbers of modules, or 'stages', 'blocks'")
+    parser.add_argument(
+        '--config',
+        default='configs/demo/retinanet_r34_digits.py',
+        help='a config of back-propagation',
+    )
+    parser.add_argument(
+        '--methods', nargs='+', choices=list(METHODS), default=['bp', 'fba', 'fba_light', 'dgl']
+    )
+    parser.add_argument(
+        '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
-    parser.add_argument('--equal-time', action='store_true',
-                        help='also BP for as long as the first local way takes')
+    parser.add_argument(
+        '--equal-time', action='store_true', help='also BP for as long as the first local way takes'
+    )
     parser.add_argument('--epochs', type=int, help="default: the config's")
     parser.add_argument('--images', type=int, help='train on the first so many')
     parser.add_argument('--batch', type=int, help="default: the config's")
-    parser.add_argument('--size', type=int, nargs=2, metavar=('WIDTH', 'HEIGHT'),
-                        help="what images are resized to; default: the config's")
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
-                        help='of the steps that are measured')
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('WIDTH', 'HEIGHT'),
+        help="what images are resized to; default: the config's",
+    )
+    parser.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='of the steps that are measured',
+    )
     parser.add_argument('--rounds', type=int, default=5, help='turns in which steps are timed')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/detection/<config>')
@@ -337,8 +409,11 @@ def own_name(config: str) -> str:
 def variants_of(args: argparse.Namespace) -> List[Variant]:
     """The ways to train that the command line asks for."""
     numbers = [int(number) if number.isdigit() else number for number in args.modules]
-    return [Variant(method, number) for method in args.methods
-            for number in ([None] if method == 'bp' else numbers)]
+    return [
+        Variant(method, number)
+        for method in args.methods
+        for number in ([None] if method == 'bp' else numbers)
+    ]
 
 
 def main() -> None:
@@ -368,9 +443,14 @@ def main() -> None:
         return f'mAP {100 * found["mAP"]:.1f}, {found["minutes"]:.1f} minutes'
 
     by_name = {variant.name: variant for variant in variants}
-    results = run_all(list(by_name), args.seeds,
-                      lambda name, seed: training(by_name[name], name, seed, epochs), say,
-                      args.jobs, console)
+    results = run_all(
+        list(by_name),
+        args.seeds,
+        lambda name, seed: training(by_name[name], name, seed, epochs),
+        say,
+        args.jobs,
+        console,
+    )
     peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
     steps = {name: training_step(cfg, args.device) for name, cfg in configs.items()}
     seconds = seconds_by_turns(steps, args.device, args.rounds)
@@ -379,13 +459,22 @@ def main() -> None:
         share = seconds[local[0].name] / seconds[BP]
         longer = epochs_of_equal_time(out, f'{epochs} epochs of {local[0].name}', share * epochs)
         name = f'BP, {longer} epochs (equal time)'
-        results.update(run_all(
-            [name], args.seeds,
-            lambda _, seed: training(by_name[BP], BP, seed, longer), say, args.jobs, console))
+        results.update(
+            run_all(
+                [name],
+                args.seeds,
+                lambda _, seed: training(by_name[BP], BP, seed, longer),
+                say,
+                args.jobs,
+                console,
+            )
+        )
         peaks[name], seconds[name] = peaks[BP], seconds[BP]
 
-    title = (f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
-             f'seeds {args.seeds}, {args.device}')
+    title = (
+        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
+        f'seeds {args.seeds}, {args.device}'
+    )
     text = f'{title}\n'
     for name, rows in tables(results, peaks, seconds).items():
         table = Table(*rows[0], title=f'{name}: {title}')
@@ -401,8 +490,12 @@ def main() -> None:
         draw_modules(results, peaks, seconds, variants, title, out / 'modules.png')
     budgets = {name: trained_so_far(folder_of(name)) for name in by_name}
     if BP in seconds and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
-        draw_time(budgets, seconds, title.replace(f', {epochs} epochs, seeds {args.seeds}', ''),
-                  out / 'time.png')
+        draw_time(
+            budgets,
+            seconds,
+            title.replace(f', {epochs} epochs, seeds {args.seeds}', ''),
+            out / 'time.png',
+        )
     console.print(f'{out}/table.md, results.json and pictures')
 
 

@@ -7,6 +7,7 @@ of images per step: data parallel processes have a part of them each, module par
 them and a part of the modules, which are placed so that their processes take about the same time.
 Ways take turns, a few steps at a time, so that what else the machine does meets all alike.
 """
+
 import argparse
 import json
 import statistics
@@ -48,7 +49,7 @@ def configs(model: str, num_modules: int) -> Dict[bool, Config]:
     """The config of back-propagation (False) and of FBA (True), from scratch, in float32."""
     stock = load_config(MODELS[model][0])
     stock.model.get('train_cfg', {}).pop('augments', None)
-    optimizer = dict(type='SGD', lr=.01, momentum=.9)
+    optimizer = dict(type='SGD', lr=0.01, momentum=0.9)
     stock.optim_wrapper = dict(type='OptimWrapper', optimizer=optimizer)
     return {False: stock, True: localize(stock, num_modules, apply='eager')}
 
@@ -75,8 +76,9 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     MMLogger.get_current_instance().setLevel('WARNING')
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
-                            world_size=args.processes)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=args.processes
+    )
     found = {}
     for model in args.models:
         size = MODELS[model][-1]
@@ -116,22 +118,39 @@ def main() -> None:
     parser.add_argument('--models', nargs='+', choices=list(MODELS), default=list(MODELS))
     parser.add_argument('--modules', type=int, default=4, help='K')
     parser.add_argument('--batch', type=int, default=8, help='images of a step, in all processes')
-    parser.add_argument('--steps', type=int, default=4,
-                        help='of a round; module parallel training fills its line in the first')
+    parser.add_argument(
+        '--steps',
+        type=int,
+        default=4,
+        help='of a round; module parallel training fills its line in the first',
+    )
     parser.add_argument('--rounds', type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (args, folder), args.processes)
         found = json.loads(Path(folder, 'found.json').read_text())
-    table = Table('model', 'training', 'images / s', 'over BP', 'modules per process',
-                  title=f'{args.processes} processes, K={args.modules}, {args.batch} images per step, '
-                  f'median of {args.rounds} rounds of {args.steps} steps')
+    table = Table(
+        'model',
+        'training',
+        'images / s',
+        'over BP',
+        'modules per process',
+        title=f'{args.processes} processes, K={args.modules}, {args.batch} images per step, '
+        f'median of {args.rounds} rounds of {args.steps} steps',
+    )
     for model, of in found.items():
-        rates = {name: args.batch * args.steps / statistics.median(times)
-                 for name, times in of['times'].items()}
+        rates = {
+            name: args.batch * args.steps / statistics.median(times)
+            for name, times in of['times'].items()
+        }
         for name, rate in rates.items():
-            table.add_row(model, name, f'{rate:.2f}', f'{rate / rates["BP, data parallel"]:.2f}',
-                          str(of['modules']) if name == 'FBA, module parallel' else '–')
+            table.add_row(
+                model,
+                name,
+                f'{rate:.2f}',
+                f'{rate / rates["BP, data parallel"]:.2f}',
+                str(of['modules']) if name == 'FBA, module parallel' else '–',
+            )
     Console(width=110).print(table)
 
 

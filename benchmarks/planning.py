@@ -6,6 +6,7 @@ Configs as shipped, in sizes that a small machine can do, from scratch, on the C
 the second step, parameters and optimizer state included. Time: processor time over that of the config
 as shipped, the ways by turns; 0 rounds leave it out.
 """
+
 import argparse
 import gc
 import statistics
@@ -94,11 +95,21 @@ def main() -> None:
                 seconds[way].append(processor_seconds(run))
         stock = predicted['as shipped'].operations
         for way, found in predicted.items():
-            clock = '' if not args.rounds else '%.2f' % (
-                statistics.median(seconds[way]) / statistics.median(seconds['as shipped']))
-            table.add_row(work, way, f'{taken[way] / MIB:,.1f}', f'{found.total / MIB:,.1f}',
-                          f'{(found.total / taken[way] - 1) * 100:.2f}', clock,
-                          f'{found.operations / stock:.2f}')
+            clock = (
+                ''
+                if not args.rounds
+                else '%.2f'
+                % (statistics.median(seconds[way]) / statistics.median(seconds['as shipped']))
+            )
+            table.add_row(
+                work,
+                way,
+                f'{taken[way] / MIB:,.1f}',
+                f'{found.total / MIB:,.1f}',
+                f'{(found.total / taken[way] - 1) * 100:.2f}',
+                clock,
+                f'{found.operations / stock:.2f}',
+            )
     Console(width=120).print(table)
 
 

@@ -6,6 +6,7 @@ Configs as shipped, float32: all tensors of a step in MiB, parameters and optimi
 :func:`fba_mm.analysis.predict_memory`, and the step's operations over those of the config as shipped.
 A row is printed as soon as it is there.
 """
+
 import argparse
 from functools import partial
 from typing import Optional
@@ -106,9 +107,12 @@ def main() -> None:
                 continue
             first = first or found
             note = '*' if found.guessed_loss else ''
-            print(f'| {work + ", " + "×".join(map(str, shape)) if found is first else ""} | {label} | '
-                  f'{found.total / 2**20:,.0f}{note} | {found.total / first.total:.2f} | '
-                  f'{found.operations / first.operations:.2f} |', flush=True)
+            print(
+                f'| {work + ", " + "×".join(map(str, shape)) if found is first else ""} | {label} | '
+                f'{found.total / 2**20:,.0f}{note} | {found.total / first.total:.2f} | '
+                f'{found.operations / first.operations:.2f} |',
+                flush=True,
+            )
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ All-reduce in two levels, for V bytes on m machines of g GPUs with the bandwidth
 the 2 (g-1) + 2 log2(m) messages in a row. Left out: stragglers, networks shared with others, data
 loading, and that communication slows down computing on the same GPU.
 """
+
 import argparse
 import json
 import math
@@ -46,6 +47,7 @@ class Recorded(NamedTuple):
         backwards: When each module's backward pass begins, in order.
         end: When the step is over.
     """
+
     buckets: List[Tuple[float, int, int]]
     backwards: List[float]
     end: float
@@ -65,11 +67,13 @@ def _record_once(step: TrainingStep, batch: dict, local: bool) -> Recorded:
     marks: List[Tuple[str, float]] = []
     parameters = [p for p in step.model.parameters() if p.requires_grad]
     # The last time counts: a shared parameter gets its gradient in several passes.
-    handles = [p.register_post_accumulate_grad_hook(
-        lambda p: complete.__setitem__(p, process_time())) for p in parameters]
-    with mock.patch('fba_mm.analysis.step_phases.mark',
-                    lambda name: marks.append((name, process_time()))), \
-            marked_phases(step.model, step.optim_wrapper):
+    handles = [
+        p.register_post_accumulate_grad_hook(lambda p: complete.__setitem__(p, process_time()))
+        for p in parameters
+    ]
+    with mock.patch(
+        'fba_mm.analysis.step_phases.mark', lambda name: marks.append((name, process_time()))
+    ), marked_phases(step.model, step.optim_wrapper):
         step(batch)
     end = process_time()
     for handle in handles:
@@ -78,15 +82,21 @@ def _record_once(step: TrainingStep, batch: dict, local: bool) -> Recorded:
     modules = [parameters]
     if local:
         backbone = step.model.backbone
-        own = [[p for p in backbone.local_parameters(k) if p.requires_grad]
-               for k in range(backbone.num_modules - 1)]
+        own = [
+            [p for p in backbone.local_parameters(k) if p.requires_grad]
+            for k in range(backbone.num_modules - 1)
+        ]
         known = {p for module in own for p in module}
         modules = own + [[p for p in parameters if p not in known]]
     reducer = GradientReducer({}, bucket_cap_mb=BUCKET_MB)
     buckets = [
-        (max(complete[p] for p in bucket.parameters) - zero,
-         sum(p.nbytes for p in bucket.parameters), k)
-        for k, module in enumerate(modules) for bucket in reducer._buckets(module)
+        (
+            max(complete[p] for p in bucket.parameters) - zero,
+            sum(p.nbytes for p in bucket.parameters),
+            k,
+        )
+        for k, module in enumerate(modules)
+        for bucket in reducer._buckets(module)
     ]
     backwards = [t - zero for name, t in marks if name.endswith('backward')]
     return Recorded(buckets, backwards, end - zero)
@@ -97,15 +107,18 @@ def all_reduce_seconds(size: int, gpus: int, args: argparse.Namespace) -> float:
     here = min(gpus, args.per_machine)
     machines = gpus // here
     gbit = 8 * size / 1e9
-    return (2 * gbit * (here - 1) / here / args.intra +
-            2 * gbit / here * (machines - 1) / machines / args.inter +
-            1e-6 * args.delay_us * (2 * (here - 1) + 2 * math.log2(machines)))
+    return (
+        2 * gbit * (here - 1) / here / args.intra
+        + 2 * gbit / here * (machines - 1) / machines / args.inter
+        + 1e-6 * args.delay_us * (2 * (here - 1) + 2 * math.log2(machines))
+    )
 
 
-def estimate(step: Recorded, scale: float, eager: bool, gpus: int,
-             args: argparse.Namespace) -> Tuple[float, float]:
+def estimate(
+    step: Recorded, scale: float, eager: bool, gpus: int, args: argparse.Namespace
+) -> Tuple[float, float]:
     """Seconds of a step, and those of them that it waits."""
-    channel = waited = 0.
+    channel = waited = 0.0
     done: Dict[int, float] = {}
     for ready, size, module in step.buckets:
         # With eager steps, a module's gradients are awaited before the next backward pass.
@@ -121,12 +134,25 @@ def estimate(step: Recorded, scale: float, eager: bool, gpus: int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Estimate how data parallel training scales')
-    parser.add_argument('--step-ms', type=float, default=120,
-                        help="given: BP's step on one GPU, without communication")
-    parser.add_argument('--intra', type=float, default=2400,
-                        help='given: Gbit/s of a GPU to the others of its machine')
-    parser.add_argument('--inter', type=float, nargs='+', default=[1, 4, 25],
-                        help='given: Gbit/s of a GPU to other machines, its share of the network card')
+    parser.add_argument(
+        '--step-ms',
+        type=float,
+        default=120,
+        help="given: BP's step on one GPU, without communication",
+    )
+    parser.add_argument(
+        '--intra',
+        type=float,
+        default=2400,
+        help='given: Gbit/s of a GPU to the others of its machine',
+    )
+    parser.add_argument(
+        '--inter',
+        type=float,
+        nargs='+',
+        default=[1, 4, 25],
+        help='given: Gbit/s of a GPU to other machines, its share of the network card',
+    )
     parser.add_argument('--delay-us', type=float, default=10, help='given: of a message')
     parser.add_argument('--per-machine', type=int, default=8, help='given: GPUs of a machine')
     parser.add_argument('--batch', type=int, default=2)
@@ -139,7 +165,8 @@ def main() -> None:
     shape = (args.batch, 3, args.size, args.size)
     configs = ways()
     configs["FBA K='blocks', apply='eager'"] = localize(
-        next(iter(configs.values())), 'blocks', auxiliary='light', apply='eager')
+        next(iter(configs.values())), 'blocks', auxiliary='light', apply='eager'
+    )
     steps = {name: record(cfg, shape, args.rounds) for name, cfg in configs.items()}
     if args.out is not None:
         args.out.write_text(json.dumps({name: step._asdict() for name, step in steps.items()}))
@@ -148,10 +175,16 @@ def main() -> None:
     console = Console(width=140)
     speeds = args.inter
     for args.inter in speeds:
-        table = Table('training', 'MiB', *map(str, GPUS), title=(
-            f'ESTIMATE: ms of a step (share that it waits), by number of GPUs; given: BP '
-            f'{args.step_ms:g} ms alone, {args.intra:g} Gbit/s in a machine, {args.inter:g} Gbit/s '
-            'between'))
+        table = Table(
+            'training',
+            'MiB',
+            *map(str, GPUS),
+            title=(
+                f'ESTIMATE: ms of a step (share that it waits), by number of GPUs; given: BP '
+                f'{args.step_ms:g} ms alone, {args.intra:g} Gbit/s in a machine, {args.inter:g} Gbit/s '
+                'between'
+            ),
+        )
         for name, step in steps.items():
             cells = []
             for gpus in GPUS:

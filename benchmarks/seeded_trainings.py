@@ -1,4 +1,5 @@
 """Trainings of variants with several seeds, each a process of its own; goes on where it stopped."""
+
 import hashlib
 import json
 import os
@@ -30,8 +31,9 @@ def digest_of(config: Config) -> str:
     return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
-def train(folder: Path, config: Union[str, Config], figures_of: Callable[[Path], dict],
-          threads: int = 1) -> dict:
+def train(
+    folder: Path, config: Union[str, Config], figures_of: Callable[[Path], dict], threads: int = 1
+) -> dict:
     """Train a config with ``tools/train.py``, or return the result of the run that did.
 
     Args:
@@ -53,7 +55,8 @@ def train(folder: Path, config: Union[str, Config], figures_of: Callable[[Path],
         if found.pop('config', None) != digest:
             raise LocalLearningError(
                 f'{folder} holds the result of a config with other settings: move it away, or give '
-                'another --out')
+                'another --out'
+            )
         return found
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'config.py').write_text(config if is_text else config.pretty_text)
@@ -61,10 +64,18 @@ def train(folder: Path, config: Union[str, Config], figures_of: Callable[[Path],
     start = time.perf_counter()
     with log.open('w') as file:
         code = subprocess.run(
-            [sys.executable, 'tools/train.py', str(folder / 'config.py'), '--work-dir',
-             str(work_dir)],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-            env=dict(os.environ, OMP_NUM_THREADS=str(threads))).returncode
+            [
+                sys.executable,
+                'tools/train.py',
+                str(folder / 'config.py'),
+                '--work-dir',
+                str(work_dir),
+            ],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
+        ).returncode
     if code:
         last = log.read_text().strip().rpartition('\n')[2].rpartition('error: ')[2]
         raise LocalLearningError(f'{last} (the training of {log})')
@@ -93,14 +104,22 @@ def accuracy_and_time(work_dir: Path) -> dict:
     """
     logged = scalars(work_dir)
     steps = [line for line in logged if 'lr' in line]
-    epochs = [sum(line['time'] for line in steps if line['epoch'] == epoch)
-              for epoch in sorted({line['epoch'] for line in steps})]
+    epochs = [
+        sum(line['time'] for line in steps if line['epoch'] == epoch)
+        for epoch in sorted({line['epoch'] for line in steps})
+    ]
     accuracy = [line['accuracy/top1'] for line in logged if 'accuracy/top1' in line]
     return dict(accuracy=accuracy[-1], seconds_per_epoch=statistics.median(epochs))
 
 
-def run_all(variants: Sequence[str], seeds: Sequence[int], one: Callable[[str, int], dict],
-            say: Callable[[dict], str], jobs: int, console: Console) -> Results:
+def run_all(
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    one: Callable[[str, int], dict],
+    say: Callable[[dict], str],
+    jobs: int,
+    console: Console,
+) -> Results:
     """Train every variant with every seed, all variants of a seed first.
 
     Args:

@@ -7,6 +7,7 @@ LocalShardedDataParallel, with AdamW and eager steps, on one random image per pr
 are not counted, and neither are the flat copies that travel: at its largest, that of a module is as
 large as its parameters, at times when its gradients are not there yet, or its parameters no more.
 """
+
 import argparse
 import json
 import tempfile
@@ -42,8 +43,9 @@ def config_of(model: str, num_modules: str) -> Config:
     name, auxiliary, _ = MODELS[model]
     num_modules = int(num_modules) if num_modules.isdigit() else num_modules
     cfg = localize(load_config(name), num_modules, auxiliary=auxiliary, apply='eager')
-    cfg.optim_wrapper = dict(type='LocalOptimWrapper', apply='eager',
-                             optimizer=dict(type='AdamW', lr=1e-4))
+    cfg.optim_wrapper = dict(
+        type='LocalOptimWrapper', apply='eager', optimizer=dict(type='AdamW', lr=1e-4)
+    )
     if model == 'RetinaNet-R50':
         cfg.model.backbone.backbone.update(init_cfg=None, frozen_stages=-1)
         cfg.model.bbox_head.loss_cls.type = 'SlicedFocalLoss'
@@ -79,8 +81,11 @@ def peak_of(step: WrappedStep, size: int) -> int:
     Gradients grow in backward passes, and shrink when they are reduced or applied.
     """
     peaks: List[int] = []
-    backward, reduce, apply = (LocalOptimWrapper._backward_now, ShardedPart.reduce,
-                               LocalOptimWrapper._apply_to)
+    backward, reduce, apply = (
+        LocalOptimWrapper._backward_now,
+        ShardedPart.reduce,
+        LocalOptimWrapper._apply_to,
+    )
 
     def on(function):
         def run(*args, **kwargs):
@@ -88,13 +93,14 @@ def peak_of(step: WrappedStep, size: int) -> int:
             result = function(*args, **kwargs)
             peaks.append(bytes_of(step))
             return result
+
         return run
 
     batch = synthetic_batch(step.model.module, (1, 3, size, size))
     step(batch)
-    with mock.patch.object(LocalOptimWrapper, '_backward_now', on(backward)), \
-            mock.patch.object(LocalOptimWrapper, '_apply_to', on(apply)), \
-            mock.patch.object(ShardedPart, 'reduce', on(reduce)):
+    with mock.patch.object(LocalOptimWrapper, '_backward_now', on(backward)), mock.patch.object(
+        LocalOptimWrapper, '_apply_to', on(apply)
+    ), mock.patch.object(ShardedPart, 'reduce', on(reduce)):
         step(batch)
     return max(peaks)
 
@@ -104,8 +110,9 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     MMLogger.get_current_instance().setLevel('WARNING')  # init_weights() logs every parameter.
-    dist.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank,
-                            world_size=args.processes)
+    dist.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=args.processes
+    )
     found = []
     for model in args.models:
         size = MODELS[model][-1]
@@ -114,8 +121,9 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
             for wrapper in WRAPPERS.values():
                 step = WrappedStep(config_of(model, num_modules), wrapper)
                 if wrapper is LocalShardedDataParallel:
-                    row.append(max(sum(p.nbytes for p in part)
-                                   for part in _held_together(step.model)))
+                    row.append(
+                        max(sum(p.nbytes for p in part) for part in _held_together(step.model))
+                    )
                 row.append(peak_of(step, size))
                 row.append(bytes_of(step))
             found.append(row)
@@ -143,13 +151,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(measure, (args, folder), args.processes)
         found = json.loads(Path(folder, 'found.json').read_text())
-    table = Table('model', 'K', 'largest module', 'data parallel, peak', 'sharded, peak',
-                  'data parallel, between steps', 'sharded, between steps',
-                  title=f'MiB in the process with the most of {args.processes}')
+    table = Table(
+        'model',
+        'K',
+        'largest module',
+        'data parallel, peak',
+        'sharded, peak',
+        'data parallel, between steps',
+        'sharded, between steps',
+        title=f'MiB in the process with the most of {args.processes}',
+    )
     for rows in zip(*found):
         model, num_modules = rows[0][:2]
         parallel, parallel_rest, largest, sharded, sharded_rest = (
-            f'{max(values) / 2**20:.0f}' for values in zip(*(row[2:] for row in rows)))
+            f'{max(values) / 2**20:.0f}' for values in zip(*(row[2:] for row in rows))
+        )
         table.add_row(model, num_modules, largest, parallel, sharded, parallel_rest, sharded_rest)
     Console(width=110).print(table)
 

@@ -7,6 +7,7 @@ All ways to train use the same sliced focal loss, so that only the method differ
 tensors above parameters, buffers and optimizer state (the allocator's on CUDA). Time: median over
 rounds in which the ways take turns.
 """
+
 import argparse
 import json
 import statistics
@@ -29,7 +30,7 @@ WORKS = {
     'retinanet_r50': (RETINANET, 50, (4, 'blocks')),
     'retinanet_r101': (RETINANET, 101, (4, 'blocks')),
     'retinanet_r152': (RETINANET, 152, (4, 'blocks')),
-    'mask_rcnn_r50': (MASK_RCNN, 50, (4, )),
+    'mask_rcnn_r50': (MASK_RCNN, 50, (4,)),
     'fcn_r50': (FCN, 50, (4, 'blocks')),
 }
 
@@ -39,8 +40,12 @@ def from_scratch(name: str, depth: int) -> Config:
     cfg = load_config(name)
     cfg.model.pop('pretrained', None)  # mmseg's name for it.
     cfg.model.backbone.update(
-        depth=depth, init_cfg=None, frozen_stages=-1, norm_eval=False,
-        norm_cfg=dict(type='BN', requires_grad=True))
+        depth=depth,
+        init_cfg=None,
+        frozen_stages=-1,
+        norm_eval=False,
+        norm_cfg=dict(type='BN', requires_grad=True),
+    )
     head = cfg.model.get('bbox_head')
     if head is not None:
         head.loss_cls.type = 'SlicedFocalLoss'
@@ -68,8 +73,11 @@ def main() -> None:
     parser.add_argument('--size', type=int, nargs='+', default=[320], help='height, width')
     parser.add_argument('--rounds', type=int, default=5, help='0 measures memory alone')
     parser.add_argument('--device', default='cpu')
-    parser.add_argument('--shared', action='store_true',
-                        help='also FBA with the shared head, with and without SLM blocks')
+    parser.add_argument(
+        '--shared',
+        action='store_true',
+        help='also FBA with the shared head, with and without SLM blocks',
+    )
     parser.add_argument('--out', type=Path, help='also write the figures to this JSON file')
     args = parser.parse_args()
     shape = (args.batch, 3, args.size[0], args.size[-1])
@@ -77,20 +85,30 @@ def main() -> None:
     for work in args.works:
         local = variants(work, args.shared)
         first, *others = local.values()
-        profiles = profile_training(first, shape, ['bp', 'checkpointing'], args.device,
-                                    args.rounds, console.print, others)
+        profiles = profile_training(
+            first, shape, ['bp', 'checkpointing'], args.device, args.rounds, console.print, others
+        )
         names = [list(local)[0], 'BP', 'BP, checkpointing', *list(local)[1:]]
         peaks = {n: p.memory.peak_bytes / 2**20 for n, p in zip(names, profiles)}
-        times = {n: statistics.median(p.seconds) if p.seconds else float('nan')
-                 for n, p in zip(names, profiles)}
-        table = Table(title=f'{work}, {"×".join(map(str, shape))}, torch {torch.__version__}, '
-                      f'{args.device}, {torch.get_num_threads()} threads')
+        times = {
+            n: statistics.median(p.seconds) if p.seconds else float('nan')
+            for n, p in zip(names, profiles)
+        }
+        table = Table(
+            title=f'{work}, {"×".join(map(str, shape))}, torch {torch.__version__}, '
+            f'{args.device}, {torch.get_num_threads()} threads'
+        )
         for column in ('training', 'peak MiB', '/ BP', '/ checkpointing', 's', '/ BP'):
             table.add_column(column, justify='left' if column == 'training' else 'right')
         for name in ('BP', 'BP, checkpointing', *local):
-            table.add_row(name, f'{peaks[name]:.1f}', f'{peaks[name] / peaks["BP"]:.3f}',
-                          f'{peaks[name] / peaks["BP, checkpointing"]:.3f}',
-                          f'{times[name]:.2f}', f'{times[name] / times["BP"]:.2f}')
+            table.add_row(
+                name,
+                f'{peaks[name]:.1f}',
+                f'{peaks[name] / peaks["BP"]:.3f}',
+                f'{peaks[name] / peaks["BP, checkpointing"]:.3f}',
+                f'{times[name]:.2f}',
+                f'{times[name] / times["BP"]:.2f}',
+            )
         console.print(table)
         figures[work] = dict(shape=shape, peak_mib=peaks, seconds=times)
     if args.out:

@@ -9,6 +9,7 @@ Trains EDSR ×2 (16 blocks, 64 channels) in each variant with each seed, and goe
 Without ``--train`` and ``--test``, on the photos that scikit-image and scikit-learn install. Ends
 with a table (PSNR and SSIM on Y and on RGB), ``table.md`` and ``results.json``.
 """
+
 import argparse
 import json
 import statistics
@@ -39,8 +40,9 @@ VARIANTS = {
     'K=4, bilinear residual': dict(num_modules=4, auxiliary=dict(residual='bilinear')),
     'K=4, first map': dict(num_modules=4, auxiliary=dict(skip=True)),
     'K=4, first map, no residual': dict(
-        num_modules=4, auxiliary=dict(skip=True, residual='network')),
-    'K=4, loss weight 0.1': dict(num_modules=4, auxiliary=dict(loss_weight=.1)),
+        num_modules=4, auxiliary=dict(skip=True, residual='network')
+    ),
+    'K=4, loss weight 0.1': dict(num_modules=4, auxiliary=dict(loss_weight=0.1)),
     'blocks, shared head': dict(num_modules='blocks', auxiliary=dict(head='shared')),
 }
 METRICS = ('PSNR', 'SSIM')
@@ -64,17 +66,26 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
     loader = cfg.train_dataloader
     loader.batch_size = args.batch
     loader.dataset.data_root = str(args.train)
-    crop, = (step for step in loader.dataset.pipeline if step.type == 'PairedRandomCrop')
+    (crop,) = (step for step in loader.dataset.pipeline if step.type == 'PairedRandomCrop')
     crop.gt_patch_size = 2 * args.patch
     test_set = cfg.val_dataloader
     cfg.val_dataloader = cfg.test_dataloader = [
-        dict(test_set, persistent_workers=False,
-             dataset=dict(test_set.dataset, data_root=str(path))) for path in args.test]
+        dict(
+            test_set, persistent_workers=False, dataset=dict(test_set.dataset, data_root=str(path))
+        )
+        for path in args.test
+    ]
     cfg.val_evaluator = cfg.test_evaluator = [
-        dict(type='Evaluator', metrics=[
-            dict(type=metric, crop_border=2, prefix=path.name + suffix, convert_to=channel)
-            for suffix, channel in CHANNELS.items() for metric in METRICS])
-        for path in args.test]
+        dict(
+            type='Evaluator',
+            metrics=[
+                dict(type=metric, crop_border=2, prefix=path.name + suffix, convert_to=channel)
+                for suffix, channel in CHANNELS.items()
+                for metric in METRICS
+            ],
+        )
+        for path in args.test
+    ]
     return cfg.pretty_text
 
 
@@ -83,8 +94,10 @@ def figures(work_dir: Path) -> dict:
     logged = scalars(work_dir)
     found = next(line for line in reversed(logged) if any(key.endswith('PSNR') for key in line))
     seconds = [line['time'] for line in logged if 'lr' in line]
-    return dict({key: value for key, value in found.items() if key.endswith(METRICS)},
-                seconds_per_iteration=statistics.median(seconds))
+    return dict(
+        {key: value for key, value in found.items() if key.endswith(METRICS)},
+        seconds_per_iteration=statistics.median(seconds),
+    )
 
 
 def bicubic(folder: Path) -> Dict[str, float]:
@@ -98,28 +111,47 @@ def bicubic(folder: Path) -> Dict[str, float]:
             for path in sorted((folder / 'GTmod12').glob('*.png')):
                 truth = Image.open(path)
                 small = Image.open(folder / 'LRbicx2' / path.name)
-                values.append(metric.process_image(
-                    np.asarray(truth), np.asarray(small.resize(truth.size, Image.BICUBIC)), None))
+                values.append(
+                    metric.process_image(
+                        np.asarray(truth), np.asarray(small.resize(truth.size, Image.BICUBIC)), None
+                    )
+                )
             found[f'{folder.name}{suffix}/{name}'] = float(np.mean(values))
     return found
 
 
 def print_table(results: Results, args: argparse.Namespace, console: Console) -> str:
     """Print what was found; returns it as Markdown too."""
-    names = [f'{path.name}{suffix}/{metric}' for path in args.test for suffix in ('_Y', '')
-             for metric in METRICS]
-    columns = ['', *(name.replace('_Y/', ' Y ').replace('/', ' RGB ') for name in names),
-               'time / BP']
+    names = [
+        f'{path.name}{suffix}/{metric}'
+        for path in args.test
+        for suffix in ('_Y', '')
+        for metric in METRICS
+    ]
+    columns = [
+        '',
+        *(name.replace('_Y/', ' Y ').replace('/', ' RGB ') for name in names),
+        'time / BP',
+    ]
     base = [value for path in args.test for value in bicubic(path).items()]
     rows = [['bicubic', *(f'{dict(base)[name]:.{_digits(name)}f}' for name in names), '–']]
-    seconds = {variant: statistics.median(one['seconds_per_iteration'] for one in by_seed.values())
-               for variant, by_seed in results.items()}
+    seconds = {
+        variant: statistics.median(one['seconds_per_iteration'] for one in by_seed.values())
+        for variant, by_seed in results.items()
+    }
     for variant, by_seed in results.items():
         ratio = f'{seconds[variant] / seconds["BP"]:.2f}' if 'BP' in seconds else '–'
-        rows.append([variant, *(spread([one[name] for one in by_seed.values()], _digits(name))
-                                for name in names), ratio])
-    title = (f'EDSR x2, {args.iterations} iterations of {args.batch} patches of '
-             f'{args.patch}x{args.patch}, lr {args.lr}, seeds {args.seeds}, CPU')
+        rows.append(
+            [
+                variant,
+                *(spread([one[name] for one in by_seed.values()], _digits(name)) for name in names),
+                ratio,
+            ]
+        )
+    title = (
+        f'EDSR x2, {args.iterations} iterations of {args.batch} patches of '
+        f'{args.patch}x{args.patch}, lr {args.lr}, seeds {args.seeds}, CPU'
+    )
     table = Table(title=title)
     for column in columns:
         table.add_column(column)
@@ -149,7 +181,9 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
     tests = '_'.join(path.name for path in args.test)
-    budget = file_name(f'{args.train.name}_{tests}_{args.iterations}_{args.batch}_{args.patch}_{args.lr}')
+    budget = file_name(
+        f'{args.train.name}_{tests}_{args.iterations}_{args.batch}_{args.patch}_{args.lr}'
+    )
 
     def one(variant: str, seed: int) -> dict:
         folder = args.out / budget / file_name(variant) / f'seed_{seed}'

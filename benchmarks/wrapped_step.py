@@ -1,4 +1,5 @@
 """A training step in one of several processes, of a model in a wrapper for distributed training."""
+
 from typing import Callable
 
 from mmengine.config import Config

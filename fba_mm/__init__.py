@@ -6,14 +6,17 @@ Importing the package registers :class:`LocalBackbone`, :class:`FBAHook`,
 that a config of any OpenMMLab project names them without a prefix. With the prefix, as in
 ``type='fba_mm.LocalBackbone'``, MMEngine imports the package by itself, without ``custom_imports``.
 """
+
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 
 for _package in ('torch', 'mmengine', 'mmcv'):
     if _find_spec(_package) is None:
         from .compat.distributions import how_to_install as _how_to_install
-        raise ImportError(f'fba_mm needs {_package}, which is not installed: '
-                          f'{_how_to_install(_package)}')
+
+        raise ImportError(
+            f'fba_mm needs {_package}, which is not installed: {_how_to_install(_package)}'
+        )
 
 # Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
 from .compat import install_mmagic_import, install_mmcv_ops, install_mmseg_name  # noqa: E402
@@ -24,8 +27,14 @@ install_mmseg_name()
 
 from mmengine.registry import MODELS as _MODELS  # noqa: E402
 
-from .engine import (AmpLocalOptimWrapper, FBAHook, LocalDataParallel,  # noqa: E402
-                     LocalModuleParallel, LocalOptimWrapper, LocalShardedDataParallel)
+from .engine import (
+    AmpLocalOptimWrapper,
+    FBAHook,
+    LocalDataParallel,  # noqa: E402
+    LocalModuleParallel,
+    LocalOptimWrapper,
+    LocalShardedDataParallel,
+)
 from .errors import LocalLearningError  # noqa: E402
 from .local import LocalBackbone  # noqa: E402
 from .local.partition import Segment, Unrolled, backbone_family, run_submodule  # noqa: E402
@@ -45,10 +54,23 @@ _WHERE = {
     'YOLOV1Loss': 'models.yolov1',
 }
 __all__ = [
-    'AmpLocalOptimWrapper', 'FBAHook', 'LocalBackbone', 'LocalDataParallel', 'LocalLearningError',
-    'LocalModuleParallel', 'LocalOptimWrapper', 'LocalShardedDataParallel', 'Segment',
-    'SlicedFocalLoss', 'Unrolled', 'backbone_family', 'cifar_resnet', 'light_fcn', 'light_retinanet',
-    'localize', 'run_submodule'
+    'AmpLocalOptimWrapper',
+    'FBAHook',
+    'LocalBackbone',
+    'LocalDataParallel',
+    'LocalLearningError',
+    'LocalModuleParallel',
+    'LocalOptimWrapper',
+    'LocalShardedDataParallel',
+    'Segment',
+    'SlicedFocalLoss',
+    'Unrolled',
+    'backbone_family',
+    'cifar_resnet',
+    'light_fcn',
+    'light_retinanet',
+    'localize',
+    'run_submodule',
 ]
 
 

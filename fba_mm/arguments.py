@@ -1,12 +1,14 @@
 """Checks of the numbers that users give."""
+
 import math
 from typing import Any, Optional
 
 from .errors import LocalLearningError
 
 
-def check_count(name: str, value: Any, least: int = 1, what: str = 'an integer',
-                fix: str = '') -> int:
+def check_count(
+    name: str, value: Any, least: int = 1, what: str = 'an integer', fix: str = ''
+) -> int:
     """Refuse what is no count: fractions, booleans, and integers that are too small.
 
     Args:
@@ -31,9 +33,15 @@ def check_count(name: str, value: Any, least: int = 1, what: str = 'an integer',
     return value
 
 
-def check_number(name: str, value: Any, least: Optional[float] = None,
-                 above: Optional[float] = None, most: Optional[float] = None,
-                 below: Optional[float] = None, fix: str = '') -> float:
+def check_number(
+    name: str,
+    value: Any,
+    least: Optional[float] = None,
+    above: Optional[float] = None,
+    most: Optional[float] = None,
+    below: Optional[float] = None,
+    fix: str = '',
+) -> float:
     """Refuse what is no finite number, or is out of range.
 
     Args:
@@ -55,14 +63,27 @@ def check_number(name: str, value: Any, least: Optional[float] = None,
         >>> check_number('auxiliary.momentum', float('nan'), least=0, most=1)
         LocalLearningError: auxiliary.momentum=nan: give a finite number from 0 to 1
     """
-    good = (isinstance(value, (int, float)) and not isinstance(value, bool)
-            and math.isfinite(value) and (least is None or value >= least)
-            and (above is None or value > above) and (most is None or value <= most)
-            and (below is None or value < below))
+    good = (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
     if not good:
-        limits = [f'{word} {limit}' for word, limit in (
-            ('from', least), ('greater than', above), ('to', most), ('less than', below))
-            if limit is not None]
+        limits = [
+            f'{word} {limit}'
+            for word, limit in (
+                ('from', least),
+                ('greater than', above),
+                ('to', most),
+                ('less than', below),
+            )
+            if limit is not None
+        ]
         raise LocalLearningError(
-            f'{name}={value!r}: give {" ".join(["a finite number", *limits])}{fix}')
+            f'{name}={value!r}: give {" ".join(["a finite number", *limits])}{fix}'
+        )
     return value

@@ -1,4 +1,5 @@
 """What the command-line tools have in common."""
+
 import argparse
 import errno
 import inspect
@@ -41,8 +42,11 @@ def run(main: Callable[[], Any]) -> None:
         # In the middle of a log, say; checkpoints see to themselves.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f'error: {error.filename or "a file"} cannot be written ({error.strerror}): make '
-              'room, and go on with --resume', file=sys.stderr)
+        print(
+            f'error: {error.filename or "a file"} cannot be written ({error.strerror}): make '
+            'room, and go on with --resume',
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
@@ -88,20 +92,23 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
         metavar='K',
         help=f"train {what} by local learning, in K modules; 'stages' and 'blocks' are good too, "
         "'layer1.2,layer2.1,layer3.0' cuts after these blocks, and 'auto' takes the fewest modules "
-        'that fit --memory-budget')
+        'that fit --memory-budget',
+    )
     parser.add_argument(
         '--auxiliary',
         choices=['shared', 'pooled', 'own', 'light'],
         help="with --local: modules learn from the model's own head, with blocks of their own before "
         'it or, pooled, without, each from a head like it, or each from a light one, which takes less '
         'memory and time (default: own for image classifiers and for detectors without a neck, light '
-        'for other detectors, segmentors and super-resolution, shared where there is no light head)')
+        'for other detectors, segmentors and super-resolution, shared where there is no light head)',
+    )
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',
         help="what the tensors of a training step may take: 8GB, 512MB, 10GiB; CUDA's context and the "
         "allocator's fragmentation come on top. With --local auto, the fewest modules that fit are "
-        'taken; tools/train.py without --local goes through all ways to train, exact ones first')
+        'taken; tools/train.py without --local goes through all ways to train, exact ones first',
+    )
 
 
 def add_exact(parser: argparse.ArgumentParser) -> None:
@@ -116,19 +123,23 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
         metavar='K',
         help='recompute the activations of the backbone in the backward pass instead of keeping '
         "them, in K spans; 'stages' and 'blocks' are good too. The same result in less memory; with "
-        '--local, within each module')
+        '--local, within each module',
+    )
     parser.add_argument(
         '--checkpoint-head',
         action='store_true',
-        help='with --checkpoint and without --local: recompute the neck and dense heads, too')
+        help='with --checkpoint and without --local: recompute the neck and dense heads, too',
+    )
     slices = parser.add_mutually_exclusive_group()
     slices.add_argument(
         '--slices',
         action='store_true',
         help='compute dense losses in slices: the same result in less memory (the default with '
-        '--local)')
+        '--local)',
+    )
     slices.add_argument(
-        '--no-slices', action='store_true', help='with --local: leave losses as they are')
+        '--no-slices', action='store_true', help='with --local: leave losses as they are'
+    )
 
 
 def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
@@ -142,11 +153,14 @@ def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
         LocalLearningError: The backbone is wrapped already, or an argument lacks what it goes with.
     """
     if args.checkpoint_head and args.checkpoint is None:
-        raise LocalLearningError('--checkpoint-head goes with --checkpoint: give --checkpoint 4, too')
+        raise LocalLearningError(
+            '--checkpoint-head goes with --checkpoint: give --checkpoint 4, too'
+        )
     if args.no_slices:
         raise LocalLearningError(
             '--no-slices goes with --local: without it, losses are left as they are unless --slices '
-            'is given')
+            'is given'
+        )
     if args.checkpoint is not None:
         cfg = checkpointed(cfg, args.checkpoint, head=args.checkpoint_head)
     return sliced(cfg) if args.slices else cfg
@@ -167,11 +181,13 @@ def check_local(args: argparse.Namespace, budget_alone: bool = False) -> None:
     if args.auxiliary is not None:
         raise LocalLearningError(
             f'--auxiliary {args.auxiliary} goes with --local: give --local 4, or set '
-            'model.backbone.auxiliary in the config')
+            'model.backbone.auxiliary in the config'
+        )
     if args.memory_budget is not None and not budget_alone:
         raise LocalLearningError(
             f'--memory-budget {args.memory_budget} goes with --local auto: give that, or set '
-            "num_modules='auto' and memory_budget in the config's LocalBackbone")
+            "num_modules='auto' and memory_budget in the config's LocalBackbone"
+        )
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +200,8 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=_Overrides,
-        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b')
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
+    )
 
 
 def apply_cfg_options(cfg: Config, options: Optional[dict]) -> None:
@@ -221,8 +238,9 @@ def _check_wrapped(cfg: Config, options: dict) -> None:
         if found and found[1] not in known:
             raise LocalLearningError(
                 f'--cfg-options {option}: model.{key} is a LocalBackbone, which has no '
-                f'{found[1]}: give model.{key}.backbone.{option[found.start(1):]} for the wrapped '
-                'one')
+                f'{found[1]}: give model.{key}.backbone.{option[found.start(1) :]} for the wrapped '
+                'one'
+            )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -237,13 +255,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher')
+        help='job launcher',
+    )
     # torch.distributed.launch passes --local-rank, torchrun sets LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='load checkpoints even if that runs code from them; only for files of known authors')
+        help='load checkpoints even if that runs code from them; only for files of known authors',
+    )
 
 
 def config_from(args: argparse.Namespace) -> Config:
@@ -278,8 +298,9 @@ def _work_name(args: argparse.Namespace) -> str:
     local = getattr(args, 'local', None)
     local = '-'.join(map(str, local)) if isinstance(local, list) else local
     kinds = [local, getattr(args, 'auxiliary', None)]
-    return '_'.join([name, *(f'{word}{kind}' for word, kind in zip(('local', ''), kinds)
-                             if kind is not None)])
+    return '_'.join(
+        [name, *(f'{word}{kind}' for word, kind in zip(('local', ''), kinds) if kind is not None)]
+    )
 
 
 def check_writable(out_dir: Union[str, Path], argument: str = '--work-dir') -> None:
@@ -297,10 +318,12 @@ def check_writable(out_dir: Union[str, Path], argument: str = '--work-dir') -> N
         folder = osp.dirname(folder)
     if not osp.isdir(folder):
         raise LocalLearningError(
-            f'{out_dir} cannot be made, {folder} is a file: choose another {argument}')
+            f'{out_dir} cannot be made, {folder} is a file: choose another {argument}'
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise LocalLearningError(
-            f'{out_dir} cannot be written to, {folder} is not writable: choose another {argument}')
+            f'{out_dir} cannot be written to, {folder} is not writable: choose another {argument}'
+        )
 
 
 def build_runner(cfg: Config) -> Runner:

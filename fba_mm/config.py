@@ -1,4 +1,5 @@
 """Configs as users give them: by path or by name, with types as names or as classes."""
+
 import re
 import sys
 from pathlib import Path
@@ -36,8 +37,13 @@ def load_config(config: str) -> Config:
     # MMEngine would go and install whatever has this name in the package index, even where the
     # package is there but its distribution has another name.
     if package and _is_missing(package):
-        how = how_to_install(package) if package in _OPTIONAL else (
-            'install it or check its spelling, as in mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+        how = (
+            how_to_install(package)
+            if package in _OPTIONAL
+            else (
+                'install it or check its spelling, as in mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+            )
+        )
         raise LocalLearningError(f'config {config}: the package {package} is not installed: {how}')
     try:
         # MMEngine finds names of letters, digits and underscores alone, and not mmdet::gn+ws/...
@@ -49,18 +55,26 @@ def load_config(config: str) -> Config:
             return Config.fromfile(str(config_file))
         return Config.fromfile(config)
     except FileNotFoundError as error:
-        raise LocalLearningError(f'config {config} not found ({error}): check its '
-                                 f'{"name" if package else "path"}') from error
+        raise LocalLearningError(
+            f'config {config} not found ({error}): check its {"name" if package else "path"}'
+        ) from error
     except LocalLearningError:
         raise
     except ModuleNotFoundError as error:
         # MMEngine names the distribution of what a config inherits from.
-        missing = next((name for name in _OPTIONAL
-                        if re.search(rf'\b{name}', str(error)) and _is_missing(name)), None)
+        missing = next(
+            (
+                name
+                for name in _OPTIONAL
+                if re.search(rf'\b{name}', str(error)) and _is_missing(name)
+            ),
+            None,
+        )
         if missing is None:
             raise _unreadable(config, error) from error
-        raise LocalLearningError(f'config {config} needs {missing}, which is not installed: '
-                                 f'{how_to_install(missing)}') from error
+        raise LocalLearningError(
+            f'config {config} needs {missing}, which is not installed: {how_to_install(missing)}'
+        ) from error
     except Exception as error:  # A config is Python code: anything may come out of it.
         raise _unreadable(config, error) from error
 
@@ -131,8 +145,11 @@ def name_classes(part: Any) -> Any:
             dict.__setitem__(part, key, name_classes(value))
     elif type(part) in (list, tuple):
         return type(part)(map(name_classes, part))
-    elif isinstance(part, (type, FunctionType)) and part.__module__ != 'builtins' and (
-            part is getattr(sys.modules.get(part.__module__), part.__name__, None)):
+    elif (
+        isinstance(part, (type, FunctionType))
+        and part.__module__ != 'builtins'
+        and (part is getattr(sys.modules.get(part.__module__), part.__name__, None))
+    ):
         return f'{part.__module__}.{part.__name__}'
     return part
 
@@ -174,8 +191,10 @@ def custom_hooks(cfg: Mapping) -> List[Tuple[str, Any]]:
         >>> custom_hooks(Config(dict(custom_hooks=[dict(type='FBAHook', scope='all')])))
         [('FBAHook', {'type': 'FBAHook', 'scope': 'all'})]
     """
-    return [(type_name(hook.get('type') if isinstance(hook, dict) else type(hook)), hook)
-            for hook in cfg.get('custom_hooks') or []]
+    return [
+        (type_name(hook.get('type') if isinstance(hook, dict) else type(hook)), hook)
+        for hook in cfg.get('custom_hooks') or []
+    ]
 
 
 def type_name(kind: Any) -> str:

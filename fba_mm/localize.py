@@ -1,4 +1,5 @@
 """A stock config → its local-learning form."""
+
 import copy
 import os
 from typing import Any, Iterator, Optional, Sequence, Tuple, Union
@@ -33,17 +34,19 @@ _STOCK_FORM = {
 _OWN_HOOKS = ('FBAHook', 'IterationSeedHook', 'LocalAccuracyHook')
 
 
-def localize(config: Union[str, os.PathLike, Config],
-             num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
-             scope: str = 'past',
-             apply: Optional[str] = None,
-             auxiliary: Union[None, str, dict] = None,
-             head_batch_size: Optional[int] = None,
-             auxiliary_lr_mult: Optional[float] = None,
-             auxiliary_decay_mult: Optional[float] = None,
-             memory_budget: Optional[Union[str, int, float]] = None,
-             recompute: Optional[Union[int, str, Sequence[str]]] = None,
-             slices: bool = True) -> Config:
+def localize(
+    config: Union[str, os.PathLike, Config],
+    num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
+    scope: str = 'past',
+    apply: Optional[str] = None,
+    auxiliary: Union[None, str, dict] = None,
+    head_batch_size: Optional[int] = None,
+    auxiliary_lr_mult: Optional[float] = None,
+    auxiliary_decay_mult: Optional[float] = None,
+    memory_budget: Optional[Union[str, int, float]] = None,
+    recompute: Optional[Union[int, str, Sequence[str]]] = None,
+    slices: bool = True,
+) -> Config:
     """Make any OpenMMLab config train its backbone by local learning.
 
     Args:
@@ -96,11 +99,13 @@ def localize(config: Union[str, os.PathLike, Config],
         auxiliary = _default_auxiliary(cfg.model, key)
     if key == 'generator' and auxiliary in ('shared', 'light'):
         auxiliary = dict(
-            type='SLMReconstruction', head='shared' if auxiliary == 'shared' else 'own')
+            type='SLMReconstruction', head='shared' if auxiliary == 'shared' else 'own'
+        )
     elif key == 'generator' and auxiliary in ('own', 'pooled'):
         raise LocalLearningError(
-            f"auxiliary={auxiliary!r} is for a model with a head, and one with a generator has none: "
-            "give 'light', 'shared' or a config with a type")
+            f'auxiliary={auxiliary!r} is for a model with a head, and one with a generator has none: '
+            "give 'light', 'shared' or a config with a type"
+        )
     elif auxiliary == 'shared':
         auxiliary = dict(type='SLM')
     elif auxiliary == 'pooled':
@@ -112,12 +117,14 @@ def localize(config: Union[str, os.PathLike, Config],
     elif not isinstance(auxiliary, dict):
         raise LocalLearningError(
             f"auxiliary={auxiliary!r}: give 'shared', 'pooled', 'own', 'light' or a config with a "
-            'type')
+            'type'
+        )
     local_backbone = cfg.model[key] = ConfigDict(
-        type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary)
+        type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary
+    )
     if isinstance(auxiliary.get('head'), dict) and cfg.model.get('rpn_head') is not None:
         # Its neck and heads start at stride 4, and take more than any module with a light one.
-        local_backbone.reserve = .5
+        local_backbone.reserve = 0.5
         if slices and isinstance(cfg.model.get('neck'), dict):
             _recompute(cfg.model.neck)
     if memory_budget is not None:
@@ -133,7 +140,8 @@ def localize(config: Union[str, os.PathLike, Config],
     if type_name(wrapper.get('type')) not in _LOCAL_WRAPPERS:
         cfg.model_wrapper_cfg = ConfigDict(
             {key: wrapper[key] for key in _WRAPPER_SETTINGS if key in wrapper},
-            type='LocalDataParallel')
+            type='LocalDataParallel',
+        )
 
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
@@ -141,12 +149,16 @@ def localize(config: Union[str, os.PathLike, Config],
         if kind not in _LOCAL_FORM:
             raise LocalLearningError(
                 f'optim_wrapper.type={kind} has no local form: use one of '
-                f'{", ".join(sorted(_LOCAL_FORM)[::-1])}')
+                f'{", ".join(sorted(_LOCAL_FORM)[::-1])}'
+            )
         _localize_constructor(optim_wrapper)
         optim_wrapper.type = _LOCAL_FORM[kind]
         # What a user has set already, by --cfg-options for instance, is kept.
-        if apply is None and 'apply' not in optim_wrapper and _clips_apart(
-                optim_wrapper, auxiliary):
+        if (
+            apply is None
+            and 'apply' not in optim_wrapper
+            and _clips_apart(optim_wrapper, auxiliary)
+        ):
             apply = 'eager'
         if apply is not None:
             optim_wrapper.apply = apply
@@ -161,10 +173,12 @@ def localize(config: Union[str, os.PathLike, Config],
     return name_classes(cfg)
 
 
-def checkpointed(config: Union[str, os.PathLike, Config],
-                 recompute: Union[int, str, Sequence[str]] = 'blocks',
-                 recompute_batch_size: Optional[int] = None,
-                 head: bool = False) -> Config:
+def checkpointed(
+    config: Union[str, os.PathLike, Config],
+    recompute: Union[int, str, Sequence[str]] = 'blocks',
+    recompute_batch_size: Optional[int] = None,
+    head: bool = False,
+) -> Config:
     """Make any OpenMMLab config recompute the activations of its backbone: exact back-propagation.
 
     The backbone becomes a :class:`LocalBackbone` of one module. Everything else stays as it is, the
@@ -193,14 +207,17 @@ def checkpointed(config: Union[str, os.PathLike, Config],
     cfg = _own_copy(config)
     key, backbone = _stock_backbone(cfg, 'recompute')
     cfg.model[key] = ConfigDict(
-        type='LocalBackbone', backbone=backbone, num_modules=1, recompute=recompute)
+        type='LocalBackbone', backbone=backbone, num_modules=1, recompute=recompute
+    )
     if recompute_batch_size is not None:
         cfg.model[key].recompute_batch_size = recompute_batch_size
     if head:
         for name in ('neck', 'rpn_head', 'bbox_head'):
             part = cfg.model.get(name)
-            if isinstance(part, dict) and (name == 'neck' or hasattr(
-                    _class_of(part, cfg.get('default_scope')), 'forward_single')):
+            if isinstance(part, dict) and (
+                name == 'neck'
+                or hasattr(_class_of(part, cfg.get('default_scope')), 'forward_single')
+            ):
                 _recompute(part)
     localize_optimizer(cfg)
     _import_package(cfg)
@@ -228,8 +245,9 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
     """
     cfg = _own_copy(config)
     scope = cfg.get('default_scope') or ''
-    found = [(name, part) for name, part in _parts(cfg.get('model'), 'model')
-             if _has_slices(part, scope)]
+    found = [
+        (name, part) for name, part in _parts(cfg.get('model'), 'model') if _has_slices(part, scope)
+    ]
     for _, part in found:
         part['of'] = part['type']
         part['type'] = 'InSlices'
@@ -242,8 +260,9 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
 
 # mmdet's losses that are sums over positions, and the settings with which they have no slices.
 _SLICED_LOSSES = {
-    'FocalLoss': dict(use_sigmoid=False, activated=True), 'QualityFocalLoss': {},
-    'VarifocalLoss': {}
+    'FocalLoss': dict(use_sigmoid=False, activated=True),
+    'QualityFocalLoss': {},
+    'VarifocalLoss': {},
 }
 # Settings of mmseg's cross entropy with which a stripe of rows doesn't tell its part of the loss.
 _WITHOUT_STRIPES = ('use_sigmoid', 'use_mask', 'class_weight')
@@ -266,9 +285,12 @@ def _has_slices(part: dict, scope: str) -> bool:
         return False
     losses = part.get('loss_decode') or dict(type='CrossEntropyLoss')
     losses = losses if isinstance(losses, (list, tuple)) else [losses]
-    if any(type_name(loss.get('type')) != 'CrossEntropyLoss' or any(
-            loss.get(key) for key in _WITHOUT_STRIPES) or loss.get(
-                'reduction', 'mean') != 'mean' for loss in losses):
+    if any(
+        type_name(loss.get('type')) != 'CrossEntropyLoss'
+        or any(loss.get(key) for key in _WITHOUT_STRIPES)
+        or loss.get('reduction', 'mean') != 'mean'
+        for loss in losses
+    ):
         return False
     classes = getattr(_class_of(part, package), '__mro__', ())
     owner = next((c for c in classes if 'loss_by_feat' in vars(c)), object)
@@ -278,8 +300,9 @@ def _has_slices(part: dict, scope: str) -> bool:
 def _class_of(part: dict, scope: Optional[str]) -> Optional[type]:
     if isinstance(part['type'], type):
         return part['type']
-    with DefaultScope.overwrite_default_scope(scope or 'mmengine'), \
-            MODELS.switch_scope_and_registry(None) as registry:
+    with DefaultScope.overwrite_default_scope(
+        scope or 'mmengine'
+    ), MODELS.switch_scope_and_registry(None) as registry:
         return registry.get(part['type'])
 
 
@@ -288,8 +311,13 @@ def _parts(part: Any, name: str) -> Iterator[Tuple[str, dict]]:
     if isinstance(part, dict):
         yield name, part
     # ConfigDict.items() would make copies.
-    items = dict.items(part) if isinstance(part, dict) else enumerate(part) if isinstance(
-        part, (list, tuple)) else ()
+    items = (
+        dict.items(part)
+        if isinstance(part, dict)
+        else enumerate(part)
+        if isinstance(part, (list, tuple))
+        else ()
+    )
     for key, value in items:
         yield from _parts(value, f'{name}.{key}')
 
@@ -310,16 +338,19 @@ def _stock_backbone(cfg: Config, setting: str) -> Tuple[str, dict]:
     key, backbone = _backbone_of(cfg)
     if backbone is None and isinstance((cfg.get('model') or {}).get('detector'), dict):
         raise LocalLearningError(
-            f"{type_name(cfg.model.get('type'))} has its backbone in model.detector and runs it several "
+            f'{type_name(cfg.model.get("type"))} has its backbone in model.detector and runs it several '
             'times for one loss, as semi-supervised and tracking models do, and local learning follows '
-            'one pass: train the detector by itself, or without local learning')
+            'one pass: train the detector by itself, or without local learning'
+        )
     if backbone is None:
         raise LocalLearningError(
             'the config has no model.backbone and no model.generator to cut: give the config of a '
-            'detector, classifier, segmentor or super-resolution network')
+            'detector, classifier, segmentor or super-resolution network'
+        )
     if type_name(backbone.get('type')) == 'LocalBackbone':
         raise LocalLearningError(
-            f'model.{key} is a LocalBackbone already: change its {setting} instead')
+            f'model.{key} is a LocalBackbone already: change its {setting} instead'
+        )
     return key, backbone
 
 
@@ -356,8 +387,11 @@ def localize_optimizer(cfg: Config) -> None:
 
 # Constructors that go by the names of the backbone's layers, and those that do with custom_keys.
 _BY_NAME = ('LearningRateDecayOptimizerConstructor', 'LayerDecayOptimizerConstructor')
-_BY_KEY = ('DefaultOptimWrapperConstructor', 'ForceDefaultOptimWrapperConstructor',
-           'LearningRateDecayOptimWrapperConstructor')
+_BY_KEY = (
+    'DefaultOptimWrapperConstructor',
+    'ForceDefaultOptimWrapperConstructor',
+    'LearningRateDecayOptimWrapperConstructor',
+)
 
 
 def _localize_constructor(optim_wrapper: dict) -> None:
@@ -375,7 +409,8 @@ def _localize_constructor(optim_wrapper: dict) -> None:
         raise LocalLearningError(
             'optim_wrapper.constructor=MultiOptimWrapperConstructor is for models that train in '
             'steps of their own, as GANs do, and local learning follows the step of one loss: give '
-            "a config of mmagic's BaseEditModel, which trains the same generator by its pixel_loss")
+            "a config of mmagic's BaseEditModel, which trains the same generator by its pixel_loss"
+        )
     paramwise = optim_wrapper.get('paramwise_cfg') or ConfigDict()
     if name in _BY_NAME or name in _BY_KEY and paramwise.get('custom_keys'):
         if constructor:
@@ -391,8 +426,11 @@ def _clips_apart(optim_wrapper: dict, auxiliary: dict) -> bool:
     each, and a norm over all would be several times as large. What shares a head learns together.
     """
     kind = type_name((optim_wrapper.get('optimizer') or {}).get('type', ''))
-    return (bool(optim_wrapper.get('clip_grad')) and isinstance(auxiliary.get('head'), dict)
-            and hasattr(torch.optim, kind))
+    return (
+        bool(optim_wrapper.get('clip_grad'))
+        and isinstance(auxiliary.get('head'), dict)
+        and hasattr(torch.optim, kind)
+    )
 
 
 def _default_auxiliary(model: dict, key: str) -> str:
@@ -423,8 +461,14 @@ def _own_auxiliary(model: dict) -> dict:
 
 
 # What a light segmentor takes over from the model's decode head: what is a label, and its loss.
-_LABELS = ('num_classes', 'out_channels', 'threshold', 'ignore_index', 'align_corners',
-           'loss_decode')
+_LABELS = (
+    'num_classes',
+    'out_channels',
+    'threshold',
+    'ignore_index',
+    'align_corners',
+    'loss_decode',
+)
 
 
 def _light_auxiliary(model: dict) -> dict:
@@ -433,7 +477,8 @@ def _light_auxiliary(model: dict) -> dict:
     if head is None:
         raise LocalLearningError(
             f"auxiliary='light' is a detector or segmentor, and {type_name(model.get('type'))} is "
-            "none that tells its num_classes: give 'shared', or a config with a head of its task")
+            "none that tells its num_classes: give 'shared', or a config with a head of its task"
+        )
     return dict(type='SLM', head=head)
 
 
@@ -485,7 +530,8 @@ def stock_form(config: Config) -> Config:
     key, backbone = _backbone_of(cfg)
     if backbone is None or type_name(backbone.get('type')) != 'LocalBackbone':
         raise LocalLearningError(
-            'the config has no LocalBackbone: its checkpoints are stock ones already')
+            'the config has no LocalBackbone: its checkpoints are stock ones already'
+        )
     cfg.model[key] = backbone.backbone
     for _, part in _parts(cfg.model, 'model'):
         if part.get('type') in ('InSlices', 'Recomputed'):

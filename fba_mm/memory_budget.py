@@ -1,4 +1,5 @@
 """``num_modules='auto'`` and the budget that comes with it, as users write them."""
+
 import math
 import re
 from typing import Any, Union
@@ -37,7 +38,8 @@ def parse_memory(budget: Union[str, int, float]) -> int:
     if not _LEAST <= nbytes < math.inf:
         raise LocalLearningError(
             f"memory_budget={budget!r}: give it with a unit, as '8GB', '512MB' or '10GiB', or as a "
-            'number of bytes from a million')
+            'number of bytes from a million'
+        )
     return int(nbytes)
 
 
@@ -63,12 +65,14 @@ def check_budget(num_modules: Any, memory_budget: Any) -> bool:
         if auto:
             raise LocalLearningError(
                 "num_modules='auto' needs a budget to fit into: give memory_budget='8GB', on the "
-                'command line --memory-budget 8GB, or a number of modules')
+                'command line --memory-budget 8GB, or a number of modules'
+            )
         return False
     parse_memory(memory_budget)
     if not auto:
         raise LocalLearningError(
             f'memory_budget={memory_budget!r} is there to choose the number of modules, but '
             f"num_modules={num_modules!r}: give num_modules='auto', on the command line --local "
-            'auto, or leave the budget out')
+            'auto, or leave the budget out'
+        )
     return True

@@ -1,7 +1,8 @@
 """Mutations of valid configs of all four tasks: each is trained, or refused in one readable line.
 
-    python -m tests.config_fuzz --count 400 --seed 0
+python -m tests.config_fuzz --count 400 --seed 0
 """
+
 import argparse
 import copy
 import random
@@ -29,8 +30,24 @@ from .super_resolution import editor
 from .test_tools.in_process import untouched_process, without_niceties
 
 # What stands where something else is expected.
-VALUES = [None, 1, -1, 0, 2.5, float('nan'), float('inf'), 'x', '', [], [1], {}, dict(type='x'),
-          dict(a=1), True, 10**9]
+VALUES = [
+    None,
+    1,
+    -1,
+    0,
+    2.5,
+    float('nan'),
+    float('inf'),
+    'x',
+    '',
+    [],
+    [1],
+    {},
+    dict(type='x'),
+    dict(a=1),
+    True,
+    10**9,
+]
 
 
 class Stop(Exception):
@@ -38,8 +55,13 @@ class Stop(Exception):
 
 
 def _runtime(scope: str, dataset: dict, evaluator, **more) -> dict:
-    loader = dict(batch_size=2, num_workers=0, persistent_workers=False,
-                  sampler=dict(type='DefaultSampler', shuffle=True), dataset=dataset)
+    loader = dict(
+        batch_size=2,
+        num_workers=0,
+        persistent_workers=False,
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        dataset=dataset,
+    )
     return dict(
         default_scope=scope,
         train_dataloader=loader,
@@ -47,29 +69,47 @@ def _runtime(scope: str, dataset: dict, evaluator, **more) -> dict:
         val_evaluator=evaluator,
         train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=2, val_interval=1),
         val_cfg=dict(type='ValLoop'),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, momentum=.9),
-                           clip_grad=dict(max_norm=10)),
-        param_scheduler=[dict(type='LinearLR', start_factor=.1, by_epoch=False, begin=0, end=4),
-                         dict(type='MultiStepLR', milestones=[1], by_epoch=True)],
+        optim_wrapper=dict(
+            type='OptimWrapper',
+            optimizer=dict(type='SGD', lr=0.01, momentum=0.9),
+            clip_grad=dict(max_norm=10),
+        ),
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4),
+            dict(type='MultiStepLR', milestones=[1], by_epoch=True),
+        ],
         default_hooks=dict(
-            timer=dict(type='IterTimerHook'), logger=dict(type='LoggerHook', interval=1),
+            timer=dict(type='IterTimerHook'),
+            logger=dict(type='LoggerHook', interval=1),
             param_scheduler=dict(type='ParamSchedulerHook'),
             checkpoint=dict(type='CheckpointHook', interval=1),
-            sampler_seed=dict(type='DistSamplerSeedHook')),
-        custom_hooks=[dict(type='EMAHook', momentum=.01)],
-        env_cfg=dict(cudnn_benchmark=False, mp_cfg=dict(mp_start_method='fork'),
-                     dist_cfg=dict(backend='nccl')),
+            sampler_seed=dict(type='DistSamplerSeedHook'),
+        ),
+        custom_hooks=[dict(type='EMAHook', momentum=0.01)],
+        env_cfg=dict(
+            cudnn_benchmark=False,
+            mp_cfg=dict(mp_start_method='fork'),
+            dist_cfg=dict(backend='nccl'),
+        ),
         visualizer=dict(type='Visualizer', vis_backends=[]),
-        log_processor=dict(window_size=10, by_epoch=True), log_level='WARNING', load_from=None,
-        resume=False, randomness=dict(seed=0), launcher='none', **more)
+        log_processor=dict(window_size=10, by_epoch=True),
+        log_level='WARNING',
+        load_from=None,
+        resume=False,
+        randomness=dict(seed=0),
+        launcher='none',
+        **more,
+    )
 
 
 def stock_configs(folder: Path) -> dict:
     """A small config of each task, on data that is written to a folder."""
-    boxes = build_digits_on_photos(folder / 'boxes', num_train=4, num_val=2, image_size=64,
-                                   digit_size=(12, 28))
-    masks = build_digits_on_photos(folder / 'masks', num_train=4, num_val=2, image_size=64,
-                                   digit_size=(24, 40), masks=True)
+    boxes = build_digits_on_photos(
+        folder / 'boxes', num_train=4, num_val=2, image_size=64, digit_size=(12, 28)
+    )
+    masks = build_digits_on_photos(
+        folder / 'masks', num_train=4, num_val=2, image_size=64, digit_size=(24, 40), masks=True
+    )
     for kind, size in (('img', 16), ('gt', 32)):
         (folder / 'pairs' / kind).mkdir(parents=True)
         for i in range(4):
@@ -82,45 +122,92 @@ def stock_configs(folder: Path) -> dict:
     for head in ('decode_head', 'auxiliary_head'):
         segmenter[head]['num_classes'] = 11
     return dict(
-        detection=_runtime('mmdet', dict(
-            type='CocoDataset', data_root=f'{boxes}/', data_prefix=dict(img='train/'),
-            ann_file='annotations/instances_train.json',
-            metainfo=dict(classes=tuple('0123456789')), pipeline=[
-                load, dict(type='LoadAnnotations', with_bbox=True),
-                dict(type='Resize', scale=(64, 64), keep_ratio=True),
-                dict(type='PackDetInputs', meta_keys=(
-                    'img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]),
+        detection=_runtime(
+            'mmdet',
+            dict(
+                type='CocoDataset',
+                data_root=f'{boxes}/',
+                data_prefix=dict(img='train/'),
+                ann_file='annotations/instances_train.json',
+                metainfo=dict(classes=tuple('0123456789')),
+                pipeline=[
+                    load,
+                    dict(type='LoadAnnotations', with_bbox=True),
+                    dict(type='Resize', scale=(64, 64), keep_ratio=True),
+                    dict(
+                        type='PackDetInputs',
+                        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+                    ),
+                ],
+            ),
             dict(type='CocoMetric', ann_file=f'{boxes}/annotations/instances_train.json'),
-            model=dict(detector)),
-        classification=_runtime('mmpretrain', dict(
-            type='fba_mm.HandwrittenDigits', split='train', indices=6,
-            pipeline=[dict(type='PackInputs')]), dict(type='Accuracy'),
-            data_preprocessor=dict(num_classes=10, mean=[80.] * 3, std=[90.] * 3),
+            model=dict(detector),
+        ),
+        classification=_runtime(
+            'mmpretrain',
+            dict(
+                type='fba_mm.HandwrittenDigits',
+                split='train',
+                indices=6,
+                pipeline=[dict(type='PackInputs')],
+            ),
+            dict(type='Accuracy'),
+            data_preprocessor=dict(num_classes=10, mean=[80.0] * 3, std=[90.0] * 3),
             model=dict(
                 type='ImageClassifier',
                 backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
                 neck=dict(type='GlobalAveragePooling'),
-                head=dict(type='LinearClsHead', num_classes=10, in_channels=64,
-                          loss=dict(type='CrossEntropyLoss')))),
-        segmentation=_runtime('mmseg', dict(
-            type='BaseSegDataset', data_root=f'{masks}/', img_suffix='.jpg',
-            metainfo=dict(classes=tuple('0123456789') + ('x', )),
-            data_prefix=dict(img_path='train', seg_map_path='masks/train'),
-            pipeline=[load, dict(type='LoadAnnotations'), dict(type='PackSegInputs')]),
-            dict(type='IoUMetric'), model=segmenter),
-        super_resolution=_runtime('mmagic', dict(
-            type='BasicImageDataset', data_root=f'{folder}/pairs',
-            metainfo=dict(dataset_type='x', task_name='sisr'),
-            data_prefix=dict(img='img', gt='gt'), pipeline=[
-                *(dict(load, key=key, color_type='color', channel_order='rgb')
-                  for key in ('img', 'gt')), dict(type='PackInputs')]),
-            [dict(type='PSNR')], model=editor(None)))
+                head=dict(
+                    type='LinearClsHead',
+                    num_classes=10,
+                    in_channels=64,
+                    loss=dict(type='CrossEntropyLoss'),
+                ),
+            ),
+        ),
+        segmentation=_runtime(
+            'mmseg',
+            dict(
+                type='BaseSegDataset',
+                data_root=f'{masks}/',
+                img_suffix='.jpg',
+                metainfo=dict(classes=tuple('0123456789') + ('x',)),
+                data_prefix=dict(img_path='train', seg_map_path='masks/train'),
+                pipeline=[load, dict(type='LoadAnnotations'), dict(type='PackSegInputs')],
+            ),
+            dict(type='IoUMetric'),
+            model=segmenter,
+        ),
+        super_resolution=_runtime(
+            'mmagic',
+            dict(
+                type='BasicImageDataset',
+                data_root=f'{folder}/pairs',
+                metainfo=dict(dataset_type='x', task_name='sisr'),
+                data_prefix=dict(img='img', gt='gt'),
+                pipeline=[
+                    *(
+                        dict(load, key=key, color_type='color', channel_order='rgb')
+                        for key in ('img', 'gt')
+                    ),
+                    dict(type='PackInputs'),
+                ],
+            ),
+            [dict(type='PSNR')],
+            model=editor(None),
+        ),
+    )
 
 
 def places(node, path: Tuple = ()) -> Iterator[Tuple]:
     """Where something stands in a config."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(
-        node, (list, tuple)) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, (list, tuple))
+        else ()
+    )
     for key, value in items:
         yield (*path, key)
         yield from places(value, (*path, key))
@@ -162,6 +249,7 @@ def prepare(cfg: Config) -> None:
     from mmengine.runner import Runner
 
     from fba_mm import command_line
+
     check_types(cfg)
     choose_model_wrapper(cfg)
     use_atomic_checkpoints(cfg)
@@ -171,7 +259,8 @@ def prepare(cfg: Config) -> None:
     build_loops(runner)
     assert isinstance(runner, Runner)
     with readable_start(runner), mock.patch.object(
-            type(runner.train_loop), 'run_epoch', side_effect=Stop):
+        type(runner.train_loop), 'run_epoch', side_effect=Stop
+    ):
         runner.train()
 
 
@@ -202,8 +291,9 @@ def base_configs(folder: Path) -> Dict[Tuple[str, str], Config]:
     return found
 
 
-def mutations(base: Dict[Tuple[str, str], Config], count: int,
-              seed: int) -> Iterator[Tuple[str, Config, str]]:
+def mutations(
+    base: Dict[Tuple[str, str], Config], count: int, seed: int
+) -> Iterator[Tuple[str, Config, str]]:
     """Mutated configs, of all good ones by turns, and what was changed."""
     rng, kinds = random.Random(seed), list(base)
     for i in range(count):

@@ -1,4 +1,5 @@
 """Small detectors and batches that the tests share."""
+
 import copy
 import re
 from importlib.util import find_spec
@@ -26,8 +27,11 @@ def _skip_for_want_of_a_package(report, error) -> None:
         unknown = re.search(r"(\w+)'? (?:is not in the |\()\S+ registry", str(error))
         if ABSENT and unknown and report.failed:
             report.outcome = 'skipped'
-            report.longrepr = (str(report.fspath), 0, f'Skipped: needs {unknown.group(1)} of '
-                               f'{" or ".join(ABSENT)}')
+            report.longrepr = (
+                str(report.fspath),
+                0,
+                f'Skipped: needs {unknown.group(1)} of {" or ".join(ABSENT)}',
+            )
         error = error.__cause__ or error.__context__
 
 
@@ -66,35 +70,51 @@ def retinanet(depth: int = 18, num_modules=4, norm: str = 'BN', **backbone) -> d
         norm_cfg=dict(type=norm, num_groups=4) if norm == 'GN' else dict(type=norm),
         norm_eval=False,
         # Otherwise blocks start as identities: nothing that goes wrong in one could be seen.
-        zero_init_residual=False)
+        zero_init_residual=False,
+    )
     resnet.update(backbone)
     expansion = 1 if resnet['depth'] < 50 else 4
     width = resnet['base_channels'] * expansion
     return dict(
         type='mmdet.RetinaNet',
         data_preprocessor=dict(
-            type='mmdet.DetDataPreprocessor', mean=[127.5] * 3, std=[64.] * 3, pad_size_divisor=32),
-        backbone=resnet if num_modules is None else dict(
-            type='LocalBackbone', backbone=resnet, num_modules=num_modules, auxiliary=auxiliary),
+            type='mmdet.DetDataPreprocessor', mean=[127.5] * 3, std=[64.0] * 3, pad_size_divisor=32
+        ),
+        backbone=resnet
+        if num_modules is None
+        else dict(
+            type='LocalBackbone', backbone=resnet, num_modules=num_modules, auxiliary=auxiliary
+        ),
         neck=dict(
             type='FPN',
             in_channels=[width * 2**i for i in range(4)],
             out_channels=16,
             start_level=1,
             add_extra_convs='on_input',
-            num_outs=5),
+            num_outs=5,
+        ),
         bbox_head=retina_head(),
         train_cfg=dict(
             assigner=dict(
-                type='MaxIoUAssigner', pos_iou_thr=.5, neg_iou_thr=.4, min_pos_iou=0,
-                ignore_iof_thr=-1),
+                type='MaxIoUAssigner',
+                pos_iou_thr=0.5,
+                neg_iou_thr=0.4,
+                min_pos_iou=0,
+                ignore_iof_thr=-1,
+            ),
             sampler=dict(type='PseudoSampler'),
             allowed_border=-1,
             pos_weight=-1,
-            debug=False),
+            debug=False,
+        ),
         test_cfg=dict(
-            nms_pre=1000, min_bbox_size=0, score_thr=.0, nms=dict(type='nms', iou_threshold=.5),
-            max_per_img=100))
+            nms_pre=1000,
+            min_bbox_size=0,
+            score_thr=0.0,
+            nms=dict(type='nms', iou_threshold=0.5),
+            max_per_img=100,
+        ),
+    )
 
 
 def retina_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
@@ -106,11 +126,16 @@ def retina_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
         stacked_convs=1,
         feat_channels=channels,
         anchor_generator=dict(
-            type='AnchorGenerator', octave_base_scale=4, scales_per_octave=1, ratios=[1.],
-            strides=[8, 16, 32, 64, 128]),
+            type='AnchorGenerator',
+            octave_base_scale=4,
+            scales_per_octave=1,
+            ratios=[1.0],
+            strides=[8, 16, 32, 64, 128],
+        ),
         bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
         loss_cls=dict(type='FocalLoss', use_sigmoid=True),
-        loss_bbox=dict(type='L1Loss'))
+        loss_bbox=dict(type='L1Loss'),
+    )
 
 
 def own_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
@@ -122,11 +147,17 @@ def own_head(channels: int = 16, num_classes: int = NUM_CLASSES) -> dict:
         head=dict(
             type='mmdet.RetinaNet',
             neck=dict(
-                type='FPN', out_channels=channels, start_level=1, add_extra_convs='on_input',
-                num_outs=5),
+                type='FPN',
+                out_channels=channels,
+                start_level=1,
+                add_extra_convs='on_input',
+                num_outs=5,
+            ),
             bbox_head=retina_head(channels, num_classes),
             train_cfg=model['train_cfg'],
-            test_cfg=model['test_cfg']))
+            test_cfg=model['test_cfg'],
+        ),
+    )
 
 
 def build(cfg: dict) -> torch.nn.Module:
@@ -141,21 +172,30 @@ def batch(size: int = 64, images: int = 2, seed: int = 0) -> dict:
     """A batch as a dataloader gives it: uint8 images and samples with two boxes each."""
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData
+
     generator = torch.Generator().manual_seed(seed)
     inputs, samples = [], []
     for _ in range(images):
         inputs.append(
-            torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8))
-        corner = torch.rand(2, 2, generator=generator) * size * .4
-        extent = size * (.25 + .25 * torch.rand(2, 2, generator=generator))
+            torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+        )
+        corner = torch.rand(2, 2, generator=generator) * size * 0.4
+        extent = size * (0.25 + 0.25 * torch.rand(2, 2, generator=generator))
         sample = DetDataSample(
             metainfo=dict(
-                img_shape=(size, size), ori_shape=(size, size), scale_factor=(1., 1.),
-                batch_input_shape=(size, size), pad_shape=(size, size)))
+                img_shape=(size, size),
+                ori_shape=(size, size),
+                scale_factor=(1.0, 1.0),
+                batch_input_shape=(size, size),
+                pad_shape=(size, size),
+            )
+        )
         sample.gt_instances = InstanceData(
             bboxes=torch.cat([corner, corner + extent], 1),
-            labels=torch.randint(0, NUM_CLASSES, (2, ), generator=generator))
+            labels=torch.randint(0, NUM_CLASSES, (2,), generator=generator),
+        )
         sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
         samples.append(sample)
     return dict(inputs=inputs, data_samples=samples)

@@ -1,4 +1,5 @@
 """Training steps without a runner, for the tests."""
+
 from types import SimpleNamespace
 from unittest import mock
 
@@ -20,9 +21,10 @@ class Trainer:
         **kwargs: For the wrapper.
     """
 
-    def __init__(self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', hook={},
-                 **kwargs):
-        optimizer = optimizer or (lambda p: torch.optim.SGD(p, lr=.01, momentum=.9))
+    def __init__(
+        self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', hook={}, **kwargs
+    ):
+        optimizer = optimizer or (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))
         self.model = model
         if issubclass(wrapper, LocalOptimWrapper):
             kwargs.setdefault('apply', 'end')  # Most tests look at gradients, which eager frees.
@@ -37,7 +39,8 @@ class Trainer:
             hooks=[],
             train_loop=SimpleNamespace(dataloader=None),
             logger=MMLogger.get_current_instance(),
-            message_hub=MessageHub.get_instance('tests'))
+            message_hub=MessageHub.get_instance('tests'),
+        )
         self.log = {}
         self.hook.before_run(self.runner)
         self.hook.before_train(self.runner)
@@ -53,9 +56,9 @@ class Trainer:
 
     def gradients(self, data):
         """Gradients of one iteration, which is not applied."""
-        with mock.patch.object(type(self.optim_wrapper), 'step'), \
-                mock.patch.object(type(self.optim_wrapper), 'zero_grad'), \
-                mock.patch.object(type(self.optim_wrapper), '_apply_gradients', create=True):
+        with mock.patch.object(type(self.optim_wrapper), 'step'), mock.patch.object(
+            type(self.optim_wrapper), 'zero_grad'
+        ), mock.patch.object(type(self.optim_wrapper), '_apply_gradients', create=True):
             self.step(data)
         grads = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
         self.model.zero_grad()

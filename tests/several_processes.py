@@ -3,6 +3,7 @@
 The processes are forked from a server that has imported the packages and nothing more: a process
 costs milliseconds then, and knows nothing of the test session's threads.
 """
+
 import multiprocessing
 import os
 import pickle
@@ -57,7 +58,8 @@ def _outcomes(count: int, function: Callable, args: tuple, kwargs: dict, connect
         outcomes = [Path(folder) / f'outcome_{rank}' for rank in range(count)]
         processes = [
             _CONTEXT.Process(
-                target=_run, args=(function, rank, count, folder, args, kwargs, port, connect))
+                target=_run, args=(function, rank, count, folder, args, kwargs, port, connect)
+            )
             for rank in range(count)
         ]
         for process in processes:
@@ -74,17 +76,34 @@ def _outcomes(count: int, function: Callable, args: tuple, kwargs: dict, connect
         ]
 
 
-def _run(function: Callable, rank: int, count: int, folder: str, args: tuple, kwargs: dict,
-         port: int, connect: bool) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count),
-                      MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+def _run(
+    function: Callable,
+    rank: int,
+    count: int,
+    folder: str,
+    args: tuple,
+    kwargs: dict,
+    port: int,
+    connect: bool,
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(count),
+        MASTER_ADDR='127.0.0.1',
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     MMLogger.get_current_instance().setLevel('WARNING')
     try:
         if connect:
             dist.init_process_group(
-                'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=count,
-                timeout=timedelta(seconds=SECONDS / 2))
+                'gloo',
+                init_method=f'file://{folder}/store',
+                rank=rank,
+                world_size=count,
+                timeout=timedelta(seconds=SECONDS / 2),
+            )
         with DefaultScope.overwrite_default_scope('mmdet'):
             outcome = function(rank, *args, **kwargs)
     except BaseException as error:

@@ -1,4 +1,5 @@
 """Configs of MMDetection's own collection train by local learning, and give stock models."""
+
 import copy
 import re
 
@@ -18,15 +19,21 @@ from .local_training import Trainer
 from .test_tools.in_process import ROOT
 
 CONFIGS = [
-    'retinanet/retinanet_r50_fpn_1x_coco', 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
-    'mask_rcnn/mask-rcnn_r50_fpn_1x_coco', 'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
-    'atss/atss_r50_fpn_1x_coco', 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco'
+    'retinanet/retinanet_r50_fpn_1x_coco',
+    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+    'mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    'atss/atss_r50_fpn_1x_coco',
+    'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco',
 ]
 # Other necks, heads and descendants of ResNet.
 MORE = [
-    'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco', 'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco',
-    'retinanet/retinanet_x101-32x4d_fpn_1x_coco', 'retinanet/retinanet_r101_fpn_1x_coco',
-    'gcnet/mask-rcnn_r50-gcb-r16-c3-c5_fpn_1x_coco', 'detr/detr_r50_8xb2-150e_coco'
+    'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco',
+    'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco',
+    'retinanet/retinanet_x101-32x4d_fpn_1x_coco',
+    'retinanet/retinanet_r101_fpn_1x_coco',
+    'gcnet/mask-rcnn_r50-gcb-r16-c3-c5_fpn_1x_coco',
+    'detr/detr_r50_8xb2-150e_coco',
 ]
 # Sizes that are the heads' own business, made small.
 SMALL = dict(fc_out_channels=32, max_per_img=16, nms_pre=50)
@@ -41,7 +48,7 @@ def _shrink(node):
             if key in SMALL:
                 node[key] = SMALL[key]
             elif key == 'score_thr':
-                node[key] = 0.
+                node[key] = 0.0
             elif key == 'sampler' and 'num' in value:
                 value['num'] = 8
             _shrink(value)
@@ -67,14 +74,20 @@ def _batch(with_mask: bool, size: int = 64) -> dict:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData
+
     generator = torch.Generator().manual_seed(0)
-    boxes = torch.tensor([[4., 4, 30, 40], [20, 24, 60, 60]])
+    boxes = torch.tensor([[4.0, 4, 30, 40], [20, 24, 60, 60]])
     samples = []
     for _ in range(2):
         sample = DetDataSample(
             metainfo=dict(
-                img_shape=(size, size), ori_shape=(size, size), scale_factor=(1., 1.),
-                batch_input_shape=(size, size), pad_shape=(size, size)))
+                img_shape=(size, size),
+                ori_shape=(size, size),
+                scale_factor=(1.0, 1.0),
+                batch_input_shape=(size, size),
+                pad_shape=(size, size),
+            )
+        )
         sample.gt_instances = InstanceData(bboxes=boxes.clone(), labels=torch.tensor([1, 2]))
         if with_mask:
             masks = torch.zeros(2, size, size, dtype=torch.uint8)
@@ -82,10 +95,13 @@ def _batch(with_mask: bool, size: int = 64) -> dict:
                 mask[y1:y2, x1:x2] = 1
             sample.gt_instances.masks = BitmapMasks(masks.numpy(), size, size)
         sample.ignored_instances = InstanceData(
-            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+            bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+        )
         samples.append(sample)
-    inputs = [torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-              for _ in range(2)]
+    inputs = [
+        torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+        for _ in range(2)
+    ]
     return dict(inputs=inputs, data_samples=samples)
 
 
@@ -101,13 +117,15 @@ def _train_export_compare(cfg: Config, scope: str):
         for name, parameter in backbone.named_parameters():
             # Without ImageNet weights, blocks that start at zero pass no gradient on, ...
             if not parameter.any():
-                parameter.normal_(std=.01)
+                parameter.normal_(std=0.01)
             # ... and what a hundred fixed norms let grow overflows.
             elif parameter.ndim == 1:
-                parameter.mul_(.5)
+                parameter.mul_(0.5)
     trainer = Trainer(
-        model, scope=scope,
-        optimizer=lambda ps: torch.optim.SGD([p for p in ps if p.requires_grad], lr=1e-3))
+        model,
+        scope=scope,
+        optimizer=lambda ps: torch.optim.SGD([p for p in ps if p.requires_grad], lr=1e-3),
+    )
     data = _batch('mask_head' in str(cfg.model))
     gradients = trainer.gradients(data)
     for name, parameter in backbone.named_parameters():
@@ -151,9 +169,11 @@ def test_collection(name, tmp_path):
     made.model.backbone.pop('auxiliary')  # That of the class.
     assert made.model.backbone.pop('type') == cfg.model.backbone['type'] == 'LocalBackbone'
     assert {k: v for k, v in made.model.backbone.items()} == {
-        k: v for k, v in cfg.model.backbone.items() if k != 'type'}
+        k: v for k, v in cfg.model.backbone.items() if k != 'type'
+    }
     assert {k: v for k, v in made.model.items() if k != 'backbone'} == {
-        k: v for k, v in cfg.model.items() if k != 'backbone'}
+        k: v for k, v in cfg.model.items() if k != 'backbone'
+    }
     assert {k: v for k, v in made.optim_wrapper.items() if k != 'apply'} == dict(cfg.optim_wrapper)
     assert made.custom_hooks[0]['type'] == cfg.custom_hooks[0]['type'] == 'FBAHook'
     assert stock_form(cfg).model == stock.model
@@ -166,8 +186,10 @@ def test_more_of_the_collection(name):
     _train_export_compare(localize(f'mmdet::{name}.py', num_modules=4), scope='all')
 
 
-@pytest.mark.parametrize('name', [
-    'hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco', 'tridentnet/tridentnet_r50-caffe_1x_coco'])
+@pytest.mark.parametrize(
+    'name',
+    ['hrnet/fcos_hrnetv2p-w18-gn-head_4xb4-1x_coco', 'tridentnet/tridentnet_r50-caffe_1x_coco'],
+)
 def test_backbone_that_cannot_be_cut_yet(name):
     cfg = localize(f'mmdet::{name}.py', num_modules=4)
     _shrink(cfg.model)
@@ -189,8 +211,9 @@ def test_config_is_as_good_as_before_after_a_model_was_built(name):
 @pytest.mark.parametrize('imports', ['', "custom_imports = dict(imports=['my_project'])"])
 def test_a_project_of_ones_own(hooks, imports, tmp_path, monkeypatch):
     """README's whole config, on a config with and without hooks and imports of its own."""
-    text, = re.findall(r"```python\n(_base_ = './my_detector.py'.*?)```",
-                       (ROOT / 'README.md').read_text(), re.S)
+    (text,) = re.findall(
+        r"```python\n(_base_ = './my_detector.py'.*?)```", (ROOT / 'README.md').read_text(), re.S
+    )
     (tmp_path / 'my_project.py').write_text('')
     monkeypatch.syspath_prepend(tmp_path)
     model = retinanet(num_modules=None)
@@ -210,5 +233,5 @@ optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.1))
     assert cfg.custom_imports.imports == ['fba_mm', 'my_project']
     assert cfg.model_wrapper_cfg.type == 'LocalDataParallel'
     wrapper = check_training(cfg, build_model(cfg))
-    assert isinstance(wrapper, LocalOptimWrapper) and wrapper.optimizer.defaults['lr'] == .1
+    assert isinstance(wrapper, LocalOptimWrapper) and wrapper.optimizer.defaults['lr'] == 0.1
     assert stock_form(cfg).model == Config(dict(model=model)).model

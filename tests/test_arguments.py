@@ -1,4 +1,5 @@
 """Counts and numbers that users give."""
+
 import math
 
 import pytest
@@ -12,7 +13,8 @@ def test_what_is_no_count(value):
     with pytest.raises(LocalLearningError) as info:
         check_count('auxiliary.channels', value, fix=', or leave it unset')
     assert str(info.value) == (
-        f'auxiliary.channels={value!r}: give an integer from 1, or leave it unset')
+        f'auxiliary.channels={value!r}: give an integer from 1, or leave it unset'
+    )
 
 
 def test_counts():
@@ -27,6 +29,6 @@ def test_what_is_no_number_in_range(value):
 
 
 def test_numbers():
-    assert check_number('x', 1, most=1) == 1 and check_number('x', 0., least=0, below=1) == 0
+    assert check_number('x', 1, most=1) == 1 and check_number('x', 0.0, least=0, below=1) == 0
     with pytest.raises(LocalLearningError, match='from 0 less than 1'):
         check_number('x', 1, least=0, below=1)

@@ -1,4 +1,5 @@
 """What the benchmarks share: trainings that go on where they stopped, and schedules of other lengths."""
+
 import importlib
 import json
 import sys
@@ -39,7 +40,7 @@ def train(tmp_path):
         return SimpleNamespace(returncode=0)
 
     def of(config, folder=tmp_path / 'training'):
-        return module.train(folder, config, lambda work_dir: dict(mAP=.5))
+        return module.train(folder, config, lambda work_dir: dict(mAP=0.5))
 
     with mock.patch.object(module.subprocess, 'run', run):
         yield SimpleNamespace(of=of, calls=calls)
@@ -48,7 +49,7 @@ def train(tmp_path):
 def test_a_training_is_made_once(train, tmp_path):
     first = train.of('a = 1\nb = dict(c=2)\n')
     # The same settings, however they are written down.
-    assert train.of(Config(dict(b=dict(c=2), a=1))) == first and first['mAP'] == .5
+    assert train.of(Config(dict(b=dict(c=2), a=1))) == first and first['mAP'] == 0.5
     assert len(train.calls) == 1
     assert 'config' not in first
     # One that was cut off is begun again.
@@ -60,7 +61,9 @@ def test_a_training_is_made_once(train, tmp_path):
 def test_the_result_of_other_settings_is_not_taken(train, tmp_path):
     train.of('a = 1\n')
     before = (tmp_path / 'training/result.json').read_text()
-    with pytest.raises(LocalLearningError, match='other settings: move it away, or give another --out'):
+    with pytest.raises(
+        LocalLearningError, match='other settings: move it away, or give another --out'
+    ):
         train.of('a = 2\n')
     assert (tmp_path / 'training/result.json').read_text() == before and len(train.calls) == 1
 
@@ -76,16 +79,18 @@ def test_after_a_failure_no_other_training_begins():
         return {}
 
     with pytest.raises(LocalLearningError, match='no data'):
-        benchmark('seeded_trainings').run_all(
-            list('abcdef'), [0], one, str, 1, Console(quiet=True))
+        benchmark('seeded_trainings').run_all(list('abcdef'), [0], one, str, 1, Console(quiet=True))
     assert begun in (['a'], ['a', 'b'])
 
 
-@pytest.mark.parametrize('name', [
-    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
-    str(FOLDER / 'configs/retinanet_r18_bccd.py'),
-])
-@pytest.mark.parametrize('factor', [.5, 2])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        str(FOLDER / 'configs/retinanet_r18_bccd.py'),
+    ],
+)
+@pytest.mark.parametrize('factor', [0.5, 2])
 def test_schedules_of_another_length(name, factor):
     """All that counts epochs is stretched alike; what counts iterations stays."""
     cfg = load_config(name)
@@ -107,11 +112,11 @@ def test_the_length_of_equal_time_is_measured_once(tmp_path):
 
 def test_trainings_of_several_lengths(tmp_path):
     detection = benchmark('detection')
-    for epochs, seed, value in ((8, 0, .3), (8, 1, .4), (20, 0, .5)):
+    for epochs, seed, value in ((8, 0, 0.3), (8, 1, 0.4), (20, 0, 0.5)):
         folder = tmp_path / f'{epochs}_epochs/seed_{seed}'
         folder.mkdir(parents=True)
         (folder / 'result.json').write_text(json.dumps(dict(mAP=value)))
     found = detection.trained_so_far(tmp_path)
-    assert found == {8: {0: dict(mAP=.3), 1: dict(mAP=.4)}, 20: {0: dict(mAP=.5)}}
-    detection.draw_time({'BP': found}, {'BP': 1.}, 'title', tmp_path / 'time.png')
+    assert found == {8: {0: dict(mAP=0.3), 1: dict(mAP=0.4)}, 20: {0: dict(mAP=0.5)}}
+    detection.draw_time({'BP': found}, {'BP': 1.0}, 'title', tmp_path / 'time.png')
     assert (tmp_path / 'time.png').stat().st_size > 1000

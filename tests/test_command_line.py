@@ -1,4 +1,5 @@
 """What the tools share: arguments, the config they make, and how they end."""
+
 import argparse
 import os
 from pathlib import Path
@@ -21,7 +22,8 @@ def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LOCAL_RANK', '0')
     (tmp_path / 'my.model.py').write_text(
-        'a = dict(b=[1, 2], c=dict(d=3))\nname = "x"\nempty = None\n')
+        'a = dict(b=[1, 2], c=dict(d=3))\nname = "x"\nempty = None\n'
+    )
     return 'my.model.py'
 
 
@@ -58,8 +60,10 @@ def test_defect_keeps_its_traceback():
 
 def test_overrides(config):
     cfg = command_line.config_from(
-        _parse(config, '--cfg-options', 'a.b=[3,4,5]', 'a.c.d=7', 'name=y', 'new.key=1.5',
-               'flag=True'))
+        _parse(
+            config, '--cfg-options', 'a.b=[3,4,5]', 'a.c.d=7', 'name=y', 'new.key=1.5', 'flag=True'
+        )
+    )
     assert cfg.a.b == [3, 4, 5] and cfg.a.c.d == 7 and cfg.name == 'y'
     assert cfg.new.key == 1.5 and cfg.flag is True
 
@@ -77,18 +81,32 @@ def test_work_dir_by_name(config):
     assert not os.path.exists('work_dirs') and not os.path.exists('a')
 
 
-@pytest.mark.parametrize('name, options, work_dir', [
-    # One name stands for several data sets, and one config for several trainings.
-    ('configs/classification/svhn/resnet32_fba.py', [], 'classification/svhn/resnet32_fba'),
-    ('configs/retinanet_r50_fba.py', [], 'retinanet_r50_fba'),
-    ('configs/demo/retinanet_r34_digits.py', ['--local', '4'], 'demo/retinanet_r34_digits_local4'),
-    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--local', 'blocks', '--auxiliary', 'light'],
-     'retinanet_r50_fpn_1x_coco_localblocks_light'),
-    ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', ['--local', 'stem,layer1.2'],
-     'retinanet_r50_fpn_1x_coco_localstem-layer1.2'),
-])
-def test_trainings_of_different_kinds_have_folders_of_their_own(name, options, work_dir,
-                                                                monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    'name, options, work_dir',
+    [
+        # One name stands for several data sets, and one config for several trainings.
+        ('configs/classification/svhn/resnet32_fba.py', [], 'classification/svhn/resnet32_fba'),
+        ('configs/retinanet_r50_fba.py', [], 'retinanet_r50_fba'),
+        (
+            'configs/demo/retinanet_r34_digits.py',
+            ['--local', '4'],
+            'demo/retinanet_r34_digits_local4',
+        ),
+        (
+            'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+            ['--local', 'blocks', '--auxiliary', 'light'],
+            'retinanet_r50_fpn_1x_coco_localblocks_light',
+        ),
+        (
+            'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py',
+            ['--local', 'stem,layer1.2'],
+            'retinanet_r50_fpn_1x_coco_localstem-layer1.2',
+        ),
+    ],
+)
+def test_trainings_of_different_kinds_have_folders_of_their_own(
+    name, options, work_dir, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     parser = argparse.ArgumentParser()
     parser.add_argument('config')
@@ -99,9 +117,15 @@ def test_trainings_of_different_kinds_have_folders_of_their_own(name, options, w
     assert cfg.work_dir == f'./work_dirs/{work_dir}'
 
 
-@pytest.mark.parametrize('value, expected', [
-    ('4', 4), ('blocks', 'blocks'), ('layer1.2,layer3.0', ['layer1.2', 'layer3.0']),
-    ('4,4,4,4', [4, 4, 4, 4])])
+@pytest.mark.parametrize(
+    'value, expected',
+    [
+        ('4', 4),
+        ('blocks', 'blocks'),
+        ('layer1.2,layer3.0', ['layer1.2', 'layer3.0']),
+        ('4,4,4,4', [4, 4, 4, 4]),
+    ],
+)
 def test_module_counts_and_lists(value, expected):
     assert command_line.module_count(value) == expected
 
@@ -126,7 +150,6 @@ def test_runner_of_the_config_s_own_type(monkeypatch):
 
     @RUNNERS.register_module(name='OwnRunner')
     class OwnRunner:
-
         def __init__(self, cfg):
             self.cfg = cfg
 
@@ -136,25 +159,29 @@ def test_runner_of_the_config_s_own_type(monkeypatch):
 
     try:
         assert isinstance(
-            command_line.build_runner(Config(dict(runner_type='OwnRunner'))), OwnRunner)
+            command_line.build_runner(Config(dict(runner_type='OwnRunner'))), OwnRunner
+        )
     finally:
         RUNNERS.module_dict.pop('OwnRunner')
-
-
 
 
 def test_options_for_a_wrapped_backbone(tmp_path):
     """What is meant for the backbone is not handed to LocalBackbone, which doesn't know it."""
     model = dict(backbone=dict(type='LocalBackbone', backbone=dict(type='ResNet', depth=50)))
     cfg = Config(dict(model=model))
-    with pytest.raises(LocalLearningError, match=(
+    with pytest.raises(
+        LocalLearningError,
+        match=(
             'model.backbone.depth: model.backbone is a LocalBackbone, which has no depth: give '
-            'model.backbone.backbone.depth for')):
+            'model.backbone.backbone.depth for'
+        ),
+    ):
         command_line.apply_cfg_options(cfg, {'model.backbone.depth': 18})
     with pytest.raises(LocalLearningError, match='give model.backbone.backbone.norm_cfg.type for'):
         command_line.apply_cfg_options(cfg, {'model.backbone.norm_cfg.type': 'GN'})
-    command_line.apply_cfg_options(cfg, {
-        'model.backbone.num_modules': 2, 'model.backbone.backbone.depth': 18})
+    command_line.apply_cfg_options(
+        cfg, {'model.backbone.num_modules': 2, 'model.backbone.backbone.depth': 18}
+    )
     assert cfg.model.backbone.num_modules == 2 and cfg.model.backbone.backbone.depth == 18
     stock = Config(dict(model=dict(backbone=dict(type='ResNet'))))
     command_line.apply_cfg_options(stock, {'model.backbone.depth': 18})

@@ -1,4 +1,5 @@
 """Every config of configs/ can be read, and says what its task asks for."""
+
 import copy
 import math
 import re
@@ -22,22 +23,27 @@ from fba_mm.preflight.building import build_model
 from fba_mm.preflight.training import check_training
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-COMPLETE = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.py')
-                  if '_base_' not in path.relative_to(CONFIGS).parts)
+COMPLETE = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in CONFIGS.rglob('*.py')
+    if '_base_' not in path.relative_to(CONFIGS).parts
+)
 # Folder of configs/classification: data set, classes, batch, learning rate, epochs, flips.
 TASKS = {
-    'cifar10': ('CIFAR10', 10, 1024, .8, 400, True),
-    'cifar10_jpeg': ('CustomDataset', 10, 1024, .8, 400, True),
-    'svhn': ('SVHN', 10, 1024, .8, 400, False),
-    'stl10': ('STL10', 10, 128, .1, 400, True),
-    'digits': ('HandwrittenDigits', 10, 64, .1, 8, False),
-    'imagenet': ('ImageNet', 1000, 32, .1, 100, True),
+    'cifar10': ('CIFAR10', 10, 1024, 0.8, 400, True),
+    'cifar10_jpeg': ('CustomDataset', 10, 1024, 0.8, 400, True),
+    'svhn': ('SVHN', 10, 1024, 0.8, 400, False),
+    'stl10': ('STL10', 10, 128, 0.1, 400, True),
+    'digits': ('HandwrittenDigits', 10, 64, 0.1, 8, False),
+    'imagenet': ('ImageNet', 1000, 32, 0.1, 100, True),
 }
 MODULES = {'resnet32': 16, 'resnet110': 55, 'resnet101': 4}
 # Methods whose authors cut in another way: modules of so many blocks.
 BLOCKS = {
-    ('resnet32', 'auglocal'): [1] * 13 + [3], ('resnet110', 'auglocal'): [1] * 51 + [4],
-    ('resnet32', 'man'): [2] + [1] * 14, ('resnet110', 'man'): [2] + [1] * 53,
+    ('resnet32', 'auglocal'): [1] * 13 + [3],
+    ('resnet110', 'auglocal'): [1] * 51 + [4],
+    ('resnet32', 'man'): [2] + [1] * 14,
+    ('resnet110', 'man'): [2] + [1] * 53,
     **{('resnet32', f'auglocal_d{d}'): [1] * (15 - d) + [d + 1] for d in (1, 3, 5, 9)},
     ('resnet32', 'infopro_k4'): ['layer1.2', 'layer2.1', 'layer3.0'],
 }
@@ -46,16 +52,20 @@ BLOCKS = {
 def falling(blocks, count, first=()):
     """InfoPro's weights behind MAN: they fall with the stage of the next block."""
     weights = [*first, *(1 - stage / count for stage, n in enumerate(blocks, 1) for _ in range(n))]
-    return dict(type='InfoPro', reconstruction_weight=pytest.approx([5 * w for w in weights]),
-                task_weight=pytest.approx([.5 * w for w in weights]))
+    return dict(
+        type='InfoPro',
+        reconstruction_weight=pytest.approx([5 * w for w in weights]),
+        task_weight=pytest.approx([0.5 * w for w in weights]),
+    )
 
 
 AUXILIARY = {
     'greedy': dict(type='Greedy', num_classes=10),
     'predsim': dict(type='PredSim', num_classes=10),
     'dgl': dict(type='DGL', num_classes=10),
-    'infopro': dict(type='InfoPro', num_classes=10, reconstruction_weight=(5, .2),
-                    task_weight=(.05, .5)),
+    'infopro': dict(
+        type='InfoPro', num_classes=10, reconstruction_weight=(5, 0.2), task_weight=(0.05, 0.5)
+    ),
     'auglocal': dict(type='AugLocal', num_classes=10, max_depth=2),
     'man': dict(type='MAN', num_classes=10, host=falling((4, 5, 5), 14)),
     'manpp': dict(type='MAN++', num_classes=10),
@@ -115,10 +125,15 @@ def test_a_config_brings_all_that_it_needs(name, loaded):
 
 
 def test_table_1_is_complete():
-    nets = [('cifar10', 'resnet110'), *((folder, 'resnet32') for folder in TASKS
-                                        if folder != 'imagenet')]
-    expected = {f'classification/{folder}/{net}_{method}.py' for folder, net in nets
-                for method in ('bp', *AUXILIARY)}
+    nets = [
+        ('cifar10', 'resnet110'),
+        *((folder, 'resnet32') for folder in TASKS if folder != 'imagenet'),
+    ]
+    expected = {
+        f'classification/{folder}/{net}_{method}.py'
+        for folder, net in nets
+        for method in ('bp', *AUXILIARY)
+    }
     expected |= {f'classification/imagenet/resnet101_{method}.py' for method in ('bp', 'fba')}
     expected |= {f'classification/cifar10/resnet32_{name}.py' for name in VARIANTS}
     expected |= {'classification/cifar10_jpeg/resnet32_fba_k8.py'}
@@ -144,7 +159,7 @@ def test_data_and_schedule(name, loaded):
     optimizer = cfg.optim_wrapper.optimizer
     assert cfg.default_scope == 'mmpretrain'
     assert cfg.train_dataloader.batch_size == batch
-    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', lr, .9)
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', lr, 0.9)
     assert optimizer.weight_decay == 1e-4
     assert cfg.train_cfg.max_epochs == epochs
     assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == classes
@@ -164,8 +179,10 @@ def test_data_and_schedule(name, loaded):
     # The preprocessor has the channel order that the pipeline gives.
     assert cfg.data_preprocessor.to_rgb == ('LoadImageFromFile' in pipeline)
     size = 96 if folder == 'stl10' else 32
-    pad, crop = (next((t for t in cfg.train_dataloader.dataset.pipeline if t.type == kind), {})
-                 for kind in ('ReflectPad', 'RandomCrop'))
+    pad, crop = (
+        next((t for t in cfg.train_dataloader.dataset.pipeline if t.type == kind), {})
+        for kind in ('ReflectPad', 'RandomCrop')
+    )
     expected = (4, None) if 'cifar' in folder else (None, 2 if folder == 'svhn' else 4)
     assert crop.crop_size == size and (pad.get('padding'), crop.get('padding')) == expected
     assert cfg.model.head.init_cfg is None
@@ -173,18 +190,20 @@ def test_data_and_schedule(name, loaded):
 
 def published_rate(epoch, lr, epochs=400):
     """The learning rate of an epoch, counted from 1, as AugLocal's and MAN's authors set it."""
-    cosine = .5 * lr * (1 + math.cos(math.pi * epoch / epochs))
-    return cosine * (epoch - 1) / 10 + .01 * (11 - epoch) / 10 if epoch <= 10 else cosine
+    cosine = 0.5 * lr * (1 + math.cos(math.pi * epoch / epochs))
+    return cosine * (epoch - 1) / 10 + 0.01 * (11 - epoch) / 10 if epoch <= 10 else cosine
 
 
-@pytest.mark.parametrize('folder, lr', [('cifar10', .8), ('stl10', .1)])
+@pytest.mark.parametrize('folder, lr', [('cifar10', 0.8), ('stl10', 0.1)])
 def test_the_learning_rates_are_the_authors(folder, lr, loaded):
     cfg = loaded[f'classification/{folder}/resnet32_bp.py']
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr)
-    schedulers = [PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer))
-                  for s in cfg.param_scheduler]
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(s), default_args=dict(optimizer=optimizer))
+        for s in cfg.param_scheduler
+    ]
     for epoch in range(1, 401):
-        assert abs(optimizer.param_groups[0]['lr'] - published_rate(epoch, lr)) < .0032
+        assert abs(optimizer.param_groups[0]['lr'] - published_rate(epoch, lr)) < 0.0032
         optimizer.step()
         for scheduler in schedulers:
             scheduler.step()
@@ -200,18 +219,24 @@ def test_modules_and_method(name, loaded):
     backbone = cfg.model.backbone
     assert backbone.type == 'LocalBackbone'
     assert backbone.num_modules == BLOCKS.get(
-        (net, method), 8 if method == 'fba_k8' else MODULES[net])
+        (net, method), 8 if method == 'fba_k8' else MODULES[net]
+    )
     expected = {**AUXILIARY, **VARIANTS}[method]
     if (net, method) == ('resnet110', 'infopro'):
-        expected = dict(expected, reconstruction_weight=(5, .5), task_weight=(0, 1))
+        expected = dict(expected, reconstruction_weight=(5, 0.5), task_weight=(0, 1))
     if net == 'resnet110':
-        expected = dict(expected, **dict(
-            auglocal=dict(max_depth=3), man=dict(host=falling((17, 18, 18), 53))).get(method, {}))
+        expected = dict(
+            expected,
+            **dict(auglocal=dict(max_depth=3), man=dict(host=falling((17, 18, 18), 53))).get(
+                method, {}
+            ),
+        )
     found = backbone.auxiliary.to_dict()
     if method.startswith('fba'):
         # Its head is a copy of the model's.
         assert found.pop('head') == dict(
-            type='ImageClassifier', neck=cfg.model.neck.to_dict(), head=cfg.model.head.to_dict())
+            type='ImageClassifier', neck=cfg.model.neck.to_dict(), head=cfg.model.head.to_dict()
+        )
     assert found == expected
     assert [hook.type for hook in cfg.custom_hooks] == ['FBAHook']
 
@@ -222,8 +247,14 @@ def test_a_method_changes_nothing_but_the_training(name, loaded):
     stock = loaded[re.sub('(resnet[0-9]+)_.*$', r'\1_bp.py', name)]
     found = stock_form(loaded[name])
     assert found.model == stock.model
-    for key in ('train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
-                'data_preprocessor', 'val_evaluator'):
+    for key in (
+        'train_dataloader',
+        'val_dataloader',
+        'param_scheduler',
+        'train_cfg',
+        'data_preprocessor',
+        'val_evaluator',
+    ):
         assert found[key] == stock[key], key
     assert found.optim_wrapper.optimizer == stock.optim_wrapper.optimizer
 
@@ -243,18 +274,30 @@ ABLATION = {
     'bank_off': (None, 'off'),
     'bank_all': (None, 'all'),
     'own_head': ('a copy', 'past'),
-    'light_head': (dict(type='SLM', channels=64, head=dict(type='LightRetinaNet', num_classes=80)),
-                   'past'),
-    'stage_tail': (dict(type='StageTail', head=dict(type='LightRetinaNet', num_classes=80)), 'past'),
+    'light_head': (
+        dict(type='SLM', channels=64, head=dict(type='LightRetinaNet', num_classes=80)),
+        'past',
+    ),
+    'stage_tail': (
+        dict(type='StageTail', head=dict(type='LightRetinaNet', num_classes=80)),
+        'past',
+    ),
 }
 
 
 def test_detection_tables_are_complete():
-    expected = {f'detection/{data}/{net}_r{depth}_{method}.py' for data in ('voc', 'coco')
-                for net in ('retinanet', 'yolov1') for depth in DEPTHS for method in ('bp', 'fba')}
+    expected = {
+        f'detection/{data}/{net}_r{depth}_{method}.py'
+        for data in ('voc', 'coco')
+        for net in ('retinanet', 'yolov1')
+        for depth in DEPTHS
+        for method in ('bp', 'fba')
+    }
     expected |= {f'detection/coco/ablation/retinanet_r34_{name}.py' for name in ABLATION}
     assert set(DETECTION) == expected | {
-        'detection/coco/retinanet_r34_dgl.py', 'detection/coco/retinanet_r50_manpp.py'}
+        'detection/coco/retinanet_r34_dgl.py',
+        'detection/coco/retinanet_r50_manpp.py',
+    }
 
 
 @pytest.mark.parametrize('name', DETECTION)
@@ -265,7 +308,7 @@ def test_detection_data_and_schedule(name, loaded):
     assert cfg.model.type == ('fba_mm.YOLOV1' if yolo else 'RetinaNet')
     assert cfg.model.bbox_head.num_classes == (20 if voc else 80)
     optimizer = cfg.optim_wrapper.optimizer
-    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', 1e-4, .9)
+    assert (optimizer.type, optimizer.lr, optimizer.momentum) == ('SGD', 1e-4, 0.9)
     assert optimizer.nesterov and optimizer.weight_decay == 1e-4
     assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].T_max == 90
     size, keeps = ((448, 448), False) if yolo else ((320, 320), True)
@@ -291,11 +334,16 @@ def test_detection_modules(name, loaded):
     depth, method = re.search(r'_r(\d+)_(\w+)\.py', name).groups()
     assert local.type == 'LocalBackbone'
     assert local.num_modules == (
-        DEPTHS[int(depth)] if '/voc/' in name else 'stages' if method == 'manpp' else 4)
+        DEPTHS[int(depth)] if '/voc/' in name else 'stages' if method == 'manpp' else 4
+    )
     auxiliary, scope = ABLATION.get(method, (None, 'past'))
     auxiliary = auxiliary if 'ablation' in name else None
-    copied = dict(type='RetinaNet', neck=cfg.model.get('neck'), bbox_head=cfg.model.bbox_head,
-                  train_cfg=cfg.model.get('train_cfg'))
+    copied = dict(
+        type='RetinaNet',
+        neck=cfg.model.get('neck'),
+        bbox_head=cfg.model.bbox_head,
+        train_cfg=cfg.model.get('train_cfg'),
+    )
     if method == 'dgl':
         auxiliary, scope = dict(type='DGLFPN', head=copied), 'off'
     elif method == 'manpp':
@@ -303,13 +351,21 @@ def test_detection_modules(name, loaded):
     elif auxiliary == 'a copy':
         auxiliary = dict(type='SLM', head=copied)
     assert local.get('auxiliary') == auxiliary
-    hook, = cfg.custom_hooks
+    (hook,) = cfg.custom_hooks
     assert (hook.type, hook.get('scope', 'past')) == ('FBAHook', scope)
     # Nothing but the training differs from back-propagation's config.
     stock = loaded[re.sub(r'(ablation/)?(\w+_r\d+_)\w+', r'\2bp', name)]
     found = stock_form(cfg)
-    for key in ('model', 'train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
-                'val_evaluator', 'optim_wrapper', 'default_hooks'):
+    for key in (
+        'model',
+        'train_dataloader',
+        'val_dataloader',
+        'param_scheduler',
+        'train_cfg',
+        'val_evaluator',
+        'optim_wrapper',
+        'default_hooks',
+    ):
         assert found[key] == stock[key], key
 
 
@@ -332,25 +388,34 @@ def _narrow(part, width: int = 16):
                 _narrow(value)
 
 
-@pytest.mark.parametrize('name', [
-    'coco/retinanet_r34_fba', 'coco/retinanet_r34_dgl', 'coco/retinanet_r50_manpp',
-    'voc/yolov1_r34_fba',
-    *(f'coco/ablation/retinanet_r34_{name}' for name in ABLATION)])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'coco/retinanet_r34_fba',
+        'coco/retinanet_r34_dgl',
+        'coco/retinanet_r50_manpp',
+        'voc/yolov1_r34_fba',
+        *(f'coco/ablation/retinanet_r34_{name}' for name in ABLATION),
+    ],
+)
 def test_detection_configs_train(name, loaded):
     cfg = copy.deepcopy(loaded[f'detection/{name}.py'])
     _narrow(cfg.model)
     cfg.model.backbone.backbone.update(base_channels=8, stem_channels=8)
     cfg.model.bbox_head.in_channels = 64 if 'yolov1' in name else 16
     model = build_model(cfg)
-    wrapper = check_training(cfg.__class__(dict(cfg.to_dict(), train_dataloader=dict(),
-                                                val_dataloader=None)), model)
+    wrapper = check_training(
+        cfg.__class__(dict(cfg.to_dict(), train_dataloader=dict(), val_dataloader=None)), model
+    )
     step = TrainingStep(cfg)
     losses = step(synthetic_batch(step.model, (2, 3, 64, 64)))
     assert all(loss.isfinite() for loss in losses.values()) and losses['loss'] > 0
     assert type(wrapper).__name__ == 'LocalOptimWrapper'
     auxiliary = {type(one).__name__ for one in step.model.backbone.auxiliary}
     method = name.rsplit('_', 1)[-1]
-    assert auxiliary == {dict(dgl='DGLFPN', manpp='MANPlusPlus', tail='StageTail').get(method, 'SLM')}
+    assert auxiliary == {
+        dict(dgl='DGLFPN', manpp='MANPlusPlus', tail='StageTail').get(method, 'SLM')
+    }
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
@@ -384,28 +449,45 @@ def test_segmentation_configs_are_mmsegs_own_in_modules(name, loaded):
         stock = load_config(re.search(r"mmseg::[^']+", (CONFIGS / name).read_text())[0])
     folder, net = name.split('/')[1:]
     assert re.sub('_r50|-t', '', net.split('_fba')[0]).replace('upernet_', '') in stock.filename
-    assert dict(voc='PascalVOCDataset', cityscapes='CityscapesDataset', ade20k='ADE20KDataset')[
-        folder] == stock.val_dataloader.dataset.type
+    assert (
+        dict(voc='PascalVOCDataset', cityscapes='CityscapesDataset', ade20k='ADE20KDataset')[folder]
+        == stock.val_dataloader.dataset.type
+    )
     assert cfg.model.backbone.type == 'LocalBackbone' and cfg.model.backbone.num_modules == 4
     found = stock_form(cfg)
-    for key in ('model', 'train_dataloader', 'val_dataloader', 'param_scheduler', 'train_cfg',
-                'val_evaluator', 'optim_wrapper', 'default_hooks'):
+    for key in (
+        'model',
+        'train_dataloader',
+        'val_dataloader',
+        'param_scheduler',
+        'train_cfg',
+        'val_evaluator',
+        'optim_wrapper',
+        'default_hooks',
+    ):
         assert _unscoped(found[key]) == _unscoped(stock[key]), key
 
 
 def test_segmentation_is_complete():
     nets = ('fcn_r50', 'pspnet_r50', 'deeplabv3_r50')
-    expected = {f'segmentation/{data}/{net}_fba.py' for data in ('cityscapes', 'ade20k', 'voc')
-                for net in nets}
-    expected |= {'segmentation/ade20k/upernet_swin-t_fba.py',
-                 'segmentation/digits/fcn_r18_bp.py', 'segmentation/digits/fcn_r18_fba.py'}
+    expected = {
+        f'segmentation/{data}/{net}_fba.py'
+        for data in ('cityscapes', 'ade20k', 'voc')
+        for net in nets
+    }
+    expected |= {
+        'segmentation/ade20k/upernet_swin-t_fba.py',
+        'segmentation/digits/fcn_r18_bp.py',
+        'segmentation/digits/fcn_r18_fba.py',
+    }
     assert set(SEGMENTATION) == expected
 
 
 def test_files_repeat_nothing():
     """A method's settings stand in one place, and so do a data set's and the schedule's."""
     for name in CLASSIFICATION:
-        lines = [line for line in (CONFIGS / name).read_text().splitlines()
-                 if not line.startswith('#')]
+        lines = [
+            line for line in (CONFIGS / name).read_text().splitlines() if not line.startswith('#')
+        ]
         assert len(lines) <= 12, name
         assert 'num_classes' not in '\n'.join(lines) and 'Accuracy' not in '\n'.join(lines)

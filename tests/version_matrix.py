@@ -6,6 +6,7 @@ Writes to ``FOLDER/ROW``, and reads what is there of other rows: their losses ar
 in the last printed digit, training goes on from their checkpoints as from its own, and the plain
 toolbox loads what they exported. FOLDER is ``work_dirs/version_matrix`` unless given.
 """
+
 import json
 import re
 import shutil
@@ -29,15 +30,18 @@ def train(config: Path, work_dir: Path, *args) -> list:
     assert result.status == 0
     log = max(work_dir.glob('*/*.log')).read_text()
     lines = re.findall(r'Epoch\(train\) *(\[\d+\]\[ *\d+/\d+\]).*  (loss: .*)', log)
-    return [(where, [float(loss) for loss in re.findall(r'loss\w*: ([\d.]+)', losses)])
-            for where, losses in lines]
+    return [
+        (where, [float(loss) for loss in re.findall(r'loss\w*: ([\d.]+)', losses)])
+        for where, losses in lines
+    ]
 
 
 def assert_close(theirs: list, losses: list, name: str) -> int:
     """Refuse losses that differ by more than one in the last digit; how many differ at all."""
     pairs = [(a, b) for (_, line), (_, own) in zip(theirs, losses) for a, b in zip(line, own)]
     assert len(theirs) == len(losses) and all(abs(a - b) < 1.5e-4 for a, b in pairs), (
-        f'{name} has other losses: {theirs} instead of {losses}')
+        f'{name} has other losses: {theirs} instead of {losses}'
+    )
     return sum(a != b for a, b in pairs)
 
 
@@ -51,20 +55,27 @@ def run(row: str, folder: Path) -> None:
     # Each version writes the config that it resolves: names of mmdet's modules differ.
     (data / 'fba.py').unlink(missing_ok=True)
     # At a low learning rate, differences in rounding stay differences in rounding.
-    config = write_config(own / 'small_fba.py', data,
-                          'optim_wrapper = dict(optimizer=dict(lr=1e-4))')
+    config = write_config(
+        own / 'small_fba.py', data, 'optim_wrapper = dict(optimizer=dict(lr=1e-4))'
+    )
 
     losses = train(config, own / 'whole')
     assert len(losses) == ITERATIONS, losses
     (own / 'losses.json').write_text(json.dumps(losses))
-    print(f'{row}: torch {torch.__version__}, {ITERATIONS} iterations',
-          ' '.join(f'{values[0]:.4f}' for _, values in losses))
+    print(
+        f'{row}: torch {torch.__version__}, {ITERATIONS} iterations',
+        ' '.join(f'{values[0]:.4f}' for _, values in losses),
+    )
     half = train(config, own / 'resumed', '--resume', own / 'whole/epoch_1.pth')
-    assert half == losses[ITERATIONS // 2:], half
+    assert half == losses[ITERATIONS // 2 :], half
     checkpoint = own / 'whole/epoch_2.pth'
     assert run_tool('test', config, checkpoint, '--work-dir', own / 'test').status == 0
-    assert run_tool('export', config, checkpoint, own / 'stock.pth', '--out-config',
-                    own / 'stock.py').status == 0
+    assert (
+        run_tool(
+            'export', config, checkpoint, own / 'stock.pth', '--out-config', own / 'stock.py'
+        ).status
+        == 0
+    )
     train(config, own / 'bf16', '--amp', '--cfg-options', 'optim_wrapper.dtype=bfloat16')
     print(f'{row}: test, export, resumption and bfloat16 work')
 
@@ -72,11 +83,13 @@ def run(row: str, folder: Path) -> None:
         name = other.parent.name
         differ = assert_close(json.loads(other.read_text()), losses, name)
         half = train(config, own / f'from_{name}', '--resume', other.parent / 'whole/epoch_1.pth')
-        assert_close(half, losses[ITERATIONS // 2:], f'from {name}')
+        assert_close(half, losses[ITERATIONS // 2 :], f'from {name}')
         load_stock(own / 'stock.py', other.parent / 'stock.pth')
         count = len(losses) * len(losses[0][1])
-        print(f'{row}: {count - differ} of {count} losses are those of {name} to the last digit; '
-              'training goes on from its checkpoint; mmdet loads what it exported')
+        print(
+            f'{row}: {count - differ} of {count} losses are those of {name} to the last digit; '
+            'training goes on from its checkpoint; mmdet loads what it exported'
+        )
 
 
 def load_stock(config: Path, exported: Path) -> None:
@@ -85,6 +98,7 @@ def load_stock(config: Path, exported: Path) -> None:
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
     from mmengine.runner import load_checkpoint
+
     register_all_modules()
     model = MODELS.build(Config.fromfile(config).model)
     load_checkpoint(model, str(exported), map_location='cpu', strict=True)

@@ -1,16 +1,23 @@
 """A small folder in PASCAL VOC's form that the tests spoil."""
+
 from pathlib import Path
 from typing import Sequence
 
 from PIL import Image
 
-OBJECT = ('<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>'
-          '<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>'
-          '</bndbox></object>')
+OBJECT = (
+    '<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>'
+    '<xmin>{box[0]}</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax>'
+    '</bndbox></object>'
+)
 SIZE = (64, 48)
 # A good file for each image.
-GOOD = {'a': [('cat', (1, 1, 30, 40))], 'b': [('dog', (5, 5, 64, 48)), ('cat', (10, 10, 20, 30))],
-        'c': [('dog', (0, 0, 12, 20))], 'd': [('cat', (20, 20, 60, 40))]}
+GOOD = {
+    'a': [('cat', (1, 1, 30, 40))],
+    'b': [('dog', (5, 5, 64, 48)), ('cat', (10, 10, 20, 30))],
+    'c': [('dog', (0, 0, 12, 20))],
+    'd': [('cat', (20, 20, 60, 40))],
+}
 
 
 def annotation(objects: Sequence[tuple], size: str = None, difficult: str = '0') -> str:

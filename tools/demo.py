@@ -5,6 +5,7 @@
 Builds its own data, trains both from scratch for the same number of epochs, and leaves a table, a
 picture of what FBA detects and one of the memory along a training step.
 """
+
 import argparse
 import json
 import os
@@ -36,7 +37,7 @@ from fba_mm.errors import LocalLearningError
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = {
     'BP': ROOT / 'configs/demo/retinanet_r34_digits.py',
-    'FBA': ROOT / 'configs/demo/retinanet_r34_fba_digits.py'
+    'FBA': ROOT / 'configs/demo/retinanet_r34_fba_digits.py',
 }
 SHOWN = ('Epoch(', 'Local learning in', '  module ', 'error:')
 
@@ -49,10 +50,21 @@ def train(work_dirs: Dict[str, Path], overrides: List[str]) -> None:
     """
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads_each()))
     processes = {
-        name: subprocess.Popen([
-            sys.executable, str(ROOT / 'tools/train.py'), str(CONFIGS[name]), '--work-dir',
-            str(work_dir), '--cfg-options', *overrides
-        ], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+        name: subprocess.Popen(
+            [
+                sys.executable,
+                str(ROOT / 'tools/train.py'),
+                str(CONFIGS[name]),
+                '--work-dir',
+                str(work_dir),
+                '--cfg-options',
+                *overrides,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
         for name, work_dir in work_dirs.items()
     }
     tails: Dict[str, Deque[str]] = {name: deque(maxlen=30) for name in processes}
@@ -63,7 +75,7 @@ def train(work_dirs: Dict[str, Path], overrides: List[str]) -> None:
             if any(mark in line for mark in SHOWN):
                 print(f'{name:>4} | {line.split(" - INFO - ")[-1].rstrip()}', flush=True)
 
-    readers = [threading.Thread(target=show, args=(name, ), daemon=True) for name in processes]
+    readers = [threading.Thread(target=show, args=(name,), daemon=True) for name in processes]
     try:
         for reader in readers:
             reader.start()
@@ -80,7 +92,8 @@ def train(work_dirs: Dict[str, Path], overrides: List[str]) -> None:
     if failed:
         print('\n'.join(tails[failed]), file=sys.stderr)
         raise LocalLearningError(
-            f'training {failed} failed, see above and the log in {work_dirs[failed]}')
+            f'training {failed} failed, see above and the log in {work_dirs[failed]}'
+        )
 
 
 def threads_each() -> int:
@@ -95,8 +108,7 @@ def final_metrics(work_dir: Path) -> Dict[str, float]:
     return next(row for row in reversed(rows) if 'coco/bbox_mAP' in row)
 
 
-def compare_steps(cfgs: Dict[str, Config],
-                  rounds: int = 15) -> Dict[str, Dict[str, object]]:
+def compare_steps(cfgs: Dict[str, Config], rounds: int = 15) -> Dict[str, Dict[str, object]]:
     """Memory and time of one training step of each config, on the same batch, by turns."""
     dataloader = dict(cfgs['BP'].train_dataloader, num_workers=0, persistent_workers=False)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -114,7 +126,8 @@ def compare_steps(cfgs: Dict[str, Config],
     return {
         name: dict(
             memory=measure_step(lambda step=step: step(batch)),
-            seconds=statistics.median(seconds[name]))
+            seconds=statistics.median(seconds[name]),
+        )
         for name, step in steps.items()
     }
 
@@ -122,6 +135,7 @@ def compare_steps(cfgs: Dict[str, Config],
 def draw_detections(cfg: Config, checkpoint: Path, out_file: Path, count: int = 8) -> None:
     """Draw ground truth and detections, side by side, of some validation images."""
     from mmdet.apis import inference_detector, init_detector
+
     with DefaultScope.overwrite_default_scope('mmdet'):
         dataset = DATASETS.build(cfg.val_dataloader.dataset)
     model = init_detector(cfg.copy(), str(checkpoint), palette='random', device='cpu')
@@ -135,19 +149,26 @@ def draw_detections(cfg: Config, checkpoint: Path, out_file: Path, count: int = 
         image = mmcv.imread(info['img_path'], channel_order='rgb')
         truth = info['instances']
         pair = [
-            draw_boxes(visualizer, image, [i['bbox'] for i in truth],
-                       [str(i['bbox_label']) for i in truth]),
-            draw_boxes(visualizer, image, found.bboxes.tolist(),
-                       [f'{c}: {s:.0%}' for c, s in zip(found.labels, found.scores)])
+            draw_boxes(
+                visualizer, image, [i['bbox'] for i in truth], [str(i['bbox_label']) for i in truth]
+            ),
+            draw_boxes(
+                visualizer,
+                image,
+                found.bboxes.tolist(),
+                [f'{c}: {s:.0%}' for c, s in zip(found.labels, found.scores)],
+            ),
         ]
         tiles.append(np.pad(np.hstack(pair), ((6, 6), (12, 12), (0, 0)), constant_values=255))
     mmcv.imwrite(
-        mmcv.rgb2bgr(np.vstack([np.hstack(tiles[i:i + 2]) for i in range(0, count, 2)])),
-        str(out_file))
+        mmcv.rgb2bgr(np.vstack([np.hstack(tiles[i : i + 2]) for i in range(0, count, 2)])),
+        str(out_file),
+    )
 
 
-def draw_boxes(visualizer: Visualizer, image: np.ndarray, boxes: list, labels: List[str],
-               scale: int = 3) -> np.ndarray:
+def draw_boxes(
+    visualizer: Visualizer, image: np.ndarray, boxes: list, labels: List[str], scale: int = 3
+) -> np.ndarray:
     """Draw labelled boxes on an image that is enlarged first."""
     visualizer.set_image(mmcv.imrescale(image, float(scale)))
     height, width = image.shape[0] * scale, image.shape[1] * scale
@@ -155,8 +176,12 @@ def draw_boxes(visualizer: Visualizer, image: np.ndarray, boxes: list, labels: L
         boxes = (np.array(boxes) * scale).clip(1, (width - 1, height - 1) * 2)
         visualizer.draw_bboxes(boxes, edge_colors='white', line_widths=3)
         visualizer.draw_texts(
-            labels, boxes[:, :2] + 2, font_sizes=15, colors='white',
-            bboxes=[dict(facecolor='black', alpha=0.7, pad=1, edgecolor='none')] * len(boxes))
+            labels,
+            boxes[:, :2] + 2,
+            font_sizes=15,
+            colors='white',
+            bboxes=[dict(facecolor='black', alpha=0.7, pad=1, edgecolor='none')] * len(boxes),
+        )
     return visualizer.get_image()
 
 
@@ -172,16 +197,29 @@ def print_table(console: Console, metrics: dict, steps: dict) -> dict:
             mAP=metrics[name]['coco/bbox_mAP'],
             AP50=metrics[name]['coco/bbox_mAP_50'],
             peak_MiB=round(memory.peak_bytes / 2**20, 1),
-            iteration_s=round(step['seconds'], 3))
+            iteration_s=round(step['seconds'], 3),
+        )
         row = figures[name]
-        table.add_row(name, f'{row["mAP"]:.3f}', f'{row["AP50"]:.3f}', f'{row["peak_MiB"]} MiB',
-                      f'{row["iteration_s"]} s')
+        table.add_row(
+            name,
+            f'{row["mAP"]:.3f}',
+            f'{row["AP50"]:.3f}',
+            f'{row["peak_MiB"]} MiB',
+            f'{row["iteration_s"]} s',
+        )
     bp, fba = figures['BP'], figures['FBA']
-    table.add_row('FBA / BP', '', '', f'{fba["peak_MiB"] / bp["peak_MiB"]:.2f}',
-                  f'{fba["iteration_s"] / bp["iteration_s"]:.2f}')
+    table.add_row(
+        'FBA / BP',
+        '',
+        '',
+        f'{fba["peak_MiB"] / bp["peak_MiB"]:.2f}',
+        f'{fba["iteration_s"] / bp["iteration_s"]:.2f}',
+    )
     console.print(table)
-    console.print('Peak memory: live tensors above parameters, buffers and optimizer state. Time: '
-                  f'median of iterations by turns, {torch.get_num_threads()} thread(s).')
+    console.print(
+        'Peak memory: live tensors above parameters, buffers and optimizer state. Time: '
+        f'median of iterations by turns, {torch.get_num_threads()} thread(s).'
+    )
     return figures
 
 
@@ -200,15 +238,21 @@ def main() -> None:
     out, data = Path(args.out), Path(args.data).resolve()
     console.rule('Data')
     build_digits_on_photos(data, **Config.fromfile(CONFIGS['BP']).digits)
-    overrides = [f'{key}={value}' for key, value in {
-        'train_dataloader.dataset.data_root': f'{data}/',
-        'val_dataloader.dataset.data_root': f'{data}/',
-        'val_evaluator.ann_file': data / 'annotations/instances_val.json',
-    }.items()]
+    overrides = [
+        f'{key}={value}'
+        for key, value in {
+            'train_dataloader.dataset.data_root': f'{data}/',
+            'val_dataloader.dataset.data_root': f'{data}/',
+            'val_evaluator.ann_file': data / 'annotations/instances_val.json',
+        }.items()
+    ]
     if args.epochs:
-        overrides += [f'train_cfg.max_epochs={args.epochs}', f'train_cfg.val_interval={args.epochs}',
-                      f'default_hooks.checkpoint.interval={args.epochs}',
-                      f'param_scheduler.1.T_max={args.epochs}']
+        overrides += [
+            f'train_cfg.max_epochs={args.epochs}',
+            f'train_cfg.val_interval={args.epochs}',
+            f'default_hooks.checkpoint.interval={args.epochs}',
+            f'param_scheduler.1.T_max={args.epochs}',
+        ]
     console.rule('Training by back-propagation and by FBA, side by side')
     work_dirs = {name: out / name.lower() for name in CONFIGS}
     train(work_dirs, overrides)
@@ -223,9 +267,12 @@ def main() -> None:
     draw_memory({name: step['memory'] for name, step in steps.items()}, out / 'memory.png')
     latest = Path((out / 'fba' / 'last_checkpoint').read_text().strip())
     draw_detections(cfgs['FBA'], latest, out / 'detections.png')
-    console.print(f'ground truth | what FBA detects: {out / "detections.png"}\n'
-                  f'memory along a training step:   {out / "memory.png"}\n'
-                  f'figures:                        {out / "figures.json"}', soft_wrap=True)
+    console.print(
+        f'ground truth | what FBA detects: {out / "detections.png"}\n'
+        f'memory along a training step:   {out / "memory.png"}\n'
+        f'figures:                        {out / "figures.json"}',
+        soft_wrap=True,
+    )
 
 
 if __name__ == '__main__':

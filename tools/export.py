@@ -1,13 +1,19 @@
 """Turn a local-learning checkpoint into one of the stock config.
 
-    python tools/export.py configs/retinanet_r50_fba.py work_dirs/.../epoch_12.pth retinanet.pth
+python tools/export.py configs/retinanet_r50_fba.py work_dirs/.../epoch_12.pth retinanet.pth
 """
+
 import argparse
 import os
 
 from fba_mm import command_line
-from fba_mm.checkpoint import (check_fit, export_checkpoint, guard_checkpoints, read_checkpoint,
-                               write_checkpoint)
+from fba_mm.checkpoint import (
+    check_fit,
+    export_checkpoint,
+    guard_checkpoints,
+    read_checkpoint,
+    write_checkpoint,
+)
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import stock_form
@@ -25,7 +31,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='load the checkpoint even if that runs code from it; only if you know its author')
+        help='load the checkpoint even if that runs code from it; only if you know its author',
+    )
     return parser.parse_args()
 
 
@@ -53,7 +60,8 @@ def main() -> None:
             stock.dump(args.out_config)
         except OSError as error:
             raise LocalLearningError(
-                f'cannot write {args.out_config} ({error.strerror}): give another path') from error
+                f'cannot write {args.out_config} ({error.strerror}): give another path'
+            ) from error
         print(f'{args.out_config}: the stock config')
 
 

@@ -1,11 +1,12 @@
 """Train a model by local learning, or any model of an OpenMMLab config.
 
-    python tools/train.py configs/retinanet_r50_fba.py
-    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
-    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --memory-budget 4GB
-    python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --checkpoint 3
-    tools/dist_train.sh configs/retinanet_r50_fba.py 8
+python tools/train.py configs/retinanet_r50_fba.py
+python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --local 4
+python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --memory-budget 4GB
+python tools/train.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --checkpoint 3
+tools/dist_train.sh configs/retinanet_r50_fba.py 8
 """
+
 import argparse
 import os
 from functools import partial
@@ -22,8 +23,14 @@ from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.config import settings_of
 from fba_mm.engine.iteration_seed_hook import add_iteration_seeds
-from fba_mm.engine.processes import (check_agreement, check_equal_data, from_first_process,
-                                     init_processes, joint_errors, lost_processes)
+from fba_mm.engine.processes import (
+    check_agreement,
+    check_equal_data,
+    from_first_process,
+    init_processes,
+    joint_errors,
+    lost_processes,
+)
 from fba_mm.engine.work_dir_lock import work_dir_lock
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize, localize_optimizer
@@ -38,18 +45,21 @@ from fba_mm.preflight.training import check_training, use_atomic_checkpoints
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument(
-        'config', help='path of a config, or its name in a package (mmdet::retinanet/...)')
+        'config', help='path of a config, or its name in a package (mmdet::retinanet/...)'
+    )
     command_line.add_local(parser, "the config's backbone")
     command_line.add_exact(parser)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch')
+        '--auto-scale-lr', action='store_true', help='scale the learning rate with the batch'
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         help='go on from this checkpoint; without a value, from the last usable one in the work '
-        'directory, if there is one')
+        'directory, if there is one',
+    )
     command_line.add_common_arguments(parser)
     return parser.parse_args()
 
@@ -70,8 +80,13 @@ def main() -> None:
     check_out_dirs(cfg)
     if cfg.get('load_from'):
         with joint_errors():
-            check_fit(model, cfg.load_from, 'resume' if cfg.get('resume') else 'load',
-                      args.trust_checkpoint, getattr(optim_wrapper, 'optimizer', None))
+            check_fit(
+                model,
+                cfg.load_from,
+                'resume' if cfg.get('resume') else 'load',
+                args.trust_checkpoint,
+                getattr(optim_wrapper, 'optimizer', None),
+            )
     del model, optim_wrapper
     with work_dir_lock(cfg.work_dir):
         train(cfg)
@@ -136,14 +151,16 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
     if args.local is not None:
         if args.checkpoint_head:
             raise LocalLearningError(
-                '--checkpoint-head goes without --local: --checkpoint recomputes within each module')
+                '--checkpoint-head goes without --local: --checkpoint recomputes within each module'
+            )
         cfg = localize(
             cfg,
             num_modules=args.local,
             auxiliary=args.auxiliary,
             memory_budget=args.memory_budget,
             recompute=args.checkpoint,
-            slices=not args.no_slices)
+            slices=not args.no_slices,
+        )
     elif args.memory_budget is not None:
         cfg = fit_budget(cfg, args.memory_budget)
     else:
@@ -153,7 +170,8 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise LocalLearningError(
-                '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, set it')
+                '--auto-scale-lr: the config has no auto_scale_lr.base_batch_size, set it'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume not in (None, 'auto'):
         cfg.resume, cfg.load_from = True, args.resume
@@ -178,7 +196,7 @@ def starting_point(cfg: Config, args: argparse.Namespace) -> Tuple[Optional[str]
     if not (looks or restarted):
         return load_from, resume
     # What others have left in the folder is not this job's, unless it was told to go on with it.
-    since = stamp.stat().st_mtime if restarted and not looks and stamp.exists() else 0.
+    since = stamp.stat().st_mtime if restarted and not looks and stamp.exists() else 0.0
     found = find_resumable(cfg.work_dir, args.trust_checkpoint, since)
     if found is not None:
         return found, True

@@ -8,4 +8,5 @@ param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=1000, eta
 default_hooks = dict(
     logger=dict(interval=20),
     # In the work directory, wherever that is.
-    checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best=None, out_dir=None))
+    checkpoint=dict(interval=1000, max_keep_ckpts=1, save_best=None, out_dir=None),
+)

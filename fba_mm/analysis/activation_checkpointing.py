@@ -1,4 +1,5 @@
 """Activation checkpointing for any backbone: by its own option, or around its layers."""
+
 import inspect
 from functools import partial
 from typing import List
@@ -60,14 +61,18 @@ def checkpoint_layers(backbone: nn.Module) -> List[str]:
         ['1']
     """
     try:
-        layers = [s.path or s.submodules[0] for s in unroll(backbone).segments
-                  if s.path or len(s.submodules) == 1]
+        layers = [
+            s.path or s.submodules[0]
+            for s in unroll(backbone).segments
+            if s.path or len(s.submodules) == 1
+        ]
     except LocalLearningError:
         layers = _containers(backbone)
     if not layers:
         raise LocalLearningError(
             f'backbone {type(backbone).__name__} has no layers to recompute: leave checkpointing '
-            'out')
+            'out'
+        )
     for module in backbone.modules():
         # What writes to its input would spoil what the layer is recomputed from.
         if getattr(module, 'inplace', False) is True:

@@ -1,4 +1,5 @@
 """Draws the auxiliary networks of a model: what a module's output runs through to its loss."""
+
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,7 @@ from fba_mm.local.task_loss import AnsweringBackbone
 # What is looked into, instead of being one box.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Auxiliary, BaseModel)
 # Fill of a box by who trains it.
-_FILLS = {
-    'auxiliary': '#CFE3F5', 'shared': '#FBE3C8', 'averaged': '#E4E4E4', 'module': '#DCEBD2'
-}
+_FILLS = {'auxiliary': '#CFE3F5', 'shared': '#FBE3C8', 'averaged': '#E4E4E4', 'module': '#DCEBD2'}
 _MEANINGS = {
     'module': "the module's output",
     'auxiliary': 'trained with this module, gone after training',
@@ -43,6 +42,7 @@ class Layer:
         parameters: Number of parameters.
         branches: Whether it starts again from the module's output, after other layers.
     """
+
     name: str
     kind: str
     shape: str
@@ -62,6 +62,7 @@ class AuxiliaryRun:
         losses: Names of the losses.
         parameters: Number of parameters of the auxiliary network.
     """
+
     module: int
     segments: str
     shape: str
@@ -89,7 +90,8 @@ def trace_auxiliary(step: TrainingStep, data: Any) -> List[AuxiliaryRun]:
     if local_backbone is None or not len(local_backbone.auxiliary):
         raise LocalLearningError(
             'this config has no auxiliary networks: draw one that trains by local learning, with '
-            'num_modules above 1, or give --local K')
+            'num_modules above 1, or give --local K'
+        )
     runs: List[AuxiliaryRun] = []
     for k, auxiliary in enumerate(local_backbone.auxiliary):
         auxiliary.loss = _noting(step, auxiliary, k, runs)
@@ -109,10 +111,16 @@ def _noting(step: TrainingStep, auxiliary: Auxiliary, index: int, runs: List[Aux
         with _noted(step.model, auxiliary, x) as layers:
             losses = loss(x, *args, **kwargs)
         names = [local_backbone.segments[i].name for i in local_backbone.module_segments[index]]
-        runs.append(AuxiliaryRun(
-            index + 1, names[0] if len(names) == 1 else f'{names[0]} … {names[-1]}', _shape(x),
-            tuple(layers), tuple(name for name in losses if 'loss' in name),
-            sum(p.numel() for p in auxiliary.parameters())))
+        runs.append(
+            AuxiliaryRun(
+                index + 1,
+                names[0] if len(names) == 1 else f'{names[0]} … {names[-1]}',
+                _shape(x),
+                tuple(layers),
+                tuple(name for name in losses if 'loss' in name),
+                sum(p.numel() for p in auxiliary.parameters()),
+            )
+        )
         return losses
 
     return noting
@@ -137,16 +145,24 @@ def _noted(model: nn.Module, auxiliary: Auxiliary, x: Tensor) -> Iterator[List[L
         kind = 'auxiliary' if module in own else 'shared'
         if parameters and not any(p.requires_grad for p in parameters):
             kind = 'averaged'
-        layers.append(Layer(type(module).__name__, kind, _shape(output),
-                            sum(p.numel() for p in parameters),
-                            bool(layers) and any(value is x for value in args)))
+        layers.append(
+            Layer(
+                type(module).__name__,
+                kind,
+                _shape(output),
+                sum(p.numel() for p in parameters),
+                bool(layers) and any(value is x for value in args),
+            )
+        )
 
     # An auxiliary network may be part of the model: each module is hooked once.
     for module in {*model.modules(), *own}:
         # A backbone that only answers with given features does nothing here.
         if not isinstance(module, (*_CONTAINERS, AnsweringBackbone)):
-            handles += [module.register_forward_pre_hook(before),
-                        module.register_forward_hook(after)]
+            handles += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
     try:
         yield layers
     finally:
@@ -167,10 +183,12 @@ def _shape(output: Any) -> str:
     return '×'.join(map(str, output.shape[1:])) if isinstance(output, Tensor) else ''
 
 
-def draw_auxiliary(runs: Sequence[AuxiliaryRun],
-                   out_file: Union[str, 'os.PathLike[str]'],
-                   modules: Optional[Sequence[int]] = None,
-                   title: str = 'Auxiliary networks') -> Figure:
+def draw_auxiliary(
+    runs: Sequence[AuxiliaryRun],
+    out_file: Union[str, 'os.PathLike[str]'],
+    modules: Optional[Sequence[int]] = None,
+    title: str = 'Auxiliary networks',
+) -> Figure:
     """Draw what was traced, a column for each module, from its output up to its losses.
 
     Args:
@@ -193,25 +211,29 @@ def draw_auxiliary(runs: Sequence[AuxiliaryRun],
     if strangers:
         raise LocalLearningError(
             f'module {strangers[0]} has no auxiliary network: give numbers from {runs[0].module} '
-            f'to {runs[-1].module}')
+            f'to {runs[-1].module}'
+        )
     drawn = [known[number] for number in modules]
     tallest = max(len(run.layers) for run in drawn)
-    figure = Figure(figsize=(3.1 * len(drawn) + .4, .52 * tallest + 2.5), dpi=130)
+    figure = Figure(figsize=(3.1 * len(drawn) + 0.4, 0.52 * tallest + 2.5), dpi=130)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((.02, .02, .96, .96))
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     axes.set_axis_off()
-    axes.set(xlim=(-.55, len(drawn) - .45), ylim=(-1.3, tallest + 2.5))
+    axes.set(xlim=(-0.55, len(drawn) - 0.45), ylim=(-1.3, tallest + 2.5))
     kinds: Dict[str, None] = {'module': None}
     for column, run in enumerate(drawn):
         _draw_column(axes, column, run)
         kinds.update((layer.kind, None) for layer in run.layers)
-    axes.text(-.5, tallest + 2.4, title, fontsize=13, fontweight='bold', va='top')
+    axes.text(-0.5, tallest + 2.4, title, fontsize=13, fontweight='bold', va='top')
     for row, kind in enumerate(kinds):
-        y = -.75 - .38 * row
-        axes.add_patch(Rectangle((-.5, y - .11), .05, .22, facecolor=_FILLS[kind],
-                                 edgecolor='.45', linewidth=.8))
-        axes.text(-.41, y, _MEANINGS[kind], fontsize=8.5, va='center')
-    axes.set_ylim(-.85 - .38 * len(kinds), tallest + 2.5)
+        y = -0.75 - 0.38 * row
+        axes.add_patch(
+            Rectangle(
+                (-0.5, y - 0.11), 0.05, 0.22, facecolor=_FILLS[kind], edgecolor='.45', linewidth=0.8
+            )
+        )
+        axes.text(-0.41, y, _MEANINGS[kind], fontsize=8.5, va='center')
+    axes.set_ylim(-0.85 - 0.38 * len(kinds), tallest + 2.5)
     out_file = os.fspath(out_file)
     os.makedirs(os.path.dirname(os.path.abspath(out_file)), exist_ok=True)
     figure.savefig(out_file, format='png')
@@ -219,39 +241,81 @@ def draw_auxiliary(runs: Sequence[AuxiliaryRun],
 
 
 def _draw_column(axes: Axes, column: int, run: AuxiliaryRun) -> None:
-    _box(axes, column, 0, .86, .62, _FILLS['module'])
-    axes.text(column, 0, f'module {run.module}: {run.segments}\n{run.shape}', fontsize=8.5,
-              ha='center', va='center')
+    _box(axes, column, 0, 0.86, 0.62, _FILLS['module'])
+    axes.text(
+        column,
+        0,
+        f'module {run.module}: {run.segments}\n{run.shape}',
+        fontsize=8.5,
+        ha='center',
+        va='center',
+    )
     for row, layer in enumerate(run.layers, start=1):
         if layer.branches:
-            axes.text(column, row - .5, "from the module's output", fontsize=8, color='.35',
-                      ha='center', va='center', style='italic')
+            axes.text(
+                column,
+                row - 0.5,
+                "from the module's output",
+                fontsize=8,
+                color='.35',
+                ha='center',
+                va='center',
+                style='italic',
+            )
         else:
             _arrow(axes, column, row)
-        _box(axes, column, row, .86, .62, _FILLS[layer.kind])
+        _box(axes, column, row, 0.86, 0.62, _FILLS[layer.kind])
         figures = [layer.shape, _count(layer.parameters)]
-        axes.text(column, row, f'{layer.name}\n{" · ".join(filter(None, figures))}', fontsize=8.5,
-                  ha='center', va='center')
+        axes.text(
+            column,
+            row,
+            f'{layer.name}\n{" · ".join(filter(None, figures))}',
+            fontsize=8.5,
+            ha='center',
+            va='center',
+        )
     row = len(run.layers) + 1
     _arrow(axes, column, row)
-    axes.text(column, row, ' + '.join(run.losses), fontsize=9, ha='center', va='center',
-              fontweight='bold')
-    axes.text(column, row + .45, f'{_count(run.parameters) or "no parameters"} of its own',
-              fontsize=8.5, ha='center', va='center', color='.35')
+    axes.text(
+        column, row, ' + '.join(run.losses), fontsize=9, ha='center', va='center', fontweight='bold'
+    )
+    axes.text(
+        column,
+        row + 0.45,
+        f'{_count(run.parameters) or "no parameters"} of its own',
+        fontsize=8.5,
+        ha='center',
+        va='center',
+        color='.35',
+    )
 
 
 def _count(parameters: int) -> str:
     if not parameters:
         return ''
-    return f'{parameters:,} parameters' if parameters < 1e6 else f'{parameters / 1e6:.2f} M parameters'
+    return (
+        f'{parameters:,} parameters' if parameters < 1e6 else f'{parameters / 1e6:.2f} M parameters'
+    )
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, fill: str) -> None:
-    axes.add_patch(FancyBboxPatch(
-        (x - width / 2, y - height / 2), width, height, boxstyle='round,pad=0,rounding_size=.05',
-        facecolor=fill, edgecolor='.45', linewidth=.8))
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            boxstyle='round,pad=0,rounding_size=.05',
+            facecolor=fill,
+            edgecolor='.45',
+            linewidth=0.8,
+        )
+    )
 
 
 def _arrow(axes: Axes, x: float, row: int) -> None:
-    axes.annotate('', (x, row - .3), (x, row - .7),
-                  arrowprops=dict(arrowstyle='-|>', color='.45', linewidth=.8, mutation_scale=7))
+    axes.annotate(
+        '',
+        (x, row - 0.3),
+        (x, row - 0.7),
+        arrowprops=dict(arrowstyle='-|>', color='.45', linewidth=0.8, mutation_scale=7),
+    )

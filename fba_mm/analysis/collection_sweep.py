@@ -1,4 +1,5 @@
 """Whether configs of a collection train by local learning, each tried by one small step."""
+
 import copy
 import hashlib
 import json
@@ -43,6 +44,7 @@ class Verdict:
         reason: One line, for all but ``'trains'``.
         digest: Of what was tried (:func:`small_digest`); empty if it wasn't.
     """
+
     name: str
     model: str = ''
     backbone: str = ''
@@ -68,16 +70,21 @@ def collection(package: str = 'mmdet') -> Dict[str, Path]:
         root = Path(get_installed_path(package)) / '.mim/configs'
     except ImportError as error:
         raise LocalLearningError(
-            f'the package {package} is not installed: install it, or check its spelling') from error
-    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob('*.py'))
-             if '_base_' not in path.relative_to(root).parts}
+            f'the package {package} is not installed: install it, or check its spelling'
+        ) from error
+    found = {
+        path.relative_to(root).as_posix(): path
+        for path in sorted(root.rglob('*.py'))
+        if '_base_' not in path.relative_to(root).parts
+    }
     if not found:
         raise LocalLearningError(f'{package} has no configs in {root}: install it with pip')
     return found
 
 
-def try_config(name: str, cfg: Config, num_modules: int = 4,
-               sizes: Sequence[int] = (128, 320)) -> Verdict:
+def try_config(
+    name: str, cfg: Config, num_modules: int = 4, sizes: Sequence[int] = (128, 320)
+) -> Verdict:
     """Train a config's small form for one step by local learning, and check what came of it.
 
     Args:
@@ -94,8 +101,9 @@ def try_config(name: str, cfg: Config, num_modules: int = 4,
     return verdict
 
 
-def _try_size(name: str, cfg: Config, num_modules: int,
-              shape: Tuple[int, int, int, int]) -> Verdict:
+def _try_size(
+    name: str, cfg: Config, num_modules: int, shape: Tuple[int, int, int, int]
+) -> Verdict:
     model = cfg.get('model') or {}
     backbone = model.get('backbone') if isinstance(model, dict) else None
     verdict = Verdict(name, type_name(model.get('type')), type_name((backbone or {}).get('type')))
@@ -105,8 +113,9 @@ def _try_size(name: str, cfg: Config, num_modules: int,
         return _tried(verdict, cfg, num_modules, shape)
 
 
-def _tried(verdict: Verdict, cfg: Config, num_modules: int,
-           shape: Tuple[int, int, int, int]) -> Verdict:
+def _tried(
+    verdict: Verdict, cfg: Config, num_modules: int, shape: Tuple[int, int, int, int]
+) -> Verdict:
     try:
         local = localize(cfg, num_modules)
         step = _step_of(local)
@@ -187,8 +196,11 @@ def _shrink(part: Any) -> None:
             part[key] = 0
         elif key == 'batch_augments':  # Some make images as large as in training.
             part[key] = None
-        elif key == 'norm_cfg' and isinstance(value, dict) and type_name(
-                value.get('type')) in ('BN', 'SyncBN', 'MMSyncBN'):
+        elif (
+            key == 'norm_cfg'
+            and isinstance(value, dict)
+            and type_name(value.get('type')) in ('BN', 'SyncBN', 'MMSyncBN')
+        ):
             part[key] = dict(value, type='BN', requires_grad=True)
         elif key == 'sampler' and isinstance(value, dict) and 'num' in value:
             value['num'] = 16
@@ -210,8 +222,9 @@ def _checked_step(step: TrainingStep, data: dict) -> None:
         if not loss.isfinite():
             raise FloatingPointError(f'the loss of module {index + 1} is {float(loss.detach())}')
         reached = _reached_by(loss)
-        if any(p in reached for k, parameters in enumerate(of_module) if k != index
-               for p in parameters):
+        if any(
+            p in reached for k, parameters in enumerate(of_module) if k != index for p in parameters
+        ):
             raise AssertionError(f'the loss of module {index + 1} reaches other modules')
         trained.append(index)
         original(index, losses)
@@ -244,14 +257,17 @@ def _reached_by(loss: Tensor) -> Set[Tensor]:
 def _step_of(cfg: Config) -> TrainingStep:
     # What a runner tells models and heads that ask for it.
     MessageHub.get_current_instance().update_info_dict(
-        dict(epoch=0, iter=0, max_epochs=1, max_iters=1))
+        dict(epoch=0, iter=0, max_epochs=1, max_iters=1)
+    )
     return TrainingStep(cfg)
 
 
 def _parameters_of_modules(local_backbone: LocalBackbone) -> List[List[nn.Parameter]]:
     backbone, segments = local_backbone.backbone, local_backbone.segments
-    return [[p for i in module for p in segments[i].parameters(backbone) if p.requires_grad]
-            for module in local_backbone.module_segments]
+    return [
+        [p for i in module for p in segments[i].parameters(backbone) if p.requires_grad]
+        for module in local_backbone.module_segments
+    ]
 
 
 def _check_export(model: nn.Module, cfg: Config, data: dict) -> None:
@@ -302,8 +318,10 @@ def compatibility_table(verdicts: Sequence[Verdict]) -> str:
     by_backbone: Dict[str, List[Verdict]] = {}
     for verdict in verdicts:
         by_backbone.setdefault(verdict.backbone or '–', []).append(verdict)
-    lines = ['| backbone | configs | ' + ' | '.join(OUTCOMES) + ' |',
-             '|---|---|' + '---|' * len(OUTCOMES)]
+    lines = [
+        '| backbone | configs | ' + ' | '.join(OUTCOMES) + ' |',
+        '|---|---|' + '---|' * len(OUTCOMES),
+    ]
     ordered = sorted(by_backbone.items(), key=lambda item: (-len(item[1]), item[0]))
     for name, found in [*ordered, ('**all**', list(verdicts))]:
         counts = [sum(v.outcome == outcome for v in found) for outcome in OUTCOMES]
@@ -314,15 +332,17 @@ def compatibility_table(verdicts: Sequence[Verdict]) -> str:
             reasons.setdefault((verdict.outcome, verdict.reason), []).append(verdict.name)
     lines += ['', '| outcome | reason | configs |', '|---|---|---|']
     for (outcome, reason), names in sorted(
-            reasons.items(), key=lambda item: (OUTCOMES.index(item[0][0]), -len(item[1]))):
+        reasons.items(), key=lambda item: (OUTCOMES.index(item[0][0]), -len(item[1]))
+    ):
         some = ', '.join(f'`{name}`' for name in names[:3])
         more = f' and {len(names) - 3} more' if len(names) > 3 else ''
         lines.append(f'| {outcome} | {reason.replace("|", "/")} | {some}{more} |')
     return '\n'.join(lines) + '\n'
 
 
-def sample(configs: Dict[str, Path], backbone_of: Callable[[Path], str],
-           per_folder: int) -> Iterator[Tuple[str, Path]]:
+def sample(
+    configs: Dict[str, Path], backbone_of: Callable[[Path], str], per_folder: int
+) -> Iterator[Tuple[str, Path]]:
     """Some configs of each folder, as many of each backbone.
 
     Args:

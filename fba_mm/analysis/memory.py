@@ -14,6 +14,7 @@ What torch has already, and why it isn't enough here:
 - ``torch.profiler.profile(profile_memory=True)`` sees every allocation, those inside an op as well,
   but answers only after the run. It is the independent witness in the tests.
 """
+
 import contextlib
 import gc
 import sys
@@ -27,8 +28,7 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Set, Tu
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import (register_module_forward_hook,
-                                     register_module_forward_pre_hook)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fba_mm.compat.torch_versions import is_resizable
@@ -40,10 +40,15 @@ aten = torch.ops.aten
 # not write to. Where two gradients meet and in the backward of gather, max, top-k and indexing it
 # then adds `a + b` into new memory instead of `a.add_(b)`. Such an `a` is counted as replaced by
 # the result if it dies right after the op, so that the peak is that of a step without the tracker.
-_IN_PLACE_WITHOUT_A_MODE = frozenset([
-    aten.add.Tensor, aten.scatter.src, aten.scatter.value, aten.scatter_add.default,
-    aten.index_put.default
-])
+_IN_PLACE_WITHOUT_A_MODE = frozenset(
+    [
+        aten.add.Tensor,
+        aten.scatter.src,
+        aten.scatter.value,
+        aten.scatter_add.default,
+        aten.index_put.default,
+    ]
+)
 
 # The frames that torch puts around a mode's method.
 _WRAPPER_FILES = ('/torch/_compile.py', '/torch/_dynamo/eval_frame.py')
@@ -57,6 +62,7 @@ class _StorageRef(weakref.ref):
     ``role`` is what the storage turned out to be, where a subclass of the tracker asks for that.
     ``replaces`` refers to what an op without the tracker would have written to instead.
     """
+
     __slots__ = ('key', 'nbytes', 'role', 'replaces')
 
     def expired(self) -> bool:
@@ -65,6 +71,7 @@ class _StorageRef(weakref.ref):
 
 class _PolledStorageRef(StorageWeakRef):
     """The same for a torch that can't announce a storage's death: it has to be asked."""
+
     __slots__ = ('key', 'nbytes', 'role', 'replaces')
 
     def __init__(self, storage: torch.UntypedStorage, on_death: Callable) -> None:
@@ -92,8 +99,10 @@ def storages_of(tensor: Tensor) -> List[torch.UntypedStorage]:
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         parts = [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
     else:
-        raise LocalLearningError(f'a tensor of layout {tensor.layout} has no storage to count: '
-                                 'measure the step without that layout')
+        raise LocalLearningError(
+            f'a tensor of layout {tensor.layout} has no storage to count: '
+            'measure the step without that layout'
+        )
     return [part.untyped_storage() for part in parts]
 
 
@@ -140,8 +149,10 @@ def _watched(item: Any) -> Iterator[Tensor]:
         for part in item.values() if isinstance(item, dict) else item:
             yield from _watched(part)
     else:
-        raise LocalLearningError(f"can't watch a {type(item).__name__}: give tensors, modules, "
-                                 'optimizers, or lists, tuples and dicts of them')
+        raise LocalLearningError(
+            f"can't watch a {type(item).__name__}: give tensors, modules, "
+            'optimizers, or lists, tuples and dicts of them'
+        )
 
 
 class StorageTracker(TorchDispatchMode):
@@ -267,10 +278,16 @@ class StorageTracker(TorchDispatchMode):
         kwargs = kwargs or {}
         # `out=` tensors and resize_ are the ways in which an op gives new memory to an old storage.
         resizable = args[:1] if func is aten.resize_.default else kwargs.values()
-        nbytes_before = {
-            storage._cdata: storage.nbytes()
-            for tensor in resizable if isinstance(tensor, Tensor) for storage in storages_of(tensor)
-        } if resizable else {}
+        nbytes_before = (
+            {
+                storage._cdata: storage.nbytes()
+                for tensor in resizable
+                if isinstance(tensor, Tensor)
+                for storage in storages_of(tensor)
+            }
+            if resizable
+            else {}
+        )
         result = func(*args, **kwargs)
         self._account(func, args, kwargs, result, nbytes_before)
         return result
@@ -291,12 +308,14 @@ class StorageTracker(TorchDispatchMode):
                 else:
                     if inputs is None:
                         inputs = {
-                            storage._cdata for value in tensors_in((args, kwargs))
+                            storage._cdata
+                            for value in tensors_in((args, kwargs))
                             for storage in storages_of(value)
                         }
                     made_here = (
                         key not in inputs
-                        or nbytes_before.get(key, storage.nbytes()) != storage.nbytes())
+                        or nbytes_before.get(key, storage.nbytes()) != storage.nbytes()
+                    )
                 if made_here:
                     self._follow(storage)
         if self._bytes > before and func in _IN_PLACE_WITHOUT_A_MODE:
@@ -381,7 +400,7 @@ class StorageTracker(TorchDispatchMode):
             self._sample_bytes.append(nbytes)
 
     def _seconds(self) -> float:
-        return 0. if self._start is None else time.perf_counter() - self._start
+        return 0.0 if self._start is None else time.perf_counter() - self._start
 
 
 class _AllocatorSampler:
@@ -479,6 +498,7 @@ class StepMemory:
         phases (list[tuple[str, int]]): (name, the most bytes above ``baseline`` from this
             :func:`mark` until the next), on both kinds of device the true peak.
     """
+
     peak_bytes: int
     baseline: int
     timeline: List[Tuple[float, int]]
@@ -487,10 +507,12 @@ class StepMemory:
     phases: List[Tuple[str, int]] = field(default_factory=list)
 
 
-def measure_step(step: Callable[[], Any],
-                 device: Union[str, torch.device] = 'cpu',
-                 watch: Any = (),
-                 tracker: Optional[StorageTracker] = None) -> StepMemory:
+def measure_step(
+    step: Callable[[], Any],
+    device: Union[str, torch.device] = 'cpu',
+    watch: Any = (),
+    tracker: Optional[StorageTracker] = None,
+) -> StepMemory:
     """Run one training step and measure the memory that it takes.
 
     Run the step once before: the first one also makes what stays, such as the optimizer's state.
@@ -536,7 +558,8 @@ def measure_step(step: Callable[[], Any],
     if device.type == 'cuda':
         if not torch.cuda.is_available():
             raise LocalLearningError(
-                f"device='{device}', but torch sees no CUDA device: measure with device='cpu'")
+                f"device='{device}', but torch sees no CUDA device: measure with device='cpu'"
+            )
         return _measure_cuda_allocator(step, device)
     raise LocalLearningError(f"device='{device}' can't be measured: give 'cpu' or 'cuda'")
 
@@ -563,8 +586,9 @@ def _measure_cuda_allocator(step: Callable[[], Any], device: torch.device) -> St
     return _above(baseline, sampler, seconds)
 
 
-def _above(baseline: int, found: Union[StorageTracker, _AllocatorSampler],
-           seconds: float) -> StepMemory:
+def _above(
+    baseline: int, found: Union[StorageTracker, _AllocatorSampler], seconds: float
+) -> StepMemory:
     timeline = [(moment, nbytes - baseline) for moment, nbytes in found.timeline]
     phases = [(name, nbytes - baseline) for name, nbytes in found.phases]
     return StepMemory(found.peak - baseline, baseline, timeline, found.marks, seconds, phases)

@@ -3,6 +3,7 @@
 A config's own training step runs on tensors that have shapes but no memory (see
 :mod:`fba_mm.analysis.simulated_step`), and :class:`StorageTracker` counts what they would take.
 """
+
 import copy
 import gc
 from contextlib import ExitStack, contextmanager
@@ -32,9 +33,11 @@ from .training_twins import backbone_of, from_scratch, trains_locally
 
 MIB = 2**20
 
-NO_FIT = ('take smaller images or a smaller train_dataloader.batch_size, give the modules lighter '
-          'heads (--auxiliary light), set with_cp=True in the wrapped backbone, or train in mixed '
-          'precision (--amp)')
+NO_FIT = (
+    'take smaller images or a smaller train_dataloader.batch_size, give the modules lighter '
+    'heads (--auxiliary light), set with_cp=True in the wrapped backbone, or train in mixed '
+    'precision (--amp)'
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class MemoryPrediction:
         flops: Floating-point operations of the step's matrix products and convolutions.
         bytes_moved: Bytes that its ops read and write.
     """
+
     num_modules: Optional[Union[int, str]]
     parameters: int
     optimizer_state: int
@@ -128,8 +132,7 @@ def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
 def _as_simulated(cfg: Config) -> Tuple[Config, int]:
     """The config to simulate, and after how many steps gradients are applied in it."""
     if not cfg.get('optim_wrapper'):
-        raise LocalLearningError(
-            'the config has no optim_wrapper: give a complete training config')
+        raise LocalLearningError('the config has no optim_wrapper: give a complete training config')
     cfg = from_scratch(cfg)
     wrapper = cfg.optim_wrapper
     if 'Amp' in type_name(wrapper.get('type')):
@@ -163,11 +166,19 @@ def _simulate(cfg: Config, shape: Shape, guess_loss: bool, steps: int) -> Memory
         for parameter in set(optimizer.state) - trained:
             del optimizer.state[parameter]
         sizes = resident_bytes(step.model, optimizer)
-    averaged = any('EMAHook' in type_name(hook.get('type')) for hook in cfg.get('custom_hooks') or [])
+    averaged = any(
+        'EMAHook' in type_name(hook.get('type')) for hook in cfg.get('custom_hooks') or []
+    )
     return MemoryPrediction(
-        None, sizes['parameters'], sizes['optimizer_state'], peak, guess_loss,
-        sizes['parameters'] if averaged else 0, counter.flops // steps,
-        counter.bytes_moved // steps)
+        None,
+        sizes['parameters'],
+        sizes['optimizer_state'],
+        peak,
+        guess_loss,
+        sizes['parameters'] if averaged else 0,
+        counter.flops // steps,
+        counter.bytes_moved // steps,
+    )
 
 
 def _make_state(optimizer: Optimizer) -> None:
@@ -193,10 +204,12 @@ def _trained(optimizer: Optimizer) -> Iterator[Set[nn.Parameter]]:
         yield trained
 
 
-def fit_modules(cfg: Config,
-                memory_budget: Union[str, int, float],
-                shape: Optional[Shape] = None,
-                report: Callable[[str], None] = print) -> Config:
+def fit_modules(
+    cfg: Config,
+    memory_budget: Union[str, int, float],
+    shape: Optional[Shape] = None,
+    report: Callable[[str], None] = print,
+) -> Config:
     """Take the fewest modules with which a training step fits a memory budget.
 
     Fewer modules train more alike to back-propagation and cost less time. Tried are 1, 2, 3, 4, 6,
@@ -228,23 +241,28 @@ def fit_modules(cfg: Config,
     if not trains_locally(cfg):
         raise LocalLearningError(
             f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules to '
-            'find: make the config local with fba_mm.localize')
+            'find: make the config local with fba_mm.localize'
+        )
     shape = batch_shape(cfg) if shape is None else tuple(shape)
     cfg = copy.deepcopy(cfg)
     local_backbone = backbone_of(cfg)
     local_backbone.pop('memory_budget', None)
-    report(f'Modules that fit memory_budget={memory_budget} ({in_mib(budget)}) with batches of '
-           f'{"×".join(map(str, shape))}, tensors of a training step alone (what CUDA and its '
-           'allocator take comes on top):')
+    report(
+        f'Modules that fit memory_budget={memory_budget} ({in_mib(budget)}) with batches of '
+        f'{"×".join(map(str, shape))}, tensors of a training step alone (what CUDA and its '
+        'allocator take comes on top):'
+    )
     least: Optional[MemoryPrediction] = None
     for num_modules in _candidates(cfg):
         local_backbone.num_modules = num_modules
         found = predict_memory(cfg, shape)
         fits = found.total <= budget
-        report(f'num_modules={num_modules!r}: {in_mib(found.total)}, of which '
-               f'{in_mib(found.resident)} parameters and optimizer state'
-               f'{", without what the loss keeps" if found.guessed_loss else ""}: '
-               f'{"fits" if fits else "does not fit"}')
+        report(
+            f'num_modules={num_modules!r}: {in_mib(found.total)}, of which '
+            f'{in_mib(found.resident)} parameters and optimizer state'
+            f'{", without what the loss keeps" if found.guessed_loss else ""}: '
+            f'{"fits" if fits else "does not fit"}'
+        )
         if fits:
             if num_modules == 1:
                 report('One module is plain back-propagation: no local learning is needed here.')
@@ -257,12 +275,13 @@ def fit_modules(cfg: Config,
         f'memory_budget={memory_budget} ({in_mib(budget)}) is less than any number of modules takes '
         f'on batches of {"×".join(map(str, shape))}: the least is {in_mib(least.total)}, with '
         f'num_modules={least.num_modules!r} ({in_mib(least.resident)} of it parameters and '
-        f'optimizer state): {NO_FIT}')
+        f'optimizer state): {NO_FIT}'
+    )
 
 
-def resolve_num_modules(cfg: Config,
-                        shape: Optional[Shape] = None,
-                        report: Callable[[str], None] = print) -> Config:
+def resolve_num_modules(
+    cfg: Config, shape: Optional[Shape] = None, report: Callable[[str], None] = print
+) -> Config:
     """Fill in the number of modules where a config says ``'auto'``.
 
     Args:
@@ -327,11 +346,14 @@ def count_blocks(cfg: Config) -> int:
     backbone = backbone_of(from_scratch(cfg))
     if trains_locally(cfg):
         backbone = backbone.backbone
-    with config_scope(cfg), readable_errors('the backbone cannot be built'), quiet(), without_memory():
+    with config_scope(cfg), readable_errors(
+        'the backbone cannot be built'
+    ), quiet(), without_memory():
         backbone = MODELS.build(backbone)
         unrolled = unroll(backbone)
         footprints = trace_footprints(
-            backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map)
+            backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map
+        )
         return len(cut(footprints, unrolled.segments, 'blocks'))
 
 

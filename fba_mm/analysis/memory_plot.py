@@ -1,4 +1,5 @@
 """The memory of several ways to train, drawn as lines along one training step."""
+
 import os
 from typing import Any, Dict, List, Union
 
@@ -23,11 +24,13 @@ VALUE_OFFSETS = ((0, 15), (48, 2), (-48, 2), (42, 17), (-42, 17), (48, -13), (-4
 MIB = 2**20
 
 
-def draw_memory(timelines: Dict[str, StepMemory],
-                out_file: Union[str, 'os.PathLike[str]'],
-                title: str = 'Memory along one training step',
-                x_axis: str = 'share',
-                y_label: str = 'memory [MiB]') -> Figure:
+def draw_memory(
+    timelines: Dict[str, StepMemory],
+    out_file: Union[str, 'os.PathLike[str]'],
+    title: str = 'Memory along one training step',
+    x_axis: str = 'share',
+    y_label: str = 'memory [MiB]',
+) -> Figure:
     """Draw what each variant holds in memory during a step, with its peak, and save it as PNG.
 
     Args:
@@ -71,9 +74,13 @@ def draw_memory(timelines: Dict[str, StepMemory],
 
     lines, values, mark_names = [], [], []
     for number, (name, memory) in enumerate(timelines.items()):
-        style = dict(color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
-                     markersize=9, markeredgecolor='white')
-        unit = memory.seconds / 100 if x_axis == 'share' else 1.
+        style = dict(
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=9,
+            markeredgecolor='white',
+        )
+        unit = memory.seconds / 100 if x_axis == 'share' else 1.0
         lines.append(Line2D([], [], linewidth=1.8, label=name, **style))
         values.append(_draw_line(axes, memory, unit, style))
         mark_names += _draw_marks(axes, memory, unit, style['color'])
@@ -81,8 +88,15 @@ def draw_memory(timelines: Dict[str, StepMemory],
     lowest = min(nbytes for memory in timelines.values() for _, nbytes in memory.timeline)
     highest = max(memory.peak_bytes for memory in timelines.values())
     axes.set_ylim(1.05 * min(lowest, 0) / MIB, 1.12 * max(highest, 1) / MIB)
-    axes.legend(handles=lines, fontsize=12, frameon=False, loc='upper center',
-                bbox_to_anchor=(0.5, -0.14), ncols=min(len(lines), 3), handlelength=3)
+    axes.legend(
+        handles=lines,
+        fontsize=12,
+        frameon=False,
+        loc='upper center',
+        bbox_to_anchor=(0.5, -0.14),
+        ncols=min(len(lines), 3),
+        handlelength=3,
+    )
 
     # Where the texts come to lie is known only once everything else has its place.
     figure.draw_without_rendering()
@@ -106,18 +120,38 @@ def _draw_line(axes: Axes, memory: StepMemory, unit: float, style: Dict[str, Any
     at = x[nbytes.index(max(nbytes))]
     height = memory.peak_bytes / MIB
     axes.plot([at], [height], linestyle='none', zorder=3, **style)
-    return axes.annotate(f'{height:.1f} MiB' if height < 100 else f'{height:.0f} MiB', (at, height),
-                         xytext=VALUE_OFFSETS[0], textcoords='offset points', ha='center',
-                         va='center', fontsize=12, fontweight='bold', color=style['color'],
-                         path_effects=[withStroke(linewidth=3, foreground='white')], zorder=4)
+    return axes.annotate(
+        f'{height:.1f} MiB' if height < 100 else f'{height:.0f} MiB',
+        (at, height),
+        xytext=VALUE_OFFSETS[0],
+        textcoords='offset points',
+        ha='center',
+        va='center',
+        fontsize=12,
+        fontweight='bold',
+        color=style['color'],
+        path_effects=[withStroke(linewidth=3, foreground='white')],
+        zorder=4,
+    )
 
 
 def _draw_marks(axes: Axes, memory: StepMemory, unit: float, colour: str) -> List[Text]:
     texts = []
     for name, seconds in memory.marks:
         axes.axvline(seconds / unit, color=colour, alpha=0.35, linewidth=1, zorder=1)
-        texts.append(axes.text(seconds / unit, 1.01, name, color=colour, alpha=0.8, fontsize=10,
-                               transform=axes.get_xaxis_transform(), ha='center', va='bottom'))
+        texts.append(
+            axes.text(
+                seconds / unit,
+                1.01,
+                name,
+                color=colour,
+                alpha=0.8,
+                fontsize=10,
+                transform=axes.get_xaxis_transform(),
+                ha='center',
+                va='bottom',
+            )
+        )
     return texts
 
 

@@ -3,6 +3,7 @@
 ``torch.utils.flop_counter`` has the formulas. Its own mode counts the same, but follows modules with
 hooks and takes ops apart, several times as slowly.
 """
+
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ aten = torch.ops.aten
 
 # Floating-point operations of a large convolution in the time in which an elementwise op moves a
 # byte. Fitted on CPU (benchmarks/planning.py); of a GPU taken from data sheets.
-OPERATIONS_PER_BYTE = dict(cpu=8., cuda=25.)
-_MOVE_NOTHING = frozenset([
-    aten.empty.memory_format, aten.empty_like.default, aten.empty_strided.default,
-    aten.new_empty.default, aten.new_empty_strided.default
-])
+OPERATIONS_PER_BYTE = dict(cpu=8.0, cuda=25.0)
+_MOVE_NOTHING = frozenset(
+    [
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.empty_strided.default,
+        aten.new_empty.default,
+        aten.new_empty_strided.default,
+    ]
+)
 
 
 class OperationCounter(TorchDispatchMode):

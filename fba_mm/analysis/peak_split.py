@@ -1,4 +1,5 @@
 """What the memory of a training step is made of at the moment when it is fullest."""
+
 from contextlib import ExitStack
 from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Set
 
@@ -13,6 +14,7 @@ ROLES = ('parameters', 'optimizer_state', 'gradients', 'activations', 'bank', 'a
 
 class _Alive(NamedTuple):
     """The storages at one moment, and which of them the bank held then."""
+
     references: list
     banked: Set[int]
 
@@ -43,11 +45,13 @@ class PeakSplit(StorageTracker):
         (256, True)
     """
 
-    def __init__(self,
-                 model: nn.Module,
-                 optimizer: Optimizer,
-                 auxiliary: Iterable[nn.Module] = (),
-                 banked: Optional[Callable[[], Iterable[Tensor]]] = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        auxiliary: Iterable[nn.Module] = (),
+        banked: Optional[Callable[[], Iterable[Tensor]]] = None,
+    ) -> None:
         super().__init__()
         self._model = model
         self._optimizer = optimizer
@@ -62,8 +66,11 @@ class PeakSplit(StorageTracker):
         for parameter in self._model.parameters():
             role = 'auxiliary' if id(parameter) in self._auxiliary else None
             made.update(self._references(parameter, role or 'parameters'))
-            made.update(self._references(self._optimizer.state.get(parameter, {}),
-                                         role or 'optimizer_state'))
+            made.update(
+                self._references(
+                    self._optimizer.state.get(parameter, {}), role or 'optimizer_state'
+                )
+            )
         for buffer in self._model.buffers():
             made.update(self._references(buffer, 'parameters'))
         sums = dict.fromkeys(ROLES, 0)
@@ -80,7 +87,8 @@ class PeakSplit(StorageTracker):
             if parameter.requires_grad:
                 role = 'auxiliary' if id(parameter) in self._auxiliary else 'gradients'
                 handle = parameter.register_post_accumulate_grad_hook(
-                    lambda p, role=role: self._found(p.grad, role))
+                    lambda p, role=role: self._found(p.grad, role)
+                )
                 self._hooks.callback(handle.remove)
         return super().__enter__()
 
@@ -99,8 +107,10 @@ class PeakSplit(StorageTracker):
     def _references(self, tensors: Any, role: str) -> Dict[int, str]:
         """Which of the storages that the step made hold these tensors, by identity."""
         found = (
-            self._live.get(storage._cdata) for tensor in tensors_in(tensors)
-            for storage in storages_of(tensor))
+            self._live.get(storage._cdata)
+            for tensor in tensors_in(tensors)
+            for storage in storages_of(tensor)
+        )
         return {id(ref): role for ref in found if ref is not None}
 
     def _composition(self) -> _Alive:
@@ -108,9 +118,9 @@ class PeakSplit(StorageTracker):
         return _Alive(list(self._live.values()), banked)
 
 
-def resident_bytes(model: nn.Module,
-                   optimizer: Optimizer,
-                   auxiliary: Iterable[nn.Module] = ()) -> Dict[str, int]:
+def resident_bytes(
+    model: nn.Module, optimizer: Optimizer, auxiliary: Iterable[nn.Module] = ()
+) -> Dict[str, int]:
     """What training keeps between its steps, and the peak of a step comes on top of.
 
     Args:

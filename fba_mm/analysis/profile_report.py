@@ -1,4 +1,5 @@
 """A training profile as tables, as JSON and as a picture."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -46,16 +47,28 @@ def print_profile(console: Console, profiles: List[VariantProfile], title: str) 
 
 def _summary_table(profiles: List[VariantProfile], title: str) -> Table:
     timed = any(profile.seconds for profile in profiles)
-    table = _table(title, 'training', 'peak\nMiB', 'peak\n/ BP', 'peak /\ncheckpointing',
-                   *(('time\ns', 'time\n/ BP', 'time /\ncheckpointing') if timed else ()))
+    table = _table(
+        title,
+        'training',
+        'peak\nMiB',
+        'peak\n/ BP',
+        'peak /\ncheckpointing',
+        *(('time\ns', 'time\n/ BP', 'time /\ncheckpointing') if timed else ()),
+    )
     table.add_column('peak during')
     for profile in profiles:
         ratio = ratios(profile, profiles)
-        row = [f'{profile.memory.peak_bytes / MIB:.1f}', _number(ratio['peak_to_bp']),
-               _number(ratio['peak_to_checkpointing'])]
+        row = [
+            f'{profile.memory.peak_bytes / MIB:.1f}',
+            _number(ratio['peak_to_bp']),
+            _number(ratio['peak_to_checkpointing']),
+        ]
         if timed:
-            row += [f'{profile.median_seconds:.3f}', _number(ratio['time_to_bp']),
-                    _number(ratio['time_to_checkpointing'])]
+            row += [
+                f'{profile.median_seconds:.3f}',
+                _number(ratio['time_to_bp']),
+                _number(ratio['time_to_checkpointing']),
+            ]
         table.add_row(profile.name, *row, profile.peak_phase)
     return table
 
@@ -64,15 +77,22 @@ def _split_table(profiles: List[VariantProfile]) -> Table:
     # Columns of zeros would only have to be read.
     shown = [role for role in _AT_PEAK if any(profile.at_peak.get(role) for profile in profiles)]
     below = [role for role in _RESIDENT if any(profile.resident[role] for profile in profiles)]
-    table = _table('At the peak, MiB (activations with temporary tensors, parameters with buffers)',
-                   'training',
-                   *(_AT_PEAK[role] for role in shown), '= peak',
-                   *(_RESIDENT[role] for role in below), '= all')
+    table = _table(
+        'At the peak, MiB (activations with temporary tensors, parameters with buffers)',
+        'training',
+        *(_AT_PEAK[role] for role in shown),
+        '= peak',
+        *(_RESIDENT[role] for role in below),
+        '= all',
+    )
     for profile in profiles:
         peak = profile.memory.peak_bytes
-        numbers = [*(profile.at_peak.get(role, 0) for role in shown), peak,
-                   *(profile.resident[role] for role in below),
-                   peak + sum(profile.resident.values())]
+        numbers = [
+            *(profile.at_peak.get(role, 0) for role in shown),
+            peak,
+            *(profile.resident[role] for role in below),
+            peak + sum(profile.resident.values()),
+        ]
         table.add_row(profile.name, *(f'{nbytes / MIB:.1f}' for nbytes in numbers))
     return table
 
@@ -99,8 +119,7 @@ def _number(value: Optional[float]) -> str:
     return '' if value is None else f'{value:.2f}'
 
 
-def ratios(profile: VariantProfile,
-           profiles: List[VariantProfile]) -> Dict[str, Optional[float]]:
+def ratios(profile: VariantProfile, profiles: List[VariantProfile]) -> Dict[str, Optional[float]]:
     """Peak and time of one way to train over those of back-propagation and of checkpointing.
 
     Args:
@@ -121,8 +140,9 @@ def ratios(profile: VariantProfile,
     return found
 
 
-def save_profile(profiles: List[VariantProfile], folder: Union[str, Path], title: str,
-                 setting: dict) -> None:
+def save_profile(
+    profiles: List[VariantProfile], folder: Union[str, Path], title: str, setting: dict
+) -> None:
     """Write ``profile.json`` and ``memory.png``.
 
     Args:
@@ -134,11 +154,18 @@ def save_profile(profiles: List[VariantProfile], folder: Union[str, Path], title
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figures = dict(
-        setting, torch=torch.__version__, threads=torch.get_num_threads(),
-        variants=[_figures(profile, profiles) for profile in profiles])
+        setting,
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        variants=[_figures(profile, profiles) for profile in profiles],
+    )
     (folder / 'profile.json').write_text(json.dumps(figures, indent=2) + '\n')
-    draw_memory({profile.name: _drawn(profile) for profile in profiles}, folder / 'memory.png',
-                title=title, y_label='memory on top of the model [MiB]')
+    draw_memory(
+        {profile.name: _drawn(profile) for profile in profiles},
+        folder / 'memory.png',
+        title=title,
+        y_label='memory on top of the model [MiB]',
+    )
 
 
 def _figures(profile: VariantProfile, profiles: List[VariantProfile]) -> dict:
@@ -153,11 +180,15 @@ def _figures(profile: VariantProfile, profiles: List[VariantProfile]) -> dict:
         phases=[dict(name=name, peak_bytes=peak) for name, peak in profile.memory.phases],
         seconds=profile.seconds,
         median_seconds=profile.median_seconds,
-        **ratios(profile, profiles))
+        **ratios(profile, profiles),
+    )
 
 
 def _drawn(profile: VariantProfile):
     """Its memory with the marks that help: where local modules begin."""
-    marks = [(name, seconds) for name, seconds in profile.memory.marks
-             if name.startswith('module ') and not name.endswith('backward')]
+    marks = [
+        (name, seconds)
+        for name, seconds in profile.memory.marks
+        if name.startswith('module ') and not name.endswith('backward')
+    ]
     return replace(profile.memory, marks=marks)

@@ -5,6 +5,7 @@ results, as on the meta device. Unlike there, a fake tensor says that it is on t
 autocast, losses and optimizers go the ways that they go in training. What remains are the questions
 that only values answer: these are guessed.
 """
+
 import logging
 import sys
 import warnings
@@ -19,8 +20,12 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (DataDependentOutputException,
-                                           DynamicOutputShapeException, FakeTensor, FakeTensorMode)
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from fba_mm.compat.mmcv_ops import without_compiled_ops
@@ -35,10 +40,16 @@ from .training_step import TrainingStep
 
 aten = torch.ops.aten
 
-_FACTORIES = frozenset([
-    aten.empty.memory_format, aten.full.default, aten.ones.default, aten.rand.default,
-    aten.randn.default, aten.zeros.default
-])
+_FACTORIES = frozenset(
+    [
+        aten.empty.memory_format,
+        aten.full.default,
+        aten.ones.default,
+        aten.rand.default,
+        aten.randn.default,
+        aten.zeros.default,
+    ]
+)
 # Elements up to which tensors are real while a model is built.
 _SMALL = 4096
 # Elements up to which anything is computed.
@@ -89,8 +100,7 @@ class SimulatedStep(TrainingStep):
         self._shape = shape
         super().__init__(cfg)
         if self.hooks:
-            check_local_training(
-                self.model, type(self.optim_wrapper), self.hooks[0].bank.scope)
+            check_local_training(self.model, type(self.optim_wrapper), self.hooks[0].bank.scope)
         if get_device() == 'cuda':
             # There, torch's optimizers take all parameters at once unless they are told otherwise,
             # with copies of them; these tensors say that they are on the CPU.
@@ -117,8 +127,9 @@ class SimulatedStep(TrainingStep):
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context in which the step is called, and in which its tensors are looked at."""
-        with without_compiled_ops(), _with_values(self._fake), self._fake, _Values(), \
-                torch.random.fork_rng(devices=[]):
+        with without_compiled_ops(), _with_values(
+            self._fake
+        ), self._fake, _Values(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
 
@@ -202,7 +213,7 @@ def _guessed(func: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _one(tensor: Tensor) -> Any:
-    return True if tensor.dtype == torch.bool else 1. if tensor.is_floating_point() else 1
+    return True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
 
 
 def _is_mask(index: Optional[Tensor]) -> bool:
@@ -219,8 +230,9 @@ def _positions(index: Optional[Tensor]) -> List[Optional[Tensor]]:
     return [index.new_empty(index.numel(), dtype=torch.long)] * index.dim()
 
 
-def _unique(tensor: Tensor, sorted: bool = True, return_inverse: bool = False,
-            return_counts: bool = False) -> tuple:
+def _unique(
+    tensor: Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> tuple:
     def indices(wanted: bool) -> Tensor:
         return tensor.new_empty(tensor.numel() if wanted else 0, dtype=torch.long)
 
@@ -246,11 +258,13 @@ def _with_values(fake: FakeTensorMode) -> Iterator[None]:
             for kind in with_subclasses(base) if base else ():
                 if method in vars(kind):
                     stack.enter_context(
-                        mock.patch.object(kind, method, _on_values(vars(kind)[method])))
+                        mock.patch.object(kind, method, _on_values(vars(kind)[method]))
+                    )
         masks = sys.modules.get('mmdet.structures.mask.mask_target')
         if masks is not None:
             stack.enter_context(
-                mock.patch.object(masks, 'mask_target_single', partial(_mask_targets, fake)))
+                mock.patch.object(masks, 'mask_target_single', partial(_mask_targets, fake))
+            )
         yield
 
 
@@ -282,12 +296,13 @@ def _values_for(tensor: FakeTensor) -> Tensor:
     # They stand for memory that is counted already.
     with _disable_current_modes():
         if tensor.is_floating_point():
-            return torch.randn(tensor.shape, dtype=tensor.dtype) * .01
+            return torch.randn(tensor.shape, dtype=tensor.dtype) * 0.01
         return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
-def _mask_targets(fake: FakeTensorMode, pos_proposals: Tensor, inds: Tensor, gt_masks: Any,
-                  cfg: Any) -> Tensor:
+def _mask_targets(
+    fake: FakeTensorMode, pos_proposals: Tensor, inds: Tensor, gt_masks: Any, cfg: Any
+) -> Tensor:
     """mmdet's, which leave torch for numpy, with the maps that they make meanwhile."""
     size = cfg.mask_size
     height, width = size if isinstance(size, (tuple, list)) else (size, size)

@@ -1,4 +1,5 @@
 """A small language model of random weights, where a detector's config names one to be fetched."""
+
 import copy
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,14 +33,19 @@ def small_language_model(cfg: Config) -> Iterator[Config]:
         yield cfg
         return
     from transformers import BertConfig, BertModel, BertTokenizerFast
+
     words = [*_SPECIAL, *CLASS_NAMES]
     with TemporaryDirectory() as folder:
         vocabulary = Path(folder) / 'vocab.txt'
         vocabulary.write_text('\n'.join(words) + '\n')
         BertTokenizerFast(str(vocabulary)).save_pretrained(folder)
         bert = BertConfig(
-            vocab_size=len(words), hidden_size=_WIDTH, num_hidden_layers=1,
-            num_attention_heads=12, intermediate_size=64)
+            vocab_size=len(words),
+            hidden_size=_WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=12,
+            intermediate_size=64,
+        )
         BertModel(bert, add_pooling_layer=False).save_pretrained(folder)
         cfg = copy.deepcopy(cfg)
         cfg.model.language_model.name = folder

@@ -1,4 +1,5 @@
 """Names for the parts of a training step while it is measured."""
+
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple

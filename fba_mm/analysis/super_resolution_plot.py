@@ -1,4 +1,5 @@
 """Pictures of super-resolution side by side, with the place enlarged that tells them apart."""
+
 import os
 from typing import Dict, Sequence, Tuple, Union
 
@@ -28,6 +29,7 @@ def enlarge(model: nn.Module, image: np.ndarray) -> np.ndarray:
         (scale * H, scale * W, 3), uint8.
     """
     from mmagic.structures import DataSample
+
     inputs = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
     data = dict(inputs=[inputs], data_samples=[DataSample()])
     model.eval()
@@ -49,6 +51,7 @@ def psnr_on_luma(image: np.ndarray, truth: np.ndarray, crop_border: int) -> floa
         crop_border: Pixels at each side that don't count.
     """
     from mmagic.evaluation.metrics.psnr import psnr
+
     return float(psnr(truth, image, crop_border, 'HWC', 'Y', channel_order='rgb'))
 
 
@@ -69,11 +72,13 @@ def hardest_place(image: np.ndarray, truth: np.ndarray, size: int) -> Tuple[int,
     return int(x), int(y)
 
 
-def draw_super_resolution(rows: Sequence[Dict[str, np.ndarray]],
-                          out_file: Union[str, 'os.PathLike[str]'],
-                          scale: int,
-                          names: Sequence[str],
-                          crop: int = 48) -> Figure:
+def draw_super_resolution(
+    rows: Sequence[Dict[str, np.ndarray]],
+    out_file: Union[str, 'os.PathLike[str]'],
+    scale: int,
+    names: Sequence[str],
+    crop: int = 48,
+) -> Figure:
     """Draw, for each picture, its low resolution, bicubic interpolation, models and the truth.
 
     The square in which bicubic interpolation is worst is enlarged, with PSNR (Y) of the whole
@@ -96,7 +101,7 @@ def draw_super_resolution(rows: Sequence[Dict[str, np.ndarray]],
     if not rows:
         raise LocalLearningError('no picture to draw: give a test set that has some')
     columns = len(rows[0]) + 2
-    figure = Figure(figsize=(2.1 * columns, 2.55 * len(rows) + .3), dpi=130, layout='constrained')
+    figure = Figure(figsize=(2.1 * columns, 2.55 * len(rows) + 0.3), dpi=130, layout='constrained')
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_of_row, row, name in zip(grid, rows, names):
@@ -105,7 +110,8 @@ def draw_super_resolution(rows: Sequence[Dict[str, np.ndarray]],
         if min(truth.shape[:2]) < crop:
             raise LocalLearningError(
                 f'{name} has {truth.shape[0]}x{truth.shape[1]} px, less than the square of {crop}: '
-                'give a smaller one')
+                'give a smaller one'
+            )
         size = truth.shape[1], truth.shape[0]
         bicubic = np.asarray(Image.fromarray(low).resize(size, Image.BICUBIC))
         x, y = hardest_place(bicubic, truth, crop)
@@ -113,10 +119,11 @@ def draw_super_resolution(rows: Sequence[Dict[str, np.ndarray]],
         shown = {'low resolution': pixels, 'bicubic': bicubic, **row, 'ground truth': truth}
         axes_of_row[0].imshow(truth)
         axes_of_row[0].add_patch(
-            Rectangle((x, y), crop, crop, fill=False, edgecolor=_INK, linewidth=1.5))
+            Rectangle((x, y), crop, crop, fill=False, edgecolor=_INK, linewidth=1.5)
+        )
         axes_of_row[0].set_title(name, fontsize=10)
         for axes, (title, image) in zip(axes_of_row[1:], shown.items()):
-            axes.imshow(image[y:y + crop, x:x + crop], interpolation='nearest')
+            axes.imshow(image[y : y + crop, x : x + crop], interpolation='nearest')
             axes.set_title(title, fontsize=10)
             if title not in ('low resolution', 'ground truth'):
                 axes.set_xlabel(f'{psnr_on_luma(image, truth, scale):.2f} dB', fontsize=9)

@@ -1,4 +1,5 @@
 """A batch that a model trains on without a data set: random images, targets of the right form."""
+
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
@@ -84,16 +85,23 @@ def _output_size(transform: dict, scale: int = 1) -> Optional[Tuple[int, int]]:
     """
     kind = type_name(transform.get('type'))
     if isinstance(transform.get('gt_patch_size'), int):
-        return (transform['gt_patch_size'] // scale, ) * 2
+        return (transform['gt_patch_size'] // scale,) * 2
     if not any(word in kind for word in ('Resize', 'Crop', 'Pad', 'Mosaic')):
         return None
     # MMCV writes scales as (width, height), sizes to crop and to pad to as (height, width).
-    for key, flipped in (('scale', True), ('scales', True), ('img_scale', True),
-                         ('crop_size', False), ('size', False)):
+    for key, flipped in (
+        ('scale', True),
+        ('scales', True),
+        ('img_scale', True),
+        ('crop_size', False),
+        ('size', False),
+    ):
         sizes = _sizes(transform.get(key))
         if sizes:
-            height, width = max((size[::-1] if flipped else size for size in sizes),
-                                key=lambda size: size[0] * size[1])
+            height, width = max(
+                (size[::-1] if flipped else size for size in sizes),
+                key=lambda size: size[0] * size[1],
+            )
             # What keeps its proportions is told the long and the short side, in either order.
             lying = flipped and (transform.get('keep_ratio') or 'Choice' in kind)
             return (min(height, width), max(height, width)) if lying else (height, width)
@@ -137,7 +145,8 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
     if targets is None or targets is _target_images and not _learns_pairs(model):
         raise LocalLearningError(
             f'no synthetic batch for a {classes[0]}: give the config of a detector of mmdet, of an '
-            "image classifier of mmpretrain, of a segmentor of mmseg, or of mmagic's BaseEditModel")
+            "image classifier of mmpretrain, of a segmentor of mmseg, or of mmagic's BaseEditModel"
+        )
     images, channels, height, width = _checked(shape, model)
     generator = torch.Generator().manual_seed(seed)
     inputs = [
@@ -156,46 +165,61 @@ def single_images(batch: dict) -> List[dict]:
     Args:
         batch: From :func:`synthetic_batch`.
     """
-    return [{key: value[i:i + 1] for key, value in batch.items()}
-            for i in range(len(batch['inputs']))]
+    return [
+        {key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch['inputs']))
+    ]
 
 
 def _checked(shape: Sequence[int], model: nn.Module) -> Sequence[int]:
     text = '×'.join(map(str, shape))
     if len(shape) != 4 or any(size < 1 for size in shape):
         raise LocalLearningError(
-            f'a batch of {text}: give four positive numbers, images, channels, height, width')
+            f'a batch of {text}: give four positive numbers, images, channels, height, width'
+        )
     mean = getattr(getattr(model, 'data_preprocessor', None), 'mean', None)
     if isinstance(mean, Tensor) and mean.numel() not in (1, shape[1]):
         raise LocalLearningError(
             f"a batch of {text} has {shape[1]} channels, the model's data_preprocessor takes "
-            f'{mean.numel()}: give as many')
+            f'{mean.numel()}: give as many'
+        )
     return shape
 
 
-def _detection_sample(model: nn.Module, size: Tuple[int, int],
-                      generator: torch.Generator) -> BaseDataElement:
+def _detection_sample(
+    model: nn.Module, size: Tuple[int, int], generator: torch.Generator
+) -> BaseDataElement:
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
+
     height, width = size
     count = BOXES_PER_IMAGE
     limits = torch.tensor([width, height])
-    corner = torch.rand(count, 2, generator=generator) * limits * .5
-    extent = (.1 + .4 * torch.rand(count, 2, generator=generator)) * limits
+    corner = torch.rand(count, 2, generator=generator) * limits * 0.5
+    extent = (0.1 + 0.4 * torch.rand(count, 2, generator=generator)) * limits
     boxes = torch.cat([corner, corner + extent], 1)
     sample = DetDataSample(
         metainfo=dict(
-            img_id=0, img_path='', img_shape=size, ori_shape=size, batch_input_shape=size,
-            pad_shape=size, scale_factor=(1., 1.), flip=False, flip_direction=None,
-            border=(0, height, 0, width)))
+            img_id=0,
+            img_path='',
+            img_shape=size,
+            ori_shape=size,
+            batch_input_shape=size,
+            pad_shape=size,
+            scale_factor=(1.0, 1.0),
+            flip=False,
+            flip_direction=None,
+            border=(0, height, 0, width),
+        )
+    )
     classes = _thing_classes(model)
     if hasattr(model, 'language_model'):
         classes = min(classes, len(CLASS_NAMES))
         sample.set_metainfo(dict(text=CLASS_NAMES))
-    labels = torch.randint(0, classes, (count, ), generator=generator)
+    labels = torch.randint(0, classes, (count,), generator=generator)
     sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
     sample.ignored_instances = InstanceData(
-        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long))
+        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
+    )
     if hasattr(model, 'roi_head') and not model.with_rpn:
         # Fast R-CNN's proposals come with the data.
         sample.proposals = InstanceData(bboxes=boxes.clone())
@@ -203,42 +227,53 @@ def _detection_sample(model: nn.Module, size: Tuple[int, int],
     if any('mask' in name for name in names) or _pads(model, 'mask'):
         masks = np.zeros((count, height, width), dtype=np.uint8)
         for mask, (left, top, right, bottom) in zip(masks, boxes.round().int().tolist()):
-            mask[top:bottom + 1, left:right + 1] = 1
+            mask[top : bottom + 1, left : right + 1] = 1
         sample.gt_instances.masks = BitmapMasks(masks, height, width)
     if any('semantic' in name or 'panoptic' in name for name in names) or _pads(model, 'seg'):
         sample.gt_sem_seg = PixelData(
-            sem_seg=torch.randint(
-                0, _map_classes(model), (1, height, width), generator=generator))
+            sem_seg=torch.randint(0, _map_classes(model), (1, height, width), generator=generator)
+        )
     return sample
 
 
-def _classification_sample(model: nn.Module, size: Tuple[int, int],
-                           generator: torch.Generator) -> BaseDataElement:
+def _classification_sample(
+    model: nn.Module, size: Tuple[int, int], generator: torch.Generator
+) -> BaseDataElement:
     from mmpretrain.structures import DataSample
+
     label = int(torch.randint(0, _num_classes(model.modules()), (), generator=generator))
     return DataSample(metainfo=dict(img_shape=size, ori_shape=size)).set_gt_label(label)
 
 
-def _segmentation_sample(model: nn.Module, size: Tuple[int, int],
-                         generator: torch.Generator) -> BaseDataElement:
+def _segmentation_sample(
+    model: nn.Module, size: Tuple[int, int], generator: torch.Generator
+) -> BaseDataElement:
     from mmseg.structures import SegDataSample
+
     # It would pad the images to the size of the config's crops.
     model.data_preprocessor.size, model.data_preprocessor.size_divisor = size, None
-    sample = SegDataSample(metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, img_path=''))
+    sample = SegDataSample(
+        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, img_path='')
+    )
     labels = torch.randint(0, _num_classes(model.modules()), (1, *size), generator=generator)
     return sample.set_data(dict(gt_sem_seg=PixelData(data=labels))) or sample
 
 
 def _learns_pairs(model: nn.Module) -> bool:
-    owners = {name: next((c for c in type(model).__mro__ if name in vars(c)), object)
-              for name in ('forward_train', 'train_step')}
+    owners = {
+        name: next((c for c in type(model).__mro__ if name in vars(c)), object)
+        for name in ('forward_train', 'train_step')
+    }
     return {name: owner.__name__ for name, owner in owners.items()} == dict(
-        forward_train='BaseEditModel', train_step='BaseModel')
+        forward_train='BaseEditModel', train_step='BaseModel'
+    )
 
 
-def _target_images(model: nn.Module, size: Tuple[int, int], generator: torch.Generator,
-                   images: int) -> List[BaseDataElement]:
+def _target_images(
+    model: nn.Module, size: Tuple[int, int], generator: torch.Generator, images: int
+) -> List[BaseDataElement]:
     from mmagic.structures import DataSample
+
     network = model.generator
     channels = model.data_preprocessor.mean.numel()
     image = next(network.parameters()).new_zeros(1, channels, *size)
@@ -251,7 +286,8 @@ def _target_images(model: nn.Module, size: Tuple[int, int], generator: torch.Gen
         reason = ' '.join(str(error).split())[:160]
         raise LocalLearningError(
             f'{type(network).__name__} makes no image of {"×".join(map(str, image.shape[1:]))} '
-            f'({reason}): give another shape') from error
+            f'({reason}): give another shape'
+        ) from error
     finally:
         network.train(training)
     return [
@@ -260,8 +296,13 @@ def _target_images(model: nn.Module, size: Tuple[int, int], generator: torch.Gen
     ]
 
 
-def _one_by_one(sample: Callable, model: nn.Module, size: Tuple[int, int],
-                generator: torch.Generator, images: int) -> List[BaseDataElement]:
+def _one_by_one(
+    sample: Callable,
+    model: nn.Module,
+    size: Tuple[int, int],
+    generator: torch.Generator,
+    images: int,
+) -> List[BaseDataElement]:
     return [sample(model, size, generator) for _ in range(images)]
 
 
@@ -296,6 +337,11 @@ def _map_classes(model: nn.Module) -> int:
 
 def _num_classes(parts: Iterable[nn.Module]) -> int:
     # A two-stage detector's RPN has one class of its own beside those of the data set.
-    return max((m.num_classes for m in parts
-                if isinstance(getattr(m, 'num_classes', None), int) and m.num_classes > 0),
-               default=1)
+    return max(
+        (
+            m.num_classes
+            for m in parts
+            if isinstance(getattr(m, 'num_classes', None), int) and m.num_classes > 0
+        ),
+        default=1,
+    )

@@ -1,4 +1,5 @@
 """Proposals as those of a trained RPN: many of them lie on objects."""
+
 import functools
 import sys
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from torch import Tensor
 # More than samplers of mmdet's configs take of them.
 HITS = 256
 # Of width and height: IoU stays above the .7 that the last stage of a cascade asks for.
-_SHIFT = .04
+_SHIFT = 0.04
 
 
 @contextmanager
@@ -28,8 +29,9 @@ def trained_proposals() -> Iterator[None]:
         for kind in with_subclasses(module.BaseDenseHead) if module else ():
             # DETR's predicts no proposals; EmbeddingRPN's, which are learned, are not boxes yet.
             if 'loss_and_predict' in vars(kind):
-                stack.enter_context(mock.patch.object(
-                    kind, 'loss_and_predict', _hitting(kind.loss_and_predict)))
+                stack.enter_context(
+                    mock.patch.object(kind, 'loss_and_predict', _hitting(kind.loss_and_predict))
+                )
         yield
 
 

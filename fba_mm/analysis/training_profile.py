@@ -1,4 +1,5 @@
 """Memory and time of a training step, of a config and of its twins."""
+
 import logging
 import statistics
 import time
@@ -42,6 +43,7 @@ class VariantProfile:
         modules: ``(what a local module consists of, the peak while it runs)``, in order.
         seconds: How long each timed step took.
     """
+
     name: str
     kind: str
     memory: StepMemory
@@ -59,16 +61,19 @@ class VariantProfile:
     def peak_phase(self) -> str:
         """The part of the step in which the peak is reached."""
         return next(
-            (name for name, peak in self.memory.phases if peak == self.memory.peak_bytes), '')
+            (name for name, peak in self.memory.phases if peak == self.memory.peak_bytes), ''
+        )
 
 
-def profile_training(cfg: Config,
-                     shape: Shape,
-                     kinds: Sequence[str] = tuple(TWINS),
-                     device: str = 'cpu',
-                     rounds: int = 5,
-                     report: Callable[[str], None] = print,
-                     others: Sequence[Config] = ()) -> List[VariantProfile]:
+def profile_training(
+    cfg: Config,
+    shape: Shape,
+    kinds: Sequence[str] = tuple(TWINS),
+    device: str = 'cpu',
+    rounds: int = 5,
+    report: Callable[[str], None] = print,
+    others: Sequence[Config] = (),
+) -> List[VariantProfile]:
     """Run training steps of a config and of its twins on one synthetic batch.
 
     Memory is that of the second step: the first makes what stays, such as the optimizer's state.
@@ -110,11 +115,14 @@ def profile_training(cfg: Config,
             with readable_errors(f'{twin.name}: the model cannot be initialized'):
                 step.model.init_weights()
             batch = synthetic_batch(step.model, shape)
-            with readable_errors(f'{twin.name}: the model does not train on a batch of {text}',
-                                 'give another shape, or check the config'):
+            with readable_errors(
+                f'{twin.name}: the model does not train on a batch of {text}',
+                'give another shape, or check the config',
+            ):
                 if step.hooks:
-                    check_local_training(step.model, type(step.optim_wrapper),
-                                         step.hooks[0].bank.scope)
+                    check_local_training(
+                        step.model, type(step.optim_wrapper), step.hooks[0].bank.scope
+                    )
                 twin.run(step, batch)
                 profile = _measure(twin, step, batch, device)
             profiles.append(profile)
@@ -146,7 +154,8 @@ def check_device(device: str) -> None:
         raise LocalLearningError(f"device {device!r}: give 'cpu' or 'cuda'")
     if kind == 'cuda' and not torch.cuda.is_available():
         raise LocalLearningError(
-            f"device {device!r}: torch sees no CUDA device here, profile with 'cpu'")
+            f"device {device!r}: torch sees no CUDA device here, profile with 'cpu'"
+        )
 
 
 def _measure(twin: Twin, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
@@ -164,16 +173,26 @@ def _measure(twin: Twin, step: TrainingStep, batch: dict, device: str) -> Varian
     if torch.device(device).type == 'cuda':
         at_peak['allocator'] = memory.peak_bytes - sum(at_peak.values())
     modules = list(zip(_module_names(local), module_peaks(memory.phases)))
-    return VariantProfile(twin.name, twin.kind, memory, at_peak,
-                          resident_bytes(step.model, optimizer, auxiliary), modules)
+    return VariantProfile(
+        twin.name,
+        twin.kind,
+        memory,
+        at_peak,
+        resident_bytes(step.model, optimizer, auxiliary),
+        modules,
+    )
 
 
 def _banked(step: TrainingStep, local: Optional[LocalBackbone]) -> List[Tensor]:
     """The maps that the feature banks hold now."""
     if local is None:
         return []
-    levels = [name for segment in local.segments for name in (segment.level, segment.keeps)
-              if name is not None]
+    levels = [
+        name
+        for segment in local.segments
+        for name in (segment.level, segment.keeps)
+        if name is not None
+    ]
     found = (hook.bank.get(level) for hook in step.hooks for level in levels)
     return [tensor for tensor in found if tensor is not None]
 
@@ -203,8 +222,9 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - start
 
 
-def seconds_by_turns(steps: Dict[str, Callable[[], object]], device: str,
-                     rounds: int) -> Dict[str, float]:
+def seconds_by_turns(
+    steps: Dict[str, Callable[[], object]], device: str, rounds: int
+) -> Dict[str, float]:
     """The median time of each of several steps, all of them once in every round.
 
     What else a machine does then slows down all of them alike.

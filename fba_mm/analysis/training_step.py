@@ -1,4 +1,5 @@
 """One training step of a config, outside of a runner, to measure it."""
+
 from types import SimpleNamespace
 from typing import Any, Dict
 
@@ -69,8 +70,7 @@ class TrainingStep:
         Returns:
             The model's summed loss.
         """
-        with torch.no_grad(), self.optim_wrapper.optim_context(self.model), \
-                config_scope(self._cfg):
+        with torch.no_grad(), self.optim_wrapper.optim_context(self.model), config_scope(self._cfg):
             data = self.model.data_preprocessor(data, True)
             losses = self.model(data['inputs'], data_samples=data['data_samples'], mode='loss')
             return self.model.parse_losses(losses)[0]

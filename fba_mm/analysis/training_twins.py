@@ -1,4 +1,5 @@
 """The ways to train one model that local learning is to be compared with."""
+
 import copy
 from dataclasses import dataclass
 from typing import Any, List, Sequence
@@ -32,6 +33,7 @@ class Twin:
         kind: ``'local'`` or a key of :data:`TWINS`.
         cfg: The config of this way.
     """
+
     name: str
     kind: str
     cfg: Config
@@ -66,8 +68,7 @@ class Twin:
         return step(batch)
 
 
-def training_twins(cfg: Config, images: int,
-                   kinds: Sequence[str] = tuple(TWINS)) -> List[Twin]:
+def training_twins(cfg: Config, images: int, kinds: Sequence[str] = tuple(TWINS)) -> List[Twin]:
     """A config's local training, if it is that, and the ways to train the same model without.
 
     - ``bp``: back-propagation; ``with_cp`` is off.
@@ -99,8 +100,7 @@ def training_twins(cfg: Config, images: int,
     """
     is_local = trains_locally(cfg)
     if not cfg.get('optim_wrapper'):
-        raise LocalLearningError(
-            'the config has no optim_wrapper: give a complete training config')
+        raise LocalLearningError('the config has no optim_wrapper: give a complete training config')
     cfg = from_scratch(cfg)
     cfg.optim_wrapper.accumulative_counts = 1
     if 'Amp' in type_name(cfg.optim_wrapper.get('type')):
@@ -147,7 +147,8 @@ def backbone_of(cfg: Config) -> ConfigDict:
     if not isinstance(backbone, dict):
         raise LocalLearningError(
             'the config has no model.backbone and no model.generator: give the config of a '
-            'detector, classifier or super-resolution network')
+            'detector, classifier or super-resolution network'
+        )
     return backbone
 
 
@@ -186,7 +187,7 @@ def in_mixed_precision(cfg: Config, dtype: str = 'bfloat16') -> Config:
 
 def _local_name(cfg: Config) -> str:
     local_backbone = backbone_of(cfg)
-    parts = ['local', f"K={local_backbone.get('num_modules', 4)}"]
+    parts = ['local', f'K={local_backbone.get("num_modules", 4)}']
     if cfg.optim_wrapper.get('apply') == 'eager':
         parts.append('eager')
     if local_backbone.backbone.get('with_cp'):
@@ -214,7 +215,8 @@ def from_scratch(cfg: Config) -> Config:
 def _without_pretrained(part: Any) -> Any:
     if isinstance(part, dict):
         kept = {
-            key: _without_pretrained(value) for key, value in part.items()
+            key: _without_pretrained(value)
+            for key, value in part.items()
             if not (key == 'init_cfg' and _is_pretrained(value))
         }
         # Weights that the constructor of a model would load, or download.
@@ -230,5 +232,7 @@ def _without_pretrained(part: Any) -> Any:
 def _is_pretrained(init_cfg: Any) -> bool:
     if isinstance(init_cfg, (list, tuple)):
         return any(_is_pretrained(one) for one in init_cfg)
-    return isinstance(init_cfg, dict) and type_name(init_cfg.get('type')) in ('Pretrained',
-                                                                              'PretrainedInit')
+    return isinstance(init_cfg, dict) and type_name(init_cfg.get('type')) in (
+        'Pretrained',
+        'PretrainedInit',
+    )

@@ -1,4 +1,5 @@
 """Files that are there completely, or not at all."""
+
 import os
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Finding out whether a checkpoint's content is what was written."""
+
 import functools
 import os
 import zipfile

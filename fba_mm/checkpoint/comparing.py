@@ -1,4 +1,5 @@
 """Comparing checkpoints with a model, before they are loaded into it."""
+
 import re
 from typing import Dict, List, Mapping, NamedTuple, Optional
 
@@ -26,6 +27,7 @@ class CheckpointDiff(NamedTuple):
             layers of a generator that enlarge.
         total: Number of the model's entries.
     """
+
     missing: List[str]
     mismatched: List[str]
     recast: List[str]
@@ -43,7 +45,8 @@ def state_dict_of(checkpoint: Mapping) -> Dict[str, Tensor]:
     state_dict = checkpoint.get('state_dict', checkpoint.get('model', checkpoint))
     return {
         re.sub(r'^module\.', '', key): value
-        for key, value in state_dict.items() if isinstance(value, Tensor)
+        for key, value in state_dict.items()
+        if isinstance(value, Tensor)
     }
 
 
@@ -57,7 +60,8 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> CheckpointDif
     expected = dict(model.state_dict())
     given = dict(state_dict)
     wrapped = {
-        f'{name}.' if name else '': m for name, m in model.named_modules()
+        f'{name}.' if name else '': m
+        for name, m in model.named_modules()
         if isinstance(m, LocalBackbone)
     }
     for prefix in wrapped:
@@ -73,34 +77,52 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> CheckpointDif
             mismatched[k] = _difference(k, theirs, ours)
         elif ours.dtype != theirs.dtype:
             recast.append(_difference(k, theirs, ours))
-    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.', )
-    heads = tuple(f'{prefix}backbone.{layer}.' for prefix, local_backbone in wrapped.items()
-                  for layer in local_backbone.head_layers())
+    inner = tuple(f'{prefix}backbone.' for prefix in wrapped) or ('backbone.',)
+    heads = tuple(
+        f'{prefix}backbone.{layer}.'
+        for prefix, local_backbone in wrapped.items()
+        for layer in local_backbone.head_layers()
+    )
     backbone = [
         k for k in (*missing, *mismatched) if k.startswith(inner) and not k.startswith(heads)
     ]
-    return CheckpointDiff(missing, list(mismatched.values()), recast,
-                          [k for k in given if k not in expected], backbone, len(expected))
+    return CheckpointDiff(
+        missing,
+        list(mismatched.values()),
+        recast,
+        [k for k in given if k not in expected],
+        backbone,
+        len(expected),
+    )
 
 
 def _kind(tensor: Tensor) -> str:
-    return ('complex' if tensor.is_complex() else
-            'fractions' if tensor.is_floating_point() else 'whole numbers')
+    return (
+        'complex'
+        if tensor.is_complex()
+        else 'fractions'
+        if tensor.is_floating_point()
+        else 'whole numbers'
+    )
 
 
 def _difference(name: str, given: Tensor, expected: Tensor) -> str:
     forms = [f'{tuple(t.shape)}' for t in (given, expected)]
     if given.dtype != expected.dtype:
-        forms = [f'{form} {str(t.dtype).replace("torch.", "")}'
-                 for form, t in zip(forms, (given, expected))]
+        forms = [
+            f'{form} {str(t.dtype).replace("torch.", "")}'
+            for form, t in zip(forms, (given, expected))
+        ]
     return f'{name} ({forms[0]} in the checkpoint, {forms[1]} in the model)'
 
 
-def check_fit(model: nn.Module,
-              path: str,
-              purpose: str,
-              trust: bool = False,
-              optimizer: Optional[Optimizer] = None) -> None:
+def check_fit(
+    model: nn.Module,
+    path: str,
+    purpose: str,
+    trust: bool = False,
+    optimizer: Optional[Optimizer] = None,
+) -> None:
     """Refuse a checkpoint that isn't one of this model.
 
     Args:
@@ -128,13 +150,16 @@ def check_fit(model: nn.Module,
         if absent:
             raise LocalLearningError(
                 f'cannot resume from {path}: it has no {", ".join(absent)}; start from its weights '
-                f'instead, --cfg-options load_from={path}')
+                f'instead, --cfg-options load_from={path}'
+            )
         stock = any('.auxiliary.' in k for k in model.state_dict()) and not any(
-            '.auxiliary.' in k for k in state_dict)
+            '.auxiliary.' in k for k in state_dict
+        )
         if stock:
             raise LocalLearningError(
                 f'cannot resume from {path}: it has no auxiliary networks, so it was not trained '
-                f'locally; start from its weights instead, --cfg-options load_from={path}')
+                f'locally; start from its weights instead, --cfg-options load_from={path}'
+            )
     faults = fit.missing + fit.mismatched
     if purpose == 'resume':
         faults += fit.recast + fit.unexpected
@@ -149,14 +174,19 @@ def check_fit(model: nn.Module,
         shown = (fit.mismatched + fit.missing + fit.recast + fit.unexpected)[0]
         raise LocalLearningError(
             f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '
-            f'differ, such as {shown}: {mend}')
+            f'differ, such as {shown}: {mend}'
+        )
     if purpose == 'resume':
         check_resume_state(checkpoint, path, optimizer)
     elif fit.recast:
         print_log(
             f'{path} has {len(fit.recast)} entries of another precision, such as {fit.recast[0]}; '
-            "they are cast to the model's", 'current')
+            "they are cast to the model's",
+            'current',
+        )
     if fit.unexpected and purpose != 'load':
         print_log(
             f'{path} has {len(fit.unexpected)} entries that the model lacks, such as '
-            f'{fit.unexpected[0]}; they are ignored', 'current')
+            f'{fit.unexpected[0]}; they are ignored',
+            'current',
+        )

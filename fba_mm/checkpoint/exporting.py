@@ -1,4 +1,5 @@
 """Turning checkpoints of local learning into stock ones."""
+
 import os
 from typing import Mapping
 
@@ -28,13 +29,15 @@ def export_checkpoint(model: nn.Module, checkpoint: Mapping) -> dict:
     prefixes = [name for name, m in model.named_modules() if isinstance(m, LocalBackbone)]
     if not prefixes:
         raise LocalLearningError(
-            'the config has no LocalBackbone: its checkpoints are stock ones already')
+            'the config has no LocalBackbone: its checkpoints are stock ones already'
+        )
     state_dict = state_dict_of(checkpoint)
     for prefix in (f'{name}.' if name else '' for name in prefixes):
         inner, auxiliary = f'{prefix}backbone.', f'{prefix}auxiliary.'
         state_dict = {
-            prefix + k[len(inner):] if k.startswith(inner) else k: v
-            for k, v in state_dict.items() if not k.startswith(auxiliary)
+            prefix + k[len(inner) :] if k.startswith(inner) else k: v
+            for k, v in state_dict.items()
+            if not k.startswith(auxiliary)
         }
     meta = {k: v for k, v in checkpoint.get('meta', {}).items() if k != 'config'}
     return dict(meta=meta, state_dict=state_dict)
@@ -57,4 +60,5 @@ def write_checkpoint(checkpoint: dict, path: str) -> None:
             torch.save(checkpoint, file)
     except OSError as error:
         raise LocalLearningError(
-            f'cannot write {path} ({error.strerror or error}): give another path') from error
+            f'cannot write {path} ({error.strerror or error}): give another path'
+        ) from error

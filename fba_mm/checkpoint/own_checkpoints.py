@@ -1,4 +1,5 @@
 """Which checkpoints a training wrote itself: the only ones that it replaces or removes."""
+
 import os
 import re
 from typing import List, Sequence

@@ -1,4 +1,5 @@
 """What a checkpoint holds beside weights that training goes on from."""
+
 import copy
 from typing import Any, List, Mapping, Optional, Sequence, Union
 
@@ -18,7 +19,8 @@ def absent_entries(checkpoint: Mapping) -> List[str]:
     """
     absent = [key for key in ('optimizer', 'message_hub', 'meta') if key not in checkpoint]
     return absent + [
-        f'meta.{key}' for key in ('epoch', 'iter')
+        f'meta.{key}'
+        for key in ('epoch', 'iter')
         if key not in checkpoint.get('meta', ('epoch', 'iter'))
     ]
 
@@ -44,7 +46,8 @@ def check_resume_state(checkpoint: Mapping, path: str, optimizer: Optional[Optim
             raise LocalLearningError(
                 f'cannot resume from {path}: its optimizer state is not one of '
                 f'{type(optimizer).__name__} with these parameter groups{fault}; keep the '
-                f'optim_wrapper that it was trained with, or {start}')
+                f'optim_wrapper that it was trained with, or {start}'
+            )
 
 
 def check_schedulers(schedulers: Union[list, dict, None], states: Any) -> None:
@@ -64,7 +67,8 @@ def check_schedulers(schedulers: Union[list, dict, None], states: Any) -> None:
         if fault is not None:
             raise LocalLearningError(
                 f'cannot resume: the checkpoint has {fault}; keep the param_scheduler that it was '
-                'trained with, or start from its weights with load_from instead of --resume')
+                'trained with, or start from its weights with load_from instead of --resume'
+            )
 
 
 def _schedulers_fault(schedulers: list, states: Any) -> Optional[str]:
@@ -109,14 +113,20 @@ def _log_fault(hub: Mapping) -> Optional[str]:
 
 def _is_numeric(buffer: HistoryBuffer) -> bool:
     values, counts = (getattr(buffer, f'_{kind}_history', None) for kind in ('log', 'count'))
-    return (getattr(values, 'ndim', 0) == 1 and values.dtype.kind in 'biuf'
-            and getattr(counts, 'shape', None) == values.shape and counts.dtype.kind in 'biuf')
+    return (
+        getattr(values, 'ndim', 0) == 1
+        and values.dtype.kind in 'biuf'
+        and getattr(counts, 'shape', None) == values.shape
+        and counts.dtype.kind in 'biuf'
+    )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (
-        getattr(value, 'ndim', None) == 0 and getattr(value, 'item', None) is not None
-        and isinstance(value.item(), (int, float)))
+        getattr(value, 'ndim', None) == 0
+        and getattr(value, 'item', None) is not None
+        and isinstance(value.item(), (int, float))
+    )
 
 
 def _optimizer_fault(optimizer: Optimizer, state: Any) -> Optional[str]:
@@ -126,12 +136,14 @@ def _optimizer_fault(optimizer: Optimizer, state: Any) -> Optional[str]:
         return ''
     # None and flags stand for what some versions of torch have and others lack.
     settings = {
-        key: value for key, value in optimizer.defaults.items()
+        key: value
+        for key, value in optimizer.defaults.items()
         if value is not None and not isinstance(value, bool)
     }
     own = [len(group['params']) for group in optimizer.param_groups]
-    if not all(isinstance(group, dict) and isinstance(group.get('params'), list)
-               for group in groups) or own != [len(group['params']) for group in groups]:
+    if not all(
+        isinstance(group, dict) and isinstance(group.get('params'), list) for group in groups
+    ) or own != [len(group['params']) for group in groups]:
         return ''
     for group in groups:
         for key, value in settings.items():
@@ -176,8 +188,11 @@ def _entry_fault(expected: Mapping, entry: Mapping) -> Optional[str]:
         if value is None or (key in entry and given is None):
             continue
         if isinstance(value, Tensor) and value.ndim:
-            if not isinstance(given, Tensor) or given.shape != value.shape or (
-                    given.is_floating_point() != value.is_floating_point()):
+            if (
+                not isinstance(given, Tensor)
+                or given.shape != value.shape
+                or (given.is_floating_point() != value.is_floating_point())
+            ):
                 return f'{key} of {_form(given)} instead of {_form(value)}'
         # Counters were numbers in older versions of torch, and are tensors now.
         elif _is_number(value) and not _is_number(given):

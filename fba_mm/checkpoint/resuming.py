@@ -1,4 +1,5 @@
 """Finding the checkpoint that training goes on from."""
+
 import glob
 import logging
 import os
@@ -11,7 +12,7 @@ from .resume_state import absent_entries
 from .safe_reading import UnusableCheckpoint, read_checkpoint
 
 
-def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Optional[str]:
+def find_resumable(work_dir: str, trust: bool = False, since: float = 0.0) -> Optional[str]:
     """The checkpoint to go on from: the last one that was saved, or the last usable one before it.
 
     Args:
@@ -31,8 +32,12 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Opt
         with open(pointer, encoding='utf-8', errors='replace') as file:
             last = file.read().strip()
     folders = {os.path.abspath(work_dir), os.path.dirname(os.path.abspath(last or pointer))}
-    others = [path for folder in folders for path in glob.glob(os.path.join(folder, '*.pth'))
-              if path != last and os.path.getmtime(path) >= since]
+    others = [
+        path
+        for folder in folders
+        for path in glob.glob(os.path.join(folder, '*.pth'))
+        if path != last and os.path.getmtime(path) >= since
+    ]
     if last and os.path.exists(last) and os.path.getmtime(last) < since:
         last = None
     others.sort(key=os.path.getmtime, reverse=True)
@@ -44,8 +49,10 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Opt
             faults.append(str(error).rpartition(': ')[0])
             continue
         if absent and path == last:
-            faults.append(f'checkpoint {path} has no {", ".join(absent)}; start from its weights '
-                          f'instead, --cfg-options load_from={path}')
+            faults.append(
+                f'checkpoint {path} has no {", ".join(absent)}; start from its weights '
+                f'instead, --cfg-options load_from={path}'
+            )
         if not absent:
             for fault in faults:
                 print_log(f'{fault}; it is passed over', 'current', logging.WARNING)
@@ -54,6 +61,7 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.) -> Opt
     if faults:
         raise LocalLearningError(
             f'cannot resume in {work_dir}: {faults[0]}. There is no other: give --resume a '
-            'path, or another --work-dir to start from the beginning')
+            'path, or another --work-dir to start from the beginning'
+        )
     print_log(f'{work_dir} has no checkpoint yet: training starts from the beginning', 'current')
     return None

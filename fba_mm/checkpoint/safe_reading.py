@@ -5,6 +5,7 @@ running code in MMEngine: unpickling (it falls back to ``weights_only=False`` wh
 fails), and resuming (it executes the config text that the checkpoint carries). Both are closed
 here unless the user says that the file is trusted.
 """
+
 import functools
 import os
 import pickle
@@ -56,7 +57,8 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
     if not isinstance(checkpoint, dict):
         raise LocalLearningError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: give '
-            'a file that MMEngine or torch.save(model.state_dict()) wrote')
+            'a file that MMEngine or torch.save(model.state_dict()) wrote'
+        )
     return checkpoint if trust else _disarmed(path, checkpoint)
 
 
@@ -88,8 +90,11 @@ def _plain(path: str, key: str, value: Any) -> dict:
 def _names_other_files(key: Any, value: Any, folder: str) -> bool:
     # CheckpointHook removes the former best checkpoint, directories with all that is in them.
     if str(key).startswith('best_ckpt'):
-        return not (isinstance(value, str) and value.endswith('.pth')
-                    and os.path.dirname(os.path.abspath(value)) == folder)
+        return not (
+            isinstance(value, str)
+            and value.endswith('.pth')
+            and os.path.dirname(os.path.abspath(value)) == folder
+        )
     # It removes checkpoints by number too, and any text would make a file name.
     if key == 'keep_ckpt_ids':
         return not (isinstance(value, list) and all(type(number) is int for number in value))
@@ -101,13 +106,15 @@ def _unreadable(path: str, error: Exception) -> LocalLearningError:
         return corrupt_checkpoint(path, str(error).strip() or type(error).__name__)
     return LocalLearningError(
         f'checkpoint {path} wants to run code ({error.asked}) and was not loaded: if you know '
-        'its author, pass --trust-checkpoint')
+        'its author, pass --trust-checkpoint'
+    )
 
 
 def corrupt_checkpoint(path: str, reason: str) -> LocalLearningError:
     return UnusableCheckpoint(
         f'checkpoint {path} is corrupt or no checkpoint ({reason.splitlines()[0][:160]}): use an '
-        'earlier one, or download it again')
+        'earlier one, or download it again'
+    )
 
 
 def guard_checkpoints(trust: bool = False) -> None:
@@ -163,7 +170,8 @@ def _readable_loader(loader: Callable) -> Callable:
             raise LocalLearningError(
                 f'checkpoint {filename} cannot be loaded ({type(error).__name__}: '
                 f'{" ".join(str(error).split())[:160]}): check its address, or download it and '
-                'give its path') from error
+                'give its path'
+            ) from error
         return _disarmed(filename, checkpoint)
 
     return load

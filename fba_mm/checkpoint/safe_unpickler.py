@@ -10,6 +10,7 @@ what stands there as callable, add items only to the built-in containers, and se
 arrays, their data types, ordered dictionaries and MMEngine's history buffers. Each of these states
 is checked before it is set.
 """
+
 import functools
 import os
 import pickle
@@ -69,11 +70,13 @@ def load_safely(file: Union[str, os.PathLike, BinaryIO], map_location: Any = Non
     file.seek(0)
     module = SimpleNamespace(
         __name__=__name__,
-        Unpickler=type('Unpickler', (_Unpickler, ), dict(sizes=sizes)),
-        load=lambda *args, **kwargs: _Unpickler(*args, **kwargs).load())
+        Unpickler=type('Unpickler', (_Unpickler,), dict(sizes=sizes)),
+        load=lambda *args, **kwargs: _Unpickler(*args, **kwargs).load(),
+    )
     # With that variable, torch takes its own unpickler and none else.
-    with mock.patch.dict(os.environ), warnings.catch_warnings(), \
-            mock.patch.object(torch.jit, 'load', _refuse_torchscript):
+    with mock.patch.dict(os.environ), warnings.catch_warnings(), mock.patch.object(
+        torch.jit, 'load', _refuse_torchscript
+    ):
         os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
         warnings.filterwarnings('ignore', message='.*TorchScript')
         return _torch_load(file, map_location, pickle_module=module, weights_only=False)
@@ -111,8 +114,9 @@ class _Unpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if self.proto < 3:
-            module, name = NAME_MAPPING.get((module, name),
-                                            (IMPORT_MAPPING.get(module, module), name))
+            module, name = NAME_MAPPING.get(
+                (module, name), (IMPORT_MAPPING.get(module, module), name)
+            )
         path = f'{module}.{name}'
         for table in (_callables(), _values()):
             if path in table:
@@ -141,7 +145,7 @@ class _Unpickler(pickle._Unpickler):
 
     def load_binpersid(self) -> None:
         name = self.stack[-1]
-        if type(name) is not tuple or name[:1] not in (('storage', ), (b'storage', )):
+        if type(name) is not tuple or name[:1] not in (('storage',), (b'storage',)):
             raise UnsafePickle('something that is no storage')
         if self.sizes is not None:
             _, kind, key, _, numel = name
@@ -176,8 +180,17 @@ class _Unpickler(pickle._Unpickler):
     def refuse(self) -> None:
         raise UnsafePickle('an instruction that checkpoints have no use for')
 
-    for _name in ('reduce', 'newobj', 'build', 'binpersid', 'append', 'appends', 'setitem',
-                  'setitems', 'additems'):
+    for _name in (
+        'reduce',
+        'newobj',
+        'build',
+        'binpersid',
+        'append',
+        'appends',
+        'setitem',
+        'setitems',
+        'additems',
+    ):
         dispatch[getattr(pickle, _name.upper())[0]] = locals()[f'load_{_name}']
     for _name in ('INST', 'OBJ', 'NEWOBJ_EX', 'PERSID', 'EXT1', 'EXT2', 'EXT4'):
         dispatch[getattr(pickle, _name)[0]] = refuse
@@ -248,8 +261,13 @@ def _callables() -> Dict[str, Callable]:
     for module in ('core', '_core'):
         found[f'numpy.{module}.multiarray._reconstruct'] = _array
         found[f'numpy.{module}.multiarray.scalar'] = np.float64().__reduce__()[0]
-    for name in ('_rebuild_tensor', '_rebuild_sparse_tensor', '_rebuild_qtensor',
-                 '_rebuild_device_tensor_from_numpy', '_rebuild_device_tensor_from_cpu_tensor'):
+    for name in (
+        '_rebuild_tensor',
+        '_rebuild_sparse_tensor',
+        '_rebuild_qtensor',
+        '_rebuild_device_tensor_from_numpy',
+        '_rebuild_device_tensor_from_cpu_tensor',
+    ):
         if hasattr(torch._utils, name):
             found[f'torch._utils.{name}'] = getattr(torch._utils, name)
     return found
@@ -258,19 +276,25 @@ def _callables() -> Dict[str, Callable]:
 @functools.lru_cache(maxsize=None)
 def _values() -> Dict[str, Any]:
     """What a checkpoint may refer to, but not call, by the name that it has in a pickle."""
-    found = {str(value): value for value in vars(torch).values()
-             if isinstance(value, (torch.dtype, torch.qscheme))}
+    found = {
+        str(value): value
+        for value in vars(torch).values()
+        if isinstance(value, (torch.dtype, torch.qscheme))
+    }
     for name in _STATISTICS:  # Protocol 4 names methods; before, getattr finds them.
         found[f'mmengine.logging.history_buffer.HistoryBuffer.{name}'] = getattr(
-            HistoryBuffer, name)
-    found.update({
-        'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
-        'numpy.ndarray': np.ndarray,
-        'torch.Tensor': torch.Tensor,
-        'torch.nn.parameter.Parameter': torch.nn.Parameter,
-        'torch.storage.TypedStorage': torch.storage.TypedStorage,
-        'torch.storage.UntypedStorage': torch.UntypedStorage,
-    })
+            HistoryBuffer, name
+        )
+    found.update(
+        {
+            'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
+            'numpy.ndarray': np.ndarray,
+            'torch.Tensor': torch.Tensor,
+            'torch.nn.parameter.Parameter': torch.nn.Parameter,
+            'torch.storage.TypedStorage': torch.storage.TypedStorage,
+            'torch.storage.UntypedStorage': torch.UntypedStorage,
+        }
+    )
     return found
 
 
@@ -299,15 +323,24 @@ def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
     return np.empty(0, np.int8)  # Its state is the next instruction.
 
 
-def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, requires_grad: bool,
-            hooks: Any, metadata: Any = None) -> torch.Tensor:
-    extra = () if metadata is None else (metadata, )
+def _tensor(
+    storage: Any,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    requires_grad: bool,
+    hooks: Any,
+    metadata: Any = None,
+) -> torch.Tensor:
+    extra = () if metadata is None else (metadata,)
     return torch._utils._rebuild_tensor_v2(
-        storage, offset, size, stride, requires_grad, OrderedDict(), *extra)
+        storage, offset, size, stride, requires_grad, OrderedDict(), *extra
+    )
 
 
-def _parameter(data: torch.Tensor, requires_grad: bool, hooks: Any,
-               state: Any = None) -> torch.nn.Parameter:
+def _parameter(
+    data: torch.Tensor, requires_grad: bool, hooks: Any, state: Any = None
+) -> torch.nn.Parameter:
     return torch._utils._rebuild_parameter(data, requires_grad, OrderedDict())
 
 

@@ -1,17 +1,27 @@
 """Which of the two sets of OpenMMLab's distributions is installed."""
+
 from importlib.metadata import PackageNotFoundError, version
 
 # By the name of their package: the original distributions with their last versions, and those of
 # OneDL, which go on.
 _ORIGINAL = dict(
-    mmengine='mmengine', mmcv='mmcv-lite==2.1.0', mmdet='mmdet==3.3.0',
-    mmpretrain='mmpretrain==1.2.0', mmseg='mmsegmentation==1.2.2 ftfy regex')
+    mmengine='mmengine',
+    mmcv='mmcv-lite==2.1.0',
+    mmdet='mmdet==3.3.0',
+    mmpretrain='mmpretrain==1.2.0',
+    mmseg='mmsegmentation==1.2.2 ftfy regex',
+)
 _CONTINUED = dict(
-    mmengine='onedl-mmengine', mmcv='onedl-mmcv', mmdet='onedl-mmdetection',
-    mmpretrain='onedl-mmpretrain', mmseg='onedl-mmsegmentation')
+    mmengine='onedl-mmengine',
+    mmcv='onedl-mmcv',
+    mmdet='onedl-mmdetection',
+    mmpretrain='onedl-mmpretrain',
+    mmseg='onedl-mmsegmentation',
+)
 # There is only the original, which needs these in versions before their later changes.
-_MMAGIC = ('mmagic==1.2.0 "diffusers<0.29" "huggingface_hub<0.26" "transformers<4.46" '
-           '"albumentations<2"')
+_MMAGIC = (
+    'mmagic==1.2.0 "diffusers<0.29" "huggingface_hub<0.26" "transformers<4.46" "albumentations<2"'
+)
 
 
 def is_installed(distribution: str) -> bool:

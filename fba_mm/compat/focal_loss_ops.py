@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from fba_mm.errors import LocalLearningError
 
 __all__ = [
-    'sigmoid_focal_loss_backward', 'sigmoid_focal_loss_forward', 'softmax_focal_loss_backward',
-    'softmax_focal_loss_forward'
+    'sigmoid_focal_loss_backward',
+    'sigmoid_focal_loss_forward',
+    'softmax_focal_loss_backward',
+    'softmax_focal_loss_forward',
 ]
 
 # Elements per slice: 8 MB per temporary in float32, enough to keep a GPU busy.
@@ -55,7 +57,8 @@ def _sigmoid_focal(term, input, target, weight, result, gamma, alpha):
         raise LocalLearningError(
             f'focal loss got the class label {largest} with {num_classes} logits per row (0 to '
             f'{num_classes - 1} are classes, {num_classes} is background): set num_classes of the '
-            'head to the number of classes of the data set')
+            'head to the number of classes of the data set'
+        )
     step = max(1, _SLICE // num_classes)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)

@@ -4,6 +4,7 @@ mmagic's last release refuses mmcv 2.2 and later by number, and uses a name that
 It works with both: the two places are all that has to be got over. Nothing happens until somebody
 imports mmagic, and mmcv and numpy are as they were as soon as these two modules are loaded.
 """
+
 import importlib.abc
 import importlib.machinery
 import sys
@@ -64,17 +65,17 @@ class _WrappedLoader(importlib.abc.Loader):
 
 
 class _PackageLoader(_WrappedLoader):
-
     def change(self, changes: ExitStack) -> None:
         import mmcv
         from mmengine.utils import digit_version
+
         if tuple(digit_version(mmcv.__version__)[:2]) >= _REFUSED_FROM:
             changes.enter_context(mock.patch.object(mmcv, '__version__', _ACCEPTED))
 
 
 class _TransformsLoader(_WrappedLoader):
-
     def change(self, changes: ExitStack) -> None:
         import numpy as np
+
         if not hasattr(np, 'bool8'):
             changes.enter_context(mock.patch.object(np, 'bool8', np.bool_, create=True))

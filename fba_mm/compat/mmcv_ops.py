@@ -73,7 +73,8 @@ def install_mmcv_ops():
                 f'because they were built for another torch than {torch.__version__}: torchvision '
                 'and torch answer mmcv ops instead. To have the compiled ones, '
                 f'{_how_to_compile()}',
-                stacklevel=2)
+                stacklevel=2,
+            )
     spec = importlib.machinery.ModuleSpec(_NAME, _StandInLoader(), origin=__name__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -99,8 +100,11 @@ def without_compiled_ops():
     loader = _StandInLoader()
     stand_in = importlib.util.module_from_spec(importlib.machinery.ModuleSpec(_NAME, loader))
     loader.exec_module(stand_in)
-    users = [module for name, module in list(sys.modules.items())
-             if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module')]
+    users = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith('mmcv.ops.') and hasattr(module, 'ext_module')
+    ]
     compiled = [module.ext_module for module in users]
     try:
         for module in users:
@@ -123,7 +127,8 @@ class _StandIn(types.ModuleType):
         def missing_op(*args, **kwargs):
             raise MissingOpError(
                 f'mmcv op {name!r} needs compiled mmcv, torchvision and torch have no counterpart: '
-                f'choose a model without it, or {_how_to_compile()}')
+                f'choose a model without it, or {_how_to_compile()}'
+            )
 
         missing_op.__name__ = missing_op.__qualname__ = name
         return missing_op
@@ -137,6 +142,7 @@ class _StandInLoader(importlib.abc.Loader):
 
     def exec_module(self, module):
         from fba_mm.compat import deform_ops, focal_loss_ops, nms_ops, roi_ops
+
         for ops in (deform_ops, focal_loss_ops, nms_ops, roi_ops):
             for name in ops.__all__:
                 setattr(module, name, getattr(ops, name))
@@ -160,10 +166,12 @@ def _how_to_compile():
         first, name = 'pip uninstall mmcv-lite && ', 'mmcv'
     # Isolated builds see no torch and then skip the ops without a word; the resulting wheel would
     # be taken from pip's cache again.
-    return (f'run `{first}MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
-            f'--force-reinstall --no-deps --no-binary {name} {name}{pinned}` (needs a C++ compiler,'
-            " nvcc for CUDA, and torch < 2.14: later ones reject mmcv's C++17), or install a wheel "
-            'built for your torch and CUDA (`mim install` finds it where there is one)')
+    return (
+        f'run `{first}MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
+        f'--force-reinstall --no-deps --no-binary {name} {name}{pinned}` (needs a C++ compiler,'
+        " nvcc for CUDA, and torch < 2.14: later ones reject mmcv's C++17), or install a wheel "
+        'built for your torch and CUDA (`mim install` finds it where there is one)'
+    )
 
 
 def _replace_fallbacks():
@@ -198,7 +206,10 @@ def _guarded_imports(source):
         return []
     blocks = [block for block in ast.parse(source).body if isinstance(block, ast.Try)]
     return [
-        statement for block in blocks for statement in block.body
-        if isinstance(statement, ast.ImportFrom) and not statement.level and
-        (statement.module + '.').startswith('mmcv.ops.')
+        statement
+        for block in blocks
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        and not statement.level
+        and (statement.module + '.').startswith('mmcv.ops.')
     ]

@@ -1,4 +1,5 @@
 """Let MMEngine find mmseg under the name that its distribution has today."""
+
 from importlib.util import find_spec
 
 from .distributions import is_installed
@@ -18,5 +19,6 @@ def install_mmseg_name() -> None:
         >>> Config.fromfile('configs/segmentation/ade20k/fcn_r50_fba.py')
     """
     from mmengine.config.utils import MODULE2PACKAGE
+
     if find_spec('mmseg') is not None and not is_installed('mmsegmentation'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'

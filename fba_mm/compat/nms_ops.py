@@ -19,6 +19,7 @@ def nms(boxes, scores, iou_threshold, offset):
         Tensor: (K,) int64.
     """
     from torchvision.ops import nms as torchvision_nms
+
     boxes = boxes.to(torch.promote_types(boxes.dtype, torch.float32))
     if offset:
         boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
@@ -71,7 +72,7 @@ def softnms(boxes, scores, dets, iou_threshold, sigma, min_score, method, offset
         elif method == 1:
             score[rest] *= np.where(overlap >= iou_threshold, 1 - overlap, 1)
         else:
-            score[rest] *= np.exp(-overlap**2 / sigma)
+            score[rest] *= np.exp(-(overlap**2) / sigma)
         taken += 1
 
         stays = ~(score[taken:count] < min_score)
@@ -97,6 +98,7 @@ def nms_match(dets, iou_threshold):
         falling score.
     """
     from torchvision.ops import box_iou
+
     dets = dets.detach().to(torch.promote_types(dets.dtype, torch.float32))
     remaining = dets[:, 4].sort(descending=True)[1]
     groups = []

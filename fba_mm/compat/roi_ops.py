@@ -14,8 +14,19 @@ __all__ = ['roi_align_backward', 'roi_align_forward', 'roi_pool_backward', 'roi_
 _SLICE = 1 << 22
 
 
-def roi_align_forward(input, rois, output, argmax_y, argmax_x, aligned_height, aligned_width,
-                      spatial_scale, sampling_ratio, pool_mode, aligned):
+def roi_align_forward(
+    input,
+    rois,
+    output,
+    argmax_y,
+    argmax_x,
+    aligned_height,
+    aligned_width,
+    spatial_scale,
+    sampling_ratio,
+    pool_mode,
+    aligned,
+):
     """RoIAlign (He et al., ICCV 2017): bilinear samples in each bin, averaged or their maximum.
 
     Args:
@@ -34,13 +45,23 @@ def roi_align_forward(input, rois, output, argmax_y, argmax_x, aligned_height, a
     rois = rois.to(features.dtype)
     if pool_mode == 1:
         import torchvision  # noqa: F401, registers its operators
+
         output.copy_(
-            torch.ops.torchvision.roi_align(features, rois, spatial_scale, aligned_height,
-                                            aligned_width, sampling_ratio, aligned))
+            torch.ops.torchvision.roi_align(
+                features,
+                rois,
+                spatial_scale,
+                aligned_height,
+                aligned_width,
+                sampling_ratio,
+                aligned,
+            )
+        )
         return
     (height, width), channels = features.shape[2:], features.shape[1]
-    (y, in_y), (x, in_x) = _sampling_points(rois, (aligned_height, aligned_width), spatial_scale,
-                                            sampling_ratio, aligned)
+    (y, in_y), (x, in_x) = _sampling_points(
+        rois, (aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned
+    )
     y_corners, x_corners = _corners(y, height), _corners(x, width)
     pixels = _as_pixels(features)
     for part in _slices(len(rois), channels * y[:1].numel() * x[:1].numel()):
@@ -65,8 +86,19 @@ def roi_align_forward(input, rois, output, argmax_y, argmax_x, aligned_height, a
         output[part] = best.masked_fill_(empty, 0).permute(0, 3, 1, 2).to(output.dtype)
 
 
-def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height,
-                       aligned_width, spatial_scale, sampling_ratio, pool_mode, aligned):
+def roi_align_backward(
+    grad_output,
+    rois,
+    argmax_y,
+    argmax_x,
+    grad_input,
+    aligned_height,
+    aligned_width,
+    spatial_scale,
+    sampling_ratio,
+    pool_mode,
+    aligned,
+):
     """Add the gradient of :func:`roi_align_forward` by the features to ``grad_input``.
 
     With ``torch.use_deterministic_algorithms`` on a GPU the average mode multiplies matrices
@@ -77,17 +109,24 @@ def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, aligne
     bins = (aligned_height, aligned_width)
     if pool_mode == 0:
         grad_input.add_(
-            _scatter_bilinear(grad, rois, argmax_y.to(grad.dtype), argmax_x.to(grad.dtype),
-                              grad_input.shape))
+            _scatter_bilinear(
+                grad, rois, argmax_y.to(grad.dtype), argmax_x.to(grad.dtype), grad_input.shape
+            )
+        )
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         grad_input.add_(
-            _roi_align_gradient_by_matrices(grad, rois, grad_input.shape, bins, spatial_scale,
-                                            sampling_ratio, aligned))
+            _roi_align_gradient_by_matrices(
+                grad, rois, grad_input.shape, bins, spatial_scale, sampling_ratio, aligned
+            )
+        )
     else:
         import torchvision  # noqa: F401, registers its operators
+
         grad_input.add_(
-            torch.ops.torchvision._roi_align_backward(grad, rois, spatial_scale, *bins,
-                                                      *grad_input.shape, sampling_ratio, aligned))
+            torch.ops.torchvision._roi_align_backward(
+                grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
+            )
+        )
 
 
 def roi_pool_forward(input, rois, output, argmax, pooled_height, pooled_width, spatial_scale):
@@ -126,8 +165,9 @@ def roi_pool_forward(input, rois, output, argmax, pooled_height, pooled_width, s
         argmax[part] = at.permute(0, 3, 1, 2).to(argmax.dtype)
 
 
-def roi_pool_backward(grad_output, rois, argmax, grad_input, pooled_height, pooled_width,
-                      spatial_scale):
+def roi_pool_backward(
+    grad_output, rois, argmax, grad_input, pooled_height, pooled_width, spatial_scale
+):
     """Add the gradient of :func:`roi_pool_forward` by the features to ``grad_input``."""
     grad = _full(grad_output)
     plane = _planes(rois, grad_input.shape)
@@ -161,8 +201,10 @@ def _planes(rois, shape):
 def _spread(y, x):
     """(K, PH, I) and (K, PW, J) as two (K, PH, PW, I·J): one entry per bin and point in it."""
     shape = (y.shape[0], y.shape[1], x.shape[1], y.shape[2], x.shape[2])
-    return (y[:, :, None, :, None].expand(shape).flatten(3),
-            x[:, None, :, None, :].expand(shape).flatten(3))
+    return (
+        y[:, :, None, :, None].expand(shape).flatten(3),
+        x[:, None, :, None, :].expand(shape).flatten(3),
+    )
 
 
 def _sampling_points(rois, bins, spatial_scale, sampling_ratio, aligned):
@@ -208,8 +250,9 @@ def _scatter_bilinear(grad, rois, y, x, shape):
     return total.view(shape)
 
 
-def _roi_align_gradient_by_matrices(grad, rois, shape, bins, spatial_scale, sampling_ratio,
-                                    aligned):
+def _roi_align_gradient_by_matrices(
+    grad, rois, shape, bins, spatial_scale, sampling_ratio, aligned
+):
     """Gradient of average RoIAlign, which is linear and separable: ``Y @ features @ X.T``."""
     images, channels, height, width = shape
     matrices = []

@@ -3,6 +3,7 @@
 ``setup.py`` states the oldest supported version. Each entry begins with the version that it can go
 with: from that one on, torch itself does what is done here.
 """
+
 import warnings
 from functools import lru_cache
 from types import SimpleNamespace
@@ -44,7 +45,8 @@ def check_fully_shard() -> None:
         raise LocalLearningError(
             'LocalShardedDataParallel divides parameters by fully_shard, which torch '
             f'{torch.__version__} does not have: install torch 2.6 or later, or set '
-            "model_wrapper_cfg.type='LocalDataParallel'")
+            "model_wrapper_cfg.type='LocalDataParallel'"
+        )
 
 
 def checkpointing_on_meta() -> ContextManager:
@@ -154,8 +156,11 @@ def autocasts_to(device_type: str, dtype: torch.dtype) -> bool:
 def give_deform_conv_shapes() -> None:
     """torch 2.2 (torchvision 0.17): deformable convolution of tensors without memory."""
     import torchvision  # noqa: F401, registers its operators
-    for name, kernel in (('deform_conv2d', _deform_conv), ('_deform_conv2d_backward',
-                                                            _deform_conv_backward)):
+
+    for name, kernel in (
+        ('deform_conv2d', _deform_conv),
+        ('_deform_conv2d_backward', _deform_conv_backward),
+    ):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f'torchvision::{name}', 'Meta'):
             _meta_kernels().impl(name, kernel)
 
@@ -183,7 +188,8 @@ except ImportError:
 
         def count(*args: Any, out_val: Any, **kwargs: Any) -> int:
             args, kwargs, out_shape = tree_map(
-                lambda x: x.shape if isinstance(x, Tensor) else x, (args, kwargs, out_val))
+                lambda x: x.shape if isinstance(x, Tensor) else x, (args, kwargs, out_val)
+            )
             return formula(*args, **kwargs, out_shape=out_shape)
 
         return count
@@ -196,4 +202,5 @@ try:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 except ImportError:
     from torch.fx.experimental.proxy_tensor import (
-        maybe_disable_fake_tensor_mode as unset_fake_temporarily)
+        maybe_disable_fake_tensor_mode as unset_fake_temporarily,
+    )

@@ -1,4 +1,5 @@
 """A data set's folder appears when it is complete, and not before."""
+
 import shutil
 import uuid
 from contextlib import contextmanager
@@ -64,8 +65,10 @@ def check_own(out: Path, is_own: Callable[[str], bool]) -> None:
         name = path.relative_to(out).as_posix()
         # A link is a user's, whatever it is called.
         if path.is_symlink() or not is_own(name):
-            raise LocalLearningError(f'{out} holds files that no build wrote ({name}): give '
-                                     'another out_dir, or move them away')
+            raise LocalLearningError(
+                f'{out} holds files that no build wrote ({name}): give '
+                'another out_dir, or move them away'
+            )
 
 
 @contextmanager
@@ -78,6 +81,7 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     """
     from rich.console import Console
     from rich.progress import Progress
+
     console = Console(stderr=True)
     if not console.is_terminal:
         console.print(f'{what}: {total} images')

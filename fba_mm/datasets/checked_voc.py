@@ -3,6 +3,7 @@
 Importing this module imports mmdet, which :mod:`fba_mm` itself does not: configs that use it say
 ``custom_imports = dict(imports=['fba_mm', 'fba_mm.datasets.checked_voc'])``.
 """
+
 import logging
 import os
 from typing import List, Sequence
@@ -46,11 +47,20 @@ class CheckedVOCDataset(VOCDataset):
     def load_data_list(self) -> List[dict]:
         """What ``VOCDataset`` reads of the files that have no fault."""
         if self.backend_args:
-            print_log(f'{self.ann_file}: files that backend_args reads are not checked', 'current',
-                      logging.WARNING)
+            print_log(
+                f'{self.ann_file}: files that backend_args reads are not checked',
+                'current',
+                logging.WARNING,
+            )
             return super().load_data_list()
-        folder = VOCFolder(self.ann_file, self.sub_data_root, self.metainfo['classes'],
-                           self.leave_out, self.img_subdir, self.ann_subdir)
+        folder = VOCFolder(
+            self.ann_file,
+            self.sub_data_root,
+            self.metainfo['classes'],
+            self.leave_out,
+            self.img_subdir,
+            self.ann_subdir,
+        )
         skipped = refuse_or_skip(folder, self.on_fault, self.ann_file)
         self.cat2label = {name: i for i, name in enumerate(folder.classes)}
         return [
@@ -58,8 +68,11 @@ class CheckedVOCDataset(VOCDataset):
                 dict(
                     img_id=name,
                     file_name=os.path.join(self.img_subdir, f'{name}.jpg'),
-                    xml_path=folder.paths(name)[1]))
-            for name in folder.names() if name not in skipped
+                    xml_path=folder.paths(name)[1],
+                )
+            )
+            for name in folder.names()
+            if name not in skipped
         ]
 
     def filter_data(self) -> List[dict]:
@@ -71,5 +84,6 @@ class CheckedVOCDataset(VOCDataset):
             print_log(
                 f'{self.ann_file}: filter_cfg={self.filter_cfg} leaves out {len(gone)} of '
                 f'{len(self.data_list)} images, without objects or too small: {", ".join(gone)}',
-                'current')
+                'current',
+            )
         return kept

@@ -3,6 +3,7 @@
 mmdet's reader leaves out objects of categories that it doesn't know without a word, counts classes
 anew where one that is named isn't there, and finds a missing image when its turn comes.
 """
+
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ class COCOFile(NamedTuple):
     Example:
         >>> COCOFile('instances_train.json', 'images', classes=('cat', 'dog')).check('train')
     """
+
     path: str
     images: str
     classes: Sequence[str]
@@ -70,17 +72,22 @@ class COCOFile(NamedTuple):
         if not used:
             raise LocalLearningError(
                 f'{place} has no image with an object of the classes '
-                f'{_names(self.classes)}: check the classes, or filter_cfg')
+                f'{_names(self.classes)}: check the classes, or filter_cfg'
+            )
         self._check_images(used, place)
 
     def _lists(self, content: Any, place: str) -> Tuple[list, list, list]:
         wanted = ['images', 'categories'] + ['annotations'] * self.labelled
-        missing = [key for key in wanted
-                   if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+        missing = [
+            key
+            for key in wanted
+            if not isinstance(content, dict) or not isinstance(content.get(key), list)
+        ]
         if missing:
             raise LocalLearningError(
-                f'{place} has no list of {" and of ".join(missing)}: give a file in COCO\'s form, '
-                'with images, annotations and categories')
+                f"{place} has no list of {' and of '.join(missing)}: give a file in COCO's form, "
+                'with images, annotations and categories'
+            )
         if not content['images']:
             raise LocalLearningError(f'{place} lists no image: check that it is the right file')
         _refuse(place, 'categories', _entries(content['categories'], ('id', 'name')))
@@ -97,13 +104,15 @@ class COCOFile(NamedTuple):
             raise LocalLearningError(
                 f'{where}: {self.path} has no category {unknown[0]!r} and {len(unknown) - 1} '
                 f'others of the {len(self.classes)} classes that {self.own_classes} has of its '
-                f'own: name those of the data as metainfo=dict(classes={_names(names)})')
+                f'own: name those of the data as metainfo=dict(classes={_names(names)})'
+            )
         close = get_close_matches(str(unknown[0]), [str(name) for name in names], 1)
         meant = f', {close[0]!r} may be meant' if close else ''
         others = f' ({len(unknown) - 1} more are missing)' if len(unknown) > 1 else ''
         raise LocalLearningError(
             f'{where}.metainfo.classes has {unknown[0]!r}{others}, and the categories of '
-            f'{self.path} are {_names(names)}{meant}: name classes as the file does')
+            f'{self.path} are {_names(names)}{meant}: name classes as the file does'
+        )
 
     def _annotation_faults(self, annotations: List[dict], categories: List[dict]) -> Iterator[str]:
         known = {one['id'] for one in categories}
@@ -120,37 +129,56 @@ class COCOFile(NamedTuple):
                 yield f'{name}no segmentation, and the pipeline reads masks'
         yield from _repeated([one for one in annotations if isinstance(one, dict)])
 
-    def _tell(self, where: str, images: List[dict], annotations: List[dict],
-              of_classes: List[dict], categories: List[dict]) -> None:
+    def _tell(
+        self,
+        where: str,
+        images: List[dict],
+        annotations: List[dict],
+        of_classes: List[dict],
+        categories: List[dict],
+    ) -> None:
         """Log what is left out, and what looks as if it were not meant so."""
         counts = Counter(one['category_id'] for one in annotations)
-        left = {one['name']: counts[one['id']] for one in categories
-                if one['name'] not in self.classes}
+        left = {
+            one['name']: counts[one['id']] for one in categories if one['name'] not in self.classes
+        }
         if left:
-            _warn(f'{where}: {sum(left.values())} objects of {len(left)} categories that are not '
-                  f'among the classes are left out: {_names(left)}')
-        absent = [one['name'] for one in categories
-                  if one['name'] in self.classes and not counts[one['id']]]
+            _warn(
+                f'{where}: {sum(left.values())} objects of {len(left)} categories that are not '
+                f'among the classes are left out: {_names(left)}'
+            )
+        absent = [
+            one['name']
+            for one in categories
+            if one['name'] in self.classes and not counts[one['id']]
+        ]
         if absent:
             _warn(f'{where}: {self.path} has no object of {_names(absent)}')
         order = [one['name'] for one in categories if one['name'] in self.classes]
         if order != list(self.classes):
-            _warn(f'{where}: the labels follow the order of the categories in {self.path}, '
-                  f'{_names(order)}, and metainfo.classes another one: results will bear wrong '
-                  'names')
+            _warn(
+                f'{where}: the labels follow the order of the categories in {self.path}, '
+                f'{_names(order)}, and metainfo.classes another one: results will bear wrong '
+                'names'
+            )
         ids = {one['id'] for one in images}
         homeless = sum(one['image_id'] not in ids for one in annotations)
         flat = sum(min(one['bbox'][2:]) < 1 or one['area'] <= 0 for one in of_classes)
         if homeless or flat:
-            _warn(f'{where}: of {self.path}, {homeless} objects of images that it does not list '
-                  f'and {flat} whose boxes have no area are left out')
+            _warn(
+                f'{where}: of {self.path}, {homeless} objects of images that it does not list '
+                f'and {flat} whose boxes have no area are left out'
+            )
 
     def _used(self, images: List[dict], of_classes: List[dict]) -> List[dict]:
         """The images that are left when mmdet has filtered them."""
         with_objects: Set[Any] = {one['image_id'] for one in of_classes}
-        return [one for one in images
-                if min(one['width'], one['height']) >= self.min_size
-                and (not self.filter_empty or one['id'] in with_objects)]
+        return [
+            one
+            for one in images
+            if min(one['width'], one['height']) >= self.min_size
+            and (not self.filter_empty or one['id'] in with_objects)
+        ]
 
     def _check_images(self, images: List[dict], place: str) -> None:
         folders: Dict[str, List[str]] = defaultdict(list)
@@ -171,7 +199,8 @@ class COCOFile(NamedTuple):
             raise LocalLearningError(
                 f'{place} lists {len(missing)} of {len(images)} images that do not exist, such as '
                 f'{missing[0]}{hint}: put them there, take them out of the file, or check '
-                'data_prefix.img')
+                'data_prefix.img'
+            )
 
 
 def _refuse(place: str, what: str, faults: Iterable[str]) -> None:
@@ -197,8 +226,11 @@ def _repeated(entries: List[dict], key: str = 'id') -> Iterator[str]:
 
 
 def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(
-        isinstance(side, (int, float)) and abs(side) < float('inf') for side in box)
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(side, (int, float)) and abs(side) < float('inf') for side in box)
+    )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ A network for 32×32 px images trains faster than a few workers can crop, pack a
 whole set fits on the device many times over (CIFAR-10: 154 MB), and there a batch is cropped and
 mirrored by one indexing operation.
 """
+
 from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -23,8 +24,9 @@ class Augmentation(NamedTuple):
         flip_prob: Probability of mirroring an image, left to right.
         reflect: Add the image's own pixels, mirrored at its border, instead of zeros.
     """
+
     padding: int = 0
-    flip_prob: float = 0.
+    flip_prob: float = 0.0
     reflect: bool = False
 
     def draw(self, count: int, rng: np.random.Generator) -> Tuple[Tensor, Tensor]:
@@ -63,12 +65,16 @@ class Augmentation(NamedTuple):
         if self.reflect:
             rows, columns = (
                 _reflected(index - self.padding, size)
-                for index, size in ((rows, height), (columns, width)))
+                for index, size in ((rows, height), (columns, width))
+            )
         elif self.padding:
             images = F.pad(images, [self.padding] * 4)
-        return images[torch.arange(count, device=device)[:, None, None, None],
-                      torch.arange(channels, device=device)[None, :, None, None],
-                      rows[:, None, :, None], columns[:, None, None, :]]
+        return images[
+            torch.arange(count, device=device)[:, None, None, None],
+            torch.arange(channels, device=device)[None, :, None, None],
+            rows[:, None, :, None],
+            columns[:, None, None, :],
+        ]
 
 
 def _reflected(index: Tensor, size: int) -> Tensor:
@@ -118,37 +124,43 @@ class DeviceBatches:
         (torch.Size([64, 3, 32, 32]), 64)
     """
 
-    def __init__(self,
-                 images: Tensor,
-                 labels: Tensor,
-                 batch_size: int,
-                 augmentation: Augmentation = Augmentation(),
-                 shuffle: bool = True,
-                 drop_last: bool = False,
-                 seed: int = 0,
-                 device: Union[str, torch.device, None] = None,
-                 mean: Optional[Sequence[float]] = None,
-                 std: Optional[Sequence[float]] = None,
-                 joint_sample: bool = False,
-                 metainfo: Optional[dict] = None):
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        augmentation: Augmentation = Augmentation(),
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 0,
+        device: Union[str, torch.device, None] = None,
+        mean: Optional[Sequence[float]] = None,
+        std: Optional[Sequence[float]] = None,
+        joint_sample: bool = False,
+        metainfo: Optional[dict] = None,
+    ):
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise LocalLearningError(
-                f'images are {images.dtype} of {tuple(images.shape)}: give uint8 of (N, C, H, W)')
+                f'images are {images.dtype} of {tuple(images.shape)}: give uint8 of (N, C, H, W)'
+            )
         if labels.shape != images.shape[:1] or not len(labels):
             raise LocalLearningError(
                 f'{len(images)} images have labels of {tuple(labels.shape)}: give one label per '
-                'image, and at least one of both')
+                'image, and at least one of both'
+            )
         classes = (metainfo or {}).get('classes')
         least, greatest = int(labels.min()), int(labels.max())
         if least < 0 or (classes is not None and greatest >= len(classes)):
             raise LocalLearningError(
                 f'labels go from {least} to {greatest}, which does not fit '
-                f'{"any" if classes is None else len(classes)} classes: labels count from 0')
+                f'{"any" if classes is None else len(classes)} classes: labels count from 0'
+            )
         check_count('batch_size', batch_size)
         if drop_last and batch_size > len(images):
             raise LocalLearningError(
                 f'batch_size={batch_size} with drop_last leaves nothing of {len(images)} images: '
-                'give a smaller one')
+                'give a smaller one'
+            )
         if (mean is None) != (std is None):
             raise LocalLearningError('give both mean and std, or none of them')
         self.images = images.to(device or images.device)
@@ -164,16 +176,19 @@ class DeviceBatches:
         self.epoch = 0
         # So many batches are left out of the next pass: a training that was resumed had them.
         self.skip = 0
-        self._normalization = None if mean is None else tuple(
-            torch.tensor(values, dtype=torch.float32, device=self.images.device).view(-1, 1, 1)
-            for values in (mean, std))
+        self._normalization = (
+            None
+            if mean is None
+            else tuple(
+                torch.tensor(values, dtype=torch.float32, device=self.images.device).view(-1, 1, 1)
+                for values in (mean, std)
+            )
+        )
 
     @classmethod
-    def from_dataset(cls,
-                     dataset,
-                     batch_size: int,
-                     max_images: Optional[int] = None,
-                     **kwargs) -> 'DeviceBatches':
+    def from_dataset(
+        cls, dataset, batch_size: int, max_images: Optional[int] = None, **kwargs
+    ) -> 'DeviceBatches':
         """Read a data set of mmpretrain, each item once, and do what its pipeline does.
 
         The pipeline's ``RandomCrop`` and ``RandomFlip`` become the augmentation, transforms that
@@ -202,18 +217,22 @@ class DeviceBatches:
             if image.ndim != 3 or image.dtype != torch.uint8:
                 raise LocalLearningError(
                     f'image {len(images)} is {image.dtype} of {tuple(image.shape)}: give a data '
-                    'set of uint8 images of (H, W, C)')
+                    'set of uint8 images of (H, W, C)'
+                )
             if first and image.shape != first[0].shape:
                 raise LocalLearningError(
                     f'image {len(images)} is of {tuple(image.shape)} (H, W, C) and image 0 of '
                     f'{tuple(first[0].shape)}: images that lie on the device are of one size, put '
-                    "a dict(type='Resize', scale=...) into the pipeline")
+                    "a dict(type='Resize', scale=...) into the pipeline"
+                )
             images.append(image)
             labels.append(int(info['gt_label']))
         if not images:
             raise LocalLearningError(f'{type(dataset).__name__} has no images: give other data')
         stacked = torch.stack(images).permute(0, 3, 1, 2).contiguous()
-        batches = cls(stacked, torch.tensor(labels), batch_size, metainfo=dataset.metainfo, **kwargs)
+        batches = cls(
+            stacked, torch.tensor(labels), batch_size, metainfo=dataset.metainfo, **kwargs
+        )
         batches.dataset.loading = once
         batches.dataset.pipeline = dataset.pipeline
         return batches
@@ -255,6 +274,7 @@ class DeviceBatches:
 
     def _samples(self, labels: Tensor, indices: Tensor) -> list:
         from mmpretrain.structures import DataSample
+
         # Which images these are, for what remembers images over epochs.
         if self.joint_sample:
             return [DataSample(metainfo=dict(sample_idx=indices)).set_gt_label(labels)]
@@ -306,16 +326,19 @@ class DeviceDataset:
             raise LocalLearningError(
                 f'the pipeline is switched to one that makes its images by {once}, and those on the '
                 f'device are made by {self.loading}: switch what follows alone, or set '
-                'train_cfg.type=EpochBasedTrainLoop')
+                'train_cfg.type=EpochBasedTrainLoop'
+            )
         size = tuple(self._batches.images.shape[2:])
         if crop is not None and tuple(crop.crop_size) != size:
             raise LocalLearningError(
                 f'RandomCrop(crop_size={tuple(crop.crop_size)}) does not fit images of {size} px: '
-                'crops on the device are as large as the images, set crop_size to that')
+                'crops on the device are as large as the images, set crop_size to that'
+            )
         self._batches.augmentation = Augmentation(
             padding=getattr(pad or crop, 'padding', None) or 0,
             flip_prob=flip_prob,
-            reflect=pad is not None)
+            reflect=pad is not None,
+        )
         self._pipeline = pipeline
 
 
@@ -325,7 +348,8 @@ def _split_pipeline(pipeline) -> Tuple[List, object, object, float]:
     from mmpretrain.datasets.transforms import CenterCrop, PackInputs, RandomCrop, ResizeEdge
 
     from .classification import ReflectPad
-    once, pad, crop, flip_prob = [], None, None, 0.
+
+    once, pad, crop, flip_prob = [], None, None, 0.0
     for transform in pipeline.transforms:
         kind = type(transform)
         if kind is PackInputs:
@@ -336,26 +360,35 @@ def _split_pipeline(pipeline) -> Tuple[List, object, object, float]:
             crop = transform
         elif kind is RandomFlip and not flip_prob and _is_plain_flip(transform):
             flip_prob = transform.prob
-        elif pad is crop is None and not flip_prob and isinstance(
-                transform, (LoadImageFromFile, Resize, ResizeEdge, CenterCrop)):
+        elif (
+            pad is crop is None
+            and not flip_prob
+            and isinstance(transform, (LoadImageFromFile, Resize, ResizeEdge, CenterCrop))
+        ):
             once.append(transform)
         else:
             raise LocalLearningError(
                 f'{transform!r} in the pipeline has no form on the device: leave it out, or train '
                 'with a dataloader. On the device go RandomCrop with one padding of value '
                 '0 or behind ReflectPad, horizontal RandomFlip, and before these loading, resizing '
-                'and CenterCrop')
+                'and CenterCrop'
+            )
     if pad is not None and crop is None:
         raise LocalLearningError(
             f'{pad!r} in the pipeline has no RandomCrop behind it, and training on the device needs '
-            'images of one size: add that, or train with a dataloader')
+            'images of one size: add that, or train with a dataloader'
+        )
     return once, pad, crop, flip_prob
 
 
 def _is_plain_crop(crop, pad) -> bool:
     # Its padding_mode has no say: mmpretrain pads by one value.
-    return (isinstance(crop.padding or 0, int) and not crop.pad_val and not crop.pad_if_needed
-            and not (crop.padding and pad))
+    return (
+        isinstance(crop.padding or 0, int)
+        and not crop.pad_val
+        and not crop.pad_if_needed
+        and not (crop.padding and pad)
+    )
 
 
 def _is_plain_flip(flip) -> bool:
@@ -366,7 +399,13 @@ def _with_progress(dataset, indices: Sequence[int]) -> Iterator[dict]:
     """Items of a data set as its pipeline gets them, with a bar on a terminal."""
     from rich.console import Console
     from rich.progress import track
+
     console = Console(stderr=True)
-    yield from track((dataset.get_data_info(i) for i in indices), description='Reading images',
-                     total=len(indices), console=console, transient=True,
-                     disable=not console.is_terminal)
+    yield from track(
+        (dataset.get_data_info(i) for i in indices),
+        description='Reading images',
+        total=len(indices),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -4,6 +4,7 @@ scikit-learn carries 1,797 handwritten digits, scikit-learn and scikit-image car
 wheels. Digits drawn on photos are small enough to train on in minutes, hold objects of all the
 sizes that a feature pyramid tells apart, and need no download.
 """
+
 import hashlib
 import json
 import math
@@ -23,8 +24,41 @@ DIGIT_CLASSES = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
 # In masks; a digit's label is one more than the digit.
 MASK_CLASSES = ('background', *DIGIT_CLASSES)
 # Red, green and blue of each, so that a picture of a mask can be looked at.
-MASK_PALETTE = (0, 0, 0, 31, 119, 180, 255, 127, 14, 44, 160, 44, 214, 39, 40, 148, 103, 189, 140, 86,
-                75, 227, 119, 194, 127, 127, 127, 188, 189, 34, 23, 190, 207)
+MASK_PALETTE = (
+    0,
+    0,
+    0,
+    31,
+    119,
+    180,
+    255,
+    127,
+    14,
+    44,
+    160,
+    44,
+    214,
+    39,
+    40,
+    148,
+    103,
+    189,
+    140,
+    86,
+    75,
+    227,
+    119,
+    194,
+    127,
+    127,
+    127,
+    188,
+    189,
+    34,
+    23,
+    190,
+    207,
+)
 
 _BUILDER = 'fba_mm.datasets.build_digits_on_photos'
 # Raise it with every change that alters pixels, boxes or the split: a folder built before the
@@ -35,7 +69,8 @@ _DIGITS_SOURCE = dict(
     name='Optical Recognition of Handwritten Digits, test part, as in sklearn.datasets.load_digits',
     authors='E. Alpaydin, C. Kaynak',
     url='https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits',
-    license=4)
+    license=4,
+)
 # The samples lie form by form: each writer copied the same sequence of about 130 digits, which
 # the labels show. A form starts here, so no filled-in form is on both sides.
 _FIRST_VAL_DIGIT = 1415
@@ -52,15 +87,17 @@ _JPEG = dict(format='JPEG', quality=92, subsampling=0)
 _VISIBLE = 64
 
 
-def build_digits_on_photos(out_dir: Union[str, os.PathLike],
-                           num_train: int = 600,
-                           num_val: int = 120,
-                           image_size: Union[int, Sequence[int]] = 192,
-                           seed: int = 0,
-                           digits_per_image: Sequence[int] = (1, 6),
-                           digit_size: Sequence[int] = (12, 128),
-                           masks: bool = False,
-                           overwrite: bool = False) -> Path:
+def build_digits_on_photos(
+    out_dir: Union[str, os.PathLike],
+    num_train: int = 600,
+    num_val: int = 120,
+    image_size: Union[int, Sequence[int]] = 192,
+    seed: int = 0,
+    digits_per_image: Sequence[int] = (1, 6),
+    digit_size: Sequence[int] = (12, 128),
+    masks: bool = False,
+    overwrite: bool = False,
+) -> Path:
     """Write a COCO-format detection data set: handwritten digits drawn on photos.
 
     Digits come from ``sklearn.datasets.load_digits``, photos from the files that scikit-image and
@@ -120,8 +157,10 @@ def build_digits_on_photos(out_dir: Union[str, os.PathLike],
             _check_free(out, settings, overwrite)
             _build(out, settings, overwrite)
     except OSError as e:
-        raise LocalLearningError(f'cannot write {out} ({e.strerror or e}): give an out_dir in a '
-                                 'folder with free space that you may write to') from e
+        raise LocalLearningError(
+            f'cannot write {out} ({e.strerror or e}): give an out_dir in a '
+            'folder with free space that you may write to'
+        ) from e
     return out
 
 
@@ -135,7 +174,8 @@ def _build(out: Path, settings: dict, overwrite: bool) -> None:
         return False
 
     with building(out, is_there) as folder, progress(
-            'Drawing digits on photos', settings['num_train'] + settings['num_val']) as advance:
+        'Drawing digits on photos', settings['num_train'] + settings['num_val']
+    ) as advance:
         for split in _SPLITS:
             _build_split(folder, split, settings, digits, advance)
 
@@ -151,17 +191,22 @@ def _check_settings(num_train, num_val, image_size, seed, digits_per_image, digi
         image_size=_pair('image_size', image_size, _MIN_IMAGE_SIDE, 'height, width'),
         seed=_integer('seed', seed, 0),
         digits_per_image=_pair('digits_per_image', digits_per_image, 1, 'least, greatest'),
-        digit_size=_pair('digit_size', digit_size, 4, 'least, greatest'))
+        digit_size=_pair('digit_size', digit_size, 4, 'least, greatest'),
+    )
     for name in ('digits_per_image', 'digit_size'):
         if settings[name][0] > settings[name][1]:
-            raise LocalLearningError(f'{name}={tuple(settings[name])}: the least number comes '
-                                     f'first, give {tuple(reversed(settings[name]))}')
+            raise LocalLearningError(
+                f'{name}={tuple(settings[name])}: the least number comes '
+                f'first, give {tuple(reversed(settings[name]))}'
+            )
     if settings['digit_size'][0] > _largest_digit(settings):
         height, width = settings['image_size']
         side = math.ceil(settings['digit_size'][0] / _MAX_DIGIT_SHARE)
-        raise LocalLearningError(f'digit_size={tuple(settings["digit_size"])} does not fit images '
-                                 f'of {height}x{width} px: give image_size={side} or more, '
-                                 'or smaller digits')
+        raise LocalLearningError(
+            f'digit_size={tuple(settings["digit_size"])} does not fit images '
+            f'of {height}x{width} px: give image_size={side} or more, '
+            'or smaller digits'
+        )
     return settings
 
 
@@ -226,13 +271,17 @@ def _mask_name(index: int) -> str:
 
 
 def _missing_files(root: Path, settings: dict) -> List[str]:
-    return [name for name in _files_of(settings)
-            if not (root / name).is_file() or (root / name).stat().st_size == 0]
+    return [
+        name
+        for name in _files_of(settings)
+        if not (root / name).is_file() or (root / name).stat().st_size == 0
+    ]
 
 
 def _is_complete(root: Path, settings: dict) -> bool:
-    return (all(_former_settings(root, split) == settings for split in _SPLITS)
-            and not _missing_files(root, settings))
+    return all(
+        _former_settings(root, split) == settings for split in _SPLITS
+    ) and not _missing_files(root, settings)
 
 
 def _check_free(out: Path, settings: dict, overwrite: bool) -> None:
@@ -249,16 +298,22 @@ def _check_free(out: Path, settings: dict, overwrite: bool) -> None:
     check_own(out, own.__contains__)
     if not former or overwrite:
         return
-    differing = [f'{key}={former[0].get(key)}, not {value}' for key, value in settings.items()
-                 if former[0].get(key) != value]
+    differing = [
+        f'{key}={former[0].get(key)}, not {value}'
+        for key, value in settings.items()
+        if former[0].get(key) != value
+    ]
     if former[0].get('masks') and not settings.get('masks'):
         differing.append('masks=True, not False')
     if differing:
         state = f'holds a data set of other settings ({"; ".join(differing)})'
     else:
         missing = _missing_files(out, settings)
-        damage = f'{missing[0]} is missing or empty' if missing else \
-            'an annotation file is unreadable or of another build'
+        damage = (
+            f'{missing[0]} is missing or empty'
+            if missing
+            else 'an annotation file is unreadable or of another build'
+        )
         state = f'is damaged ({damage})'
     raise LocalLearningError(f'{out} {state}: give another out_dir or overwrite=True')
 
@@ -275,8 +330,9 @@ def load_digits():
     try:
         from sklearn import datasets
     except ImportError:
-        raise LocalLearningError('the digits come with scikit-learn: '
-                                 'pip install scikit-learn') from None
+        raise LocalLearningError(
+            'the digits come with scikit-learn: pip install scikit-learn'
+        ) from None
     return datasets.load_digits()
 
 
@@ -308,14 +364,31 @@ def _build_split(root: Path, split: str, settings: dict, digits, advance) -> Non
         canvas, record = _background(photos[name], settings['image_size'], rng)
         labels = np.zeros(canvas.shape[:2], np.uint8)
         image_id = i + 1
-        images.append(dict(id=image_id, file_name=_image_name(i), height=canvas.shape[0],
-                           width=canvas.shape[1], license=PHOTOS[name].license, photo=name,
-                           **record))
-        for category, index, (x, y, w, h) in _draw_digits(canvas, labels, by_class, digits.images,
-                                                          glyphs, settings, rng):
-            annotations.append(dict(id=len(annotations) + 1, image_id=image_id,
-                                    category_id=category, bbox=[x, y, w, h], area=w * h,
-                                    iscrowd=0, digit_index=index))
+        images.append(
+            dict(
+                id=image_id,
+                file_name=_image_name(i),
+                height=canvas.shape[0],
+                width=canvas.shape[1],
+                license=PHOTOS[name].license,
+                photo=name,
+                **record,
+            )
+        )
+        for category, index, (x, y, w, h) in _draw_digits(
+            canvas, labels, by_class, digits.images, glyphs, settings, rng
+        ):
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=category,
+                    bbox=[x, y, w, h],
+                    area=w * h,
+                    iscrowd=0,
+                    digit_index=index,
+                )
+            )
         picture = Image.fromarray(np.rint(canvas).clip(0, 255).astype(np.uint8))
         picture.save(root / split / _image_name(i), **_JPEG)
         if settings.get('masks'):
@@ -329,18 +402,29 @@ def _build_split(root: Path, split: str, settings: dict, digits, advance) -> Non
         settings=settings,
         signature=_signature(settings),
         split=split,
-        photos={n: dict(package=p.package, file=p.file, license=p.license, source=p.source)
-                for n, p in PHOTOS.items() if p.split == split},
-        digits=dict(_DIGITS_SOURCE, indices=list(indices)))
-    coco = dict(info=info, licenses=LICENSES, images=images, annotations=annotations,
-                categories=[dict(id=i, name=name, supercategory='digit')
-                            for i, name in enumerate(DIGIT_CLASSES)])
+        photos={
+            n: dict(package=p.package, file=p.file, license=p.license, source=p.source)
+            for n, p in PHOTOS.items()
+            if p.split == split
+        },
+        digits=dict(_DIGITS_SOURCE, indices=list(indices)),
+    )
+    coco = dict(
+        info=info,
+        licenses=LICENSES,
+        images=images,
+        annotations=annotations,
+        categories=[
+            dict(id=i, name=name, supercategory='digit') for i, name in enumerate(DIGIT_CLASSES)
+        ],
+    )
     _annotation_file(root, split).parent.mkdir(exist_ok=True)
     _annotation_file(root, split).write_text(json.dumps(coco), encoding='utf-8')
 
 
-def _background(photo: Image.Image, image_size: Sequence[int],
-                rng: np.random.Generator) -> Tuple[np.ndarray, dict]:
+def _background(
+    photo: Image.Image, image_size: Sequence[int], rng: np.random.Generator
+) -> Tuple[np.ndarray, dict]:
     """A part of a photo as float32 RGB of (height, width, 3) in 0..255, and where it lay."""
     height, width = image_size
     largest = min(photo.width / width, photo.height / height)
@@ -358,9 +442,15 @@ def _background(photo: Image.Image, image_size: Sequence[int],
     return canvas.clip(0, 255), dict(crop=[x, y, w, h], flipped=flipped)
 
 
-def _draw_digits(canvas: np.ndarray, labels: np.ndarray, by_class: List[List[int]],
-                 samples: np.ndarray, glyphs: Dict[int, Image.Image], settings: dict,
-                 rng: np.random.Generator) -> List[Tuple[int, int, Tuple[int, int, int, int]]]:
+def _draw_digits(
+    canvas: np.ndarray,
+    labels: np.ndarray,
+    by_class: List[List[int]],
+    samples: np.ndarray,
+    glyphs: Dict[int, Image.Image],
+    settings: dict,
+    rng: np.random.Generator,
+) -> List[Tuple[int, int, Tuple[int, int, int, int]]]:
     """Draw on the canvas, and the class of each pixel on ``labels``, both in place.
 
     Returns (category, sample, box as x, y, w, h) of each digit.
@@ -387,9 +477,9 @@ def _draw_digits(canvas: np.ndarray, labels: np.ndarray, by_class: List[List[int
                 break
         else:
             continue
-        patch = canvas[y:y + h, x:x + w]
+        patch = canvas[y : y + h, x : x + w]
         patch += (alpha[..., None] / np.float32(255)) * (palette.ink_for(x, y, w, h) - patch)
-        labels[y:y + h, x:x + w][alpha >= _VISIBLE] = category + 1
+        labels[y : y + h, x : x + w][alpha >= _VISIBLE] = category + 1
         drawn.append((category, index, (x, y, w, h)))
     return drawn
 
@@ -397,6 +487,7 @@ def _draw_digits(canvas: np.ndarray, labels: np.ndarray, by_class: List[List[int
 def _glyph(sample: np.ndarray) -> Image.Image:
     """A sample's ink with sharp outlines at about 128 px: greyscale, 255 where there is ink."""
     from scipy.ndimage import gaussian_filter
+
     scale, margin, outline, edge = 16, 2, 0.43, 8
     coverage = np.pad(sample.astype(np.float32) / 16, margin)
     # Sharpened, because 8x8 samples blur the holes of 4, 6, 8 and 9 until they close.
@@ -435,6 +526,7 @@ class _Palette:
 
     def __init__(self, canvas: np.ndarray, rng: np.random.Generator) -> None:
         from skimage.color import rgb2lab
+
         # Every third pixel tells enough of the colours and costs a ninth.
         self._background = rgb2lab(canvas[::3, ::3] / 255)
         self._rgb = rng.integers(0, 256, (64, 3)).astype(np.float32)
@@ -443,8 +535,9 @@ class _Palette:
 
     def ink_for(self, x: int, y: int, w: int, h: int) -> np.ndarray:
         """Colour (3,) for a box; the one that stands out most where none does enough."""
-        around = self._background[max(0, y - 3) // 3:(y + h + 3) // 3 + 1,
-                                  max(0, x - 3) // 3:(x + w + 3) // 3 + 1].reshape(-1, 3)
+        around = self._background[
+            max(0, y - 3) // 3 : (y + h + 3) // 3 + 1, max(0, x - 3) // 3 : (x + w + 3) // 3 + 1
+        ].reshape(-1, 3)
         choice = self._rng.permutation(len(self._rgb))[:16]
         difference = np.linalg.norm(around[:, None] - self._lab[choice], axis=-1)
         colour = np.percentile(difference, 10, axis=0)

@@ -1,4 +1,5 @@
 """Pairs of photos in high and low resolution, made of photos that are already on the machine."""
+
 import hashlib
 import json
 import os
@@ -25,10 +26,12 @@ _TILE_SIZE = 192
 _IMAGES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp')
 
 
-def build_photo_pairs(out_dir: Union[str, os.PathLike],
-                      images: Union[str, os.PathLike, None] = None,
-                      tile_size: Optional[int] = None,
-                      overwrite: bool = False) -> Path:
+def build_photo_pairs(
+    out_dir: Union[str, os.PathLike],
+    images: Union[str, os.PathLike, None] = None,
+    tile_size: Optional[int] = None,
+    overwrite: bool = False,
+) -> Path:
     """Write photos in high resolution beside their smaller forms, as super-resolution trains on.
 
     Without ``images``, of the photos that scikit-image and scikit-learn install: nothing is
@@ -65,8 +68,10 @@ def build_photo_pairs(out_dir: Union[str, os.PathLike],
         ...              data_prefix=dict(img='LRbicx2', gt='GTmod12'),
         ...              metainfo=dict(dataset_type='photos', task_name='sisr'))
     """
-    if tile_size is not None and check_count(
-            'tile_size', tile_size, _UNIT, f'a multiple of {_UNIT},') % _UNIT:
+    if (
+        tile_size is not None
+        and check_count('tile_size', tile_size, _UNIT, f'a multiple of {_UNIT},') % _UNIT
+    ):
         raise LocalLearningError(f'tile_size={tile_size}: give a multiple of {_UNIT}')
     out = Path(out_dir).expanduser().resolve()
     if images is None:
@@ -78,15 +83,20 @@ def build_photo_pairs(out_dir: Union[str, os.PathLike],
     settings = dict(
         recipe=_RECIPE,
         tiles=tiles,
-        splits={split: {name: source for name, (source, _) in named.items()}
-                for split, named in sources.items()})
+        splits={
+            split: {name: source for name, (source, _) in named.items()}
+            for split, named in sources.items()
+        },
+    )
     try:
         if not _is_there(out, settings, overwrite):
             with building(out, lambda: _is_there(out, settings, overwrite)) as folder:
                 _build(folder, sources, settings)
     except OSError as e:
-        raise LocalLearningError(f'cannot write {out} ({e.strerror or e}): give an out_dir in a '
-                                 'folder with free space that you may write to') from e
+        raise LocalLearningError(
+            f'cannot write {out} ({e.strerror or e}): give an out_dir in a '
+            'folder with free space that you may write to'
+        ) from e
     return out
 
 
@@ -99,7 +109,8 @@ def _carried_photos() -> Dict[str, Photos]:
         split: {
             name: (dict(PHOTOS[name]._asdict()), lambda name=name: _at_most(load_photo(name)))
             for name in photo_names(split)
-        } for split in ('train', 'val')
+        }
+        for split in ('train', 'val')
     }
 
 
@@ -108,12 +119,14 @@ def _pictures_of(folder: Path) -> Photos:
     if not paths:
         raise LocalLearningError(
             f'images={str(folder)!r} holds no picture ({", ".join(_IMAGES)}): give a folder that '
-            'does')
+            'does'
+        )
     stems = [path.stem for path in paths]
     twice = sorted({stem for stem in stems if stems.count(stem) > 1})
     if twice:
         raise LocalLearningError(
-            f'{folder} has several pictures named {twice[0]}: rename all but one')
+            f'{folder} has several pictures named {twice[0]}: rename all but one'
+        )
     return {path.stem: (dict(md5=_md5(path)), lambda path=path: _read(path)) for path in paths}
 
 
@@ -127,7 +140,8 @@ def _read(path: Path) -> Image.Image:
             return image.convert('RGB')
     except (OSError, SyntaxError) as error:
         raise LocalLearningError(
-            f'{path} cannot be read as a picture ({error}): replace or remove it') from error
+            f'{path} cannot be read as a picture ({error}): replace or remove it'
+        ) from error
 
 
 def _at_most(photo: Image.Image) -> Image.Image:
@@ -146,9 +160,12 @@ def _build(folder: Path, sources: Dict[str, Photos], settings: dict) -> None:
             for name, (_, read) in named.items():
                 _save_pair(folder / split, name, read(), settings['tiles'][split])
                 advance()
-    info = dict(builder=_BUILDER, settings=settings, licenses=LICENSES,
-                files={split: len(list((folder / split / 'GTmod12').iterdir()))
-                       for split in sources})
+    info = dict(
+        builder=_BUILDER,
+        settings=settings,
+        licenses=LICENSES,
+        files={split: len(list((folder / split / 'GTmod12').iterdir())) for split in sources},
+    )
     (folder / 'dataset.json').write_text(json.dumps(info, indent=1), encoding='utf-8')
 
 
@@ -156,7 +173,8 @@ def _save_pair(root: Path, name: str, photo: Image.Image, tile_size: Optional[in
     width, height = (side - side % _UNIT for side in photo.size)
     if not width or not height:
         raise LocalLearningError(
-            f'{name} has {photo.height}x{photo.width} px, less than {_UNIT} on a side: remove it')
+            f'{name} has {photo.height}x{photo.width} px, less than {_UNIT} on a side: remove it'
+        )
     photo = photo.crop((0, 0, width, height))
     reduced = {
         scale: photo.resize((width // scale, height // scale), Image.BICUBIC) for scale in SCALES
@@ -191,8 +209,11 @@ def _check_own(out: Path, info: dict) -> None:
     for split, photos in info['settings']['splits'].items():
         files = [f'{photo}.png' for photo in photos]
         if info['settings']['tiles'][split] is not None:
-            files = [f'{photo}_{number:03d}.png' for photo in photos
-                     for number in range(info['files'][split])]
+            files = [
+                f'{photo}_{number:03d}.png'
+                for photo in photos
+                for number in range(info['files'][split])
+            ]
         for kind in ('GTmod12', *(f'LRbicx{scale}' for scale in SCALES)):
             folder = f'{split}/{kind}' if split else kind
             own.update((split, folder), (f'{folder}/{file}' for file in files))
@@ -210,14 +231,17 @@ def _is_there(out: Path, settings: dict, overwrite: bool) -> bool:
     try:
         info = json.loads((out / 'dataset.json').read_text(encoding='utf-8'))
         own = info['builder'] == _BUILDER
-        counts = {(split, kind): len(list((out / split / kind).glob('*.png')))
-                  for split in info['files']
-                  for kind in ('GTmod12', *(f'LRbicx{scale}' for scale in SCALES))}
+        counts = {
+            (split, kind): len(list((out / split / kind).glob('*.png')))
+            for split in info['files']
+            for kind in ('GTmod12', *(f'LRbicx{scale}' for scale in SCALES))
+        }
     except (OSError, ValueError, LookupError, TypeError):
         own = False
     if not own:
         raise LocalLearningError(
-            f'{out} holds files that no build wrote: give another out_dir, or move them away')
+            f'{out} holds files that no build wrote: give another out_dir, or move them away'
+        )
     whole = all(count == info['files'][split] for (split, _), count in counts.items())
     if whole and info['settings'] == settings:
         return True

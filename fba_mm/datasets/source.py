@@ -1,4 +1,5 @@
 """The files of a published data set: whether they are there and whole, before they are read."""
+
 import os
 from functools import lru_cache
 from typing import List, NamedTuple, Optional
@@ -13,6 +14,7 @@ class SourceFile(NamedTuple):
         name: Path below the data set's folder.
         md5: Its checksum, 32 hexadecimal digits.
     """
+
     name: str
     md5: str
 
@@ -29,14 +31,18 @@ class Source(NamedTuple):
         >>> file = SourceFile('train_32x32.mat', 'e26dedcc434d2e4c54c9b2d4a06d8373')
         >>> Source('data/svhn', [file]).check('train_dataloader.dataset.')
     """
+
     root: str
     files: List[SourceFile]
     archive: Optional[SourceFile] = None
 
     def missing(self) -> List[str]:
         """Names of the files that aren't there, in the order in which they are read."""
-        return [file.name for file in self.files
-                if not os.path.isfile(os.path.join(self.root, file.name))]
+        return [
+            file.name
+            for file in self.files
+            if not os.path.isfile(os.path.join(self.root, file.name))
+        ]
 
     def check(self, where: str = '', download: bool = False) -> None:
         """Refuse files that aren't there or aren't whole. Nothing is changed or deleted.
@@ -51,20 +57,25 @@ class Source(NamedTuple):
         missing = self.missing()
         to_check = [file for file in self.files if file.name not in missing]
         # What is left of an interrupted download would be unpacked, or written over.
-        if missing and self.archive is not None and os.path.isfile(
-                os.path.join(self.root, self.archive.name)):
+        if (
+            missing
+            and self.archive is not None
+            and os.path.isfile(os.path.join(self.root, self.archive.name))
+        ):
             to_check.append(self.archive)
         for file in to_check:
             path = os.path.join(self.root, file.name)
             if _md5(path, os.path.getsize(path), os.stat(path).st_mtime_ns) != file.md5:
                 raise LocalLearningError(
                     f'{path} is incomplete or damaged (its checksum differs): delete it and set '
-                    f'{where}download=True to fetch it again, or put a whole copy there')
+                    f'{where}download=True to fetch it again, or put a whole copy there'
+                )
         if missing and not download:
             some = ', '.join(missing[:3]) + (', ...' if len(missing) > 3 else '')
             raise LocalLearningError(
                 f'data not found in {os.path.normpath(self.root)}: set {where}download=True to '
-                f'fetch it, or put {some} there')
+                f'fetch it, or put {some} there'
+            )
 
 
 @lru_cache(maxsize=None)
@@ -95,10 +106,14 @@ def source_of(kind: type, data_root: str, split: str = 'train') -> Optional[Sour
     """
     if hasattr(kind, 'source'):
         return kind.source(data_root, split)
-    if not all(hasattr(kind, name) for name in ('train_list', 'test_list', 'base_folder',
-                                                'filename', 'tgz_md5')):
+    if not all(
+        hasattr(kind, name)
+        for name in ('train_list', 'test_list', 'base_folder', 'filename', 'tgz_md5')
+    ):
         return None
     # mmpretrain reads a split of them only when the other one is whole, too.
-    files = [SourceFile(f'{kind.base_folder}/{name}', md5)
-             for name, md5 in [*kind.train_list, *kind.test_list]]
+    files = [
+        SourceFile(f'{kind.base_folder}/{name}', md5)
+        for name, md5 in [*kind.train_list, *kind.test_list]
+    ]
     return Source(data_root, files, SourceFile(kind.filename, kind.tgz_md5))

@@ -3,6 +3,7 @@
 mmdet's reader fails at the first file that it can't read, leaves out objects of classes that it
 doesn't know without a word, and takes boxes as they are.
 """
+
 import logging
 import os
 from typing import Collection, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -34,6 +35,7 @@ class VOCFolder(NamedTuple):
         >>> folder = VOCFolder('ImageSets/Main/trainval.txt', '.', classes=('cat', 'dog'))
         >>> faults = folder.faults()
     """
+
     ann_file: str
     root: str
     classes: Sequence[str]
@@ -52,8 +54,10 @@ class VOCFolder(NamedTuple):
         Args:
             name: One of :meth:`names`.
         """
-        return (os.path.join(self.root, self.img_subdir, f'{name}.jpg'),
-                os.path.join(self.root, self.ann_subdir, f'{name}.xml'))
+        return (
+            os.path.join(self.root, self.img_subdir, f'{name}.jpg'),
+            os.path.join(self.root, self.ann_subdir, f'{name}.xml'),
+        )
 
     def faults(self) -> Dict[str, List[str]]:
         """What is wrong with each image that can't be learnt from as it is, by the image's name.
@@ -64,7 +68,8 @@ class VOCFolder(NamedTuple):
         names = self.names()
         if not names:
             raise LocalLearningError(
-                f'{self.ann_file} names no images: write the name of one into each line')
+                f'{self.ann_file} names no images: write the name of one into each line'
+            )
         known = set(self.classes) | set(self.leave_out)
         found = {name: list(_faults(*self.paths(name), known)) for name in names}
         return {name: faults for name, faults in found.items() if faults}
@@ -114,11 +119,14 @@ def refuse_or_skip(folder: VOCFolder, on_fault: str, where: str) -> Collection[s
         unknown = folder.unknown_classes(faults)
         mend = 'mend them, or '
         if unknown:
-            mend += ("train without the objects of other classes, type='fba_mm.CheckedVOCDataset', "
-                     f'leave_out={unknown}, or ')
+            mend += (
+                "train without the objects of other classes, type='fba_mm.CheckedVOCDataset', "
+                f'leave_out={unknown}, or '
+            )
         raise LocalLearningError(
             f'{what}, such as {folder.paths(name)[1]}: {reasons[0]}; all are listed above: {mend}'
-            "leave these images out with type='fba_mm.CheckedVOCDataset', on_fault='skip'")
+            "leave these images out with type='fba_mm.CheckedVOCDataset', on_fault='skip'"
+        )
     if len(faults) == total:
         raise LocalLearningError(f'{what}, and none is left: mend them')
     print_log(f"{what} and are left out, as on_fault='skip' asks", 'current', logging.WARNING)
@@ -171,8 +179,9 @@ def _size(element: Optional[ElementTree.Element], image: str) -> Optional[Tuple[
     return int(numbers[0]), int(numbers[1])
 
 
-def _box_fault(element: Optional[ElementTree.Element],
-               size: Optional[Tuple[int, int]]) -> Optional[str]:
+def _box_fault(
+    element: Optional[ElementTree.Element], size: Optional[Tuple[int, int]]
+) -> Optional[str]:
     sides = ('xmin', 'ymin', 'xmax', 'ymax')
     texts = [None if element is None else element.findtext(side) for side in sides]
     if not all(_is_number(text) for text in texts):

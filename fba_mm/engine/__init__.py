@@ -1,4 +1,5 @@
 """Where local learning meets MMEngine: the hook, the optimizer wrappers, checkpoints."""
+
 from .atomic_checkpoint_hook import AtomicCheckpointHook
 from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
@@ -12,8 +13,17 @@ from .module_parallel import LocalModuleParallel
 from .undivided_samplers import UndividedInfiniteSampler, UndividedSampler
 
 __all__ = [
-    'AmpLocalOptimWrapper', 'AtomicCheckpointHook', 'DeviceEpochLoop', 'FBAHook',
-    'IterationSeedHook', 'LocalAccuracyHook', 'LocalDataParallel', 'LocalModuleParallel',
-    'LocalOptimWrapper', 'LocalOptimWrapperConstructor', 'LocalShardedDataParallel',
-    'UndividedInfiniteSampler', 'UndividedSampler'
+    'AmpLocalOptimWrapper',
+    'AtomicCheckpointHook',
+    'DeviceEpochLoop',
+    'FBAHook',
+    'IterationSeedHook',
+    'LocalAccuracyHook',
+    'LocalDataParallel',
+    'LocalModuleParallel',
+    'LocalOptimWrapper',
+    'LocalOptimWrapperConstructor',
+    'LocalShardedDataParallel',
+    'UndividedInfiniteSampler',
+    'UndividedSampler',
 ]

@@ -1,4 +1,5 @@
 """``AtomicCheckpointHook``: at any moment, the last good checkpoint can be gone on from."""
+
 import os
 import shutil
 from collections import deque
@@ -59,14 +60,17 @@ class AtomicCheckpointHook(CheckpointHook):
         steps = runner.message_hub.runtime_info.pop('keep_ckpt_ids', [])
         super().before_train(runner)
         self._own = OwnCheckpoints(
-            self.out_dir, os.path.join(self.out_dir, f'before_{runner.timestamp}'),
-            local=isinstance(self.file_backend, LocalBackend))
+            self.out_dir,
+            os.path.join(self.out_dir, f'before_{runner.timestamp}'),
+            local=isinstance(self.file_backend, LocalBackend),
+        )
         if not from_first_process(self._continues(runner)):
             steps = []
             barrier()  # Other processes may be reading a checkpoint that lies there.
             self._try(self._set_all_aside, runner)
         self.keep_ckpt_ids = deque(
-            step for step in steps if self.filename_tmpl.format(step) in self._own)
+            step for step in steps if self.filename_tmpl.format(step) in self._own
+        )
 
     def _continues(self, runner) -> bool:
         """Whether this is a training that wrote to its folder before it was resumed."""
@@ -77,7 +81,8 @@ class AtomicCheckpointHook(CheckpointHook):
             return True
         folder, name = os.path.split(os.path.abspath(source))
         return os.path.realpath(folder) == os.path.realpath(self.out_dir) and (
-            name in self._own or not self._own.recorded)
+            name in self._own or not self._own.recorded
+        )
 
     def after_train_epoch(self, runner) -> None:
         """Save a checkpoint if one is due."""
@@ -94,7 +99,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _is_due(self, runner) -> bool:
         return self.every_n_train_iters(runner, self.interval, self.save_begin) or (
-            self.save_last and self.is_last_train_iter(runner))
+            self.save_last and self.is_last_train_iter(runner)
+        )
 
     def _try(self, save, runner, *args, **kwargs) -> None:
         """Only the first process writes; all stop if it can't."""
@@ -108,7 +114,8 @@ class AtomicCheckpointHook(CheckpointHook):
             kept = f'{before} is as it was' if before else 'there is none before this one'
             raise LocalLearningError(
                 f'a checkpoint cannot be written to {self.out_dir} ({fault}), {kept}: make room '
-                'there, and go on with --resume')
+                'there, and go on with --resume'
+            )
 
     def _set_all_aside(self, runner) -> None:
         if not is_main_process():
@@ -122,7 +129,8 @@ class AtomicCheckpointHook(CheckpointHook):
             shutil.move(pointer, self._own.aside)
         runner.logger.warning(
             f'{self.out_dir} has checkpoints of an earlier training, such as {moved[0]}: they are '
-            f'kept in {self._own.aside}')
+            f'kept in {self._own.aside}'
+        )
 
     def _make_way(self, name: str) -> None:
         """What another training wrote under that name is kept elsewhere."""
@@ -135,7 +143,7 @@ class AtomicCheckpointHook(CheckpointHook):
         outdated = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
             steps = [*self.keep_ckpt_ids, step]
-            outdated, kept = steps[:-self.max_keep_ckpts], steps[-self.max_keep_ckpts:]
+            outdated, kept = steps[: -self.max_keep_ckpts], steps[-self.max_keep_ckpts :]
             self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
             runner.message_hub.update_info('keep_ckpt_ids', kept)
         self._make_way(name)
@@ -151,13 +159,15 @@ class AtomicCheckpointHook(CheckpointHook):
                 meta=meta,
                 by_epoch=self.by_epoch,
                 backend_args=self.backend_args,
-                **self.args)
+                **self.args,
+            )
         if is_main_process():
             with replacing(os.path.join(runner.work_dir, 'last_checkpoint')) as file:
                 file.write(self.last_ckpt.encode())
             for old in outdated:
-                self._remove(self.file_backend.join_path(
-                    self.out_dir, self.filename_tmpl.format(old)))
+                self._remove(
+                    self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
+                )
 
     def _save_best_checkpoint(self, runner, metrics: Dict[str, float]) -> None:
         if not self.save_best:
@@ -165,7 +175,8 @@ class AtomicCheckpointHook(CheckpointHook):
         absent = [key for key in self.key_indicators if key not in (*metrics, 'auto')]
         if absent and metrics:
             runner.logger.warning(
-                f'No best checkpoint: save_best={absent[0]!r} is none of {", ".join(metrics)}')
+                f'No best checkpoint: save_best={absent[0]!r} is none of {", ".join(metrics)}'
+            )
             return
         # MMEngine's method removes the best one so far, if it knows of it, before it saves another.
         single = len(self.key_indicators) == 1
@@ -189,7 +200,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _set_best(self, paths: Dict[str, Optional[str]]) -> None:
         if len(self.key_indicators) == 1:
-            self.best_ckpt_path, = paths.values()
+            (self.best_ckpt_path,) = paths.values()
         else:
             self.best_ckpt_path_dict = paths
 

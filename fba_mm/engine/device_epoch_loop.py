@@ -1,4 +1,5 @@
 """``DeviceEpochLoop``: trains on batches that come from the device itself."""
+
 import copy
 from typing import Optional, Union
 
@@ -39,31 +40,36 @@ class DeviceEpochLoop(EpochBasedTrainLoop):
         >>> train_cfg = dict(type='DeviceEpochLoop', max_epochs=400, val_interval=10)
     """
 
-    def __init__(self,
-                 runner: Runner,
-                 dataloader: Union[DataLoader, dict],
-                 max_epochs: int,
-                 joint_sample: bool = False,
-                 max_images: Optional[int] = None,
-                 channels_last: bool = False,
-                 **kwargs):
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: Union[DataLoader, dict],
+        max_epochs: int,
+        joint_sample: bool = False,
+        max_images: Optional[int] = None,
+        channels_last: bool = False,
+        **kwargs,
+    ):
         if channels_last:
             runner.model.to(memory_format=torch.channels_last)
         if isinstance(dataloader, dict):
             dataloader = _device_batches(
-                runner, dataloader, joint_sample=joint_sample, max_images=max_images)
+                runner, dataloader, joint_sample=joint_sample, max_images=max_images
+            )
         super().__init__(runner, dataloader, max_epochs, **kwargs)
 
 
 def _device_batches(runner: Runner, dataloader: dict, **kwargs) -> DeviceBatches:
     if get_world_size() > 1:
         raise LocalLearningError(
-            'DeviceEpochLoop runs in one process: set train_cfg.type=EpochBasedTrainLoop')
+            'DeviceEpochLoop runs in one process: set train_cfg.type=EpochBasedTrainLoop'
+        )
     sampler = dataloader.get('sampler') or {}
     if type_name(sampler.get('type')) != 'DefaultSampler' or dataloader.get('batch_sampler'):
         raise LocalLearningError(
             'DeviceEpochLoop shuffles by itself: give train_dataloader.sampler='
-            "dict(type='DefaultSampler', shuffle=True) and no batch_sampler")
+            "dict(type='DefaultSampler', shuffle=True) and no batch_sampler"
+        )
     dataset = dataloader['dataset']
     if isinstance(dataset, dict):
         dataset = DATASETS.build(copy.deepcopy(dataset))
@@ -74,4 +80,5 @@ def _device_batches(runner: Runner, dataloader: dict, **kwargs) -> DeviceBatches
         drop_last=dataloader.get('drop_last', False),
         seed=runner.seed,
         device=next(runner.model.parameters()).device,
-        **kwargs)
+        **kwargs,
+    )

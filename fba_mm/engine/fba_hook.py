@@ -1,4 +1,5 @@
 """``FBAHook``: what a module may see while it trains."""
+
 from contextlib import ExitStack
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -40,23 +41,30 @@ def find_local_backbone(model: nn.Module) -> LocalBackbone:
         raise LocalLearningError(
             'FBAHook found no LocalBackbone in the model: wrap the backbone, model = dict(backbone='
             "dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone)), or in the "
-            "same way mmagic's generator")
-    outer = [name for name in found
-             if not any(name.startswith(f'{other}.') for other in found if other != name)]
+            "same way mmagic's generator"
+        )
+    outer = [
+        name
+        for name in found
+        if not any(name.startswith(f'{other}.') for other in found if other != name)
+    ]
     if len(outer) > 1:
         raise LocalLearningError(
             f'the model has its backbone {len(outer)} times ({", ".join(outer)}) and runs all of '
             'them for one loss, as momentum-contrast and teacher-student models do; local learning '
-            'follows one pass of one backbone: train this model without LocalBackbone')
+            'follows one pass of one backbone: train this model without LocalBackbone'
+        )
     if len(found) > 1:
         raise LocalLearningError(
             f'the model has {len(found)} LocalBackbones ({", ".join(found)}): wrap one backbone '
-            'only, a module inside a module cannot be trained')
+            'only, a module inside a module cannot be trained'
+        )
     return next(iter(found.values()))
 
 
-def check_local_training(model: nn.Module, optim_wrapper: type,
-                         scope: str = 'past') -> LocalBackbone:
+def check_local_training(
+    model: nn.Module, optim_wrapper: type, scope: str = 'past'
+) -> LocalBackbone:
     """Refuse, before training, what can't be trained locally.
 
     Args:
@@ -73,7 +81,8 @@ def check_local_training(model: nn.Module, optim_wrapper: type,
         local_form = 'AmpLocalOptimWrapper' if name.startswith('Amp') else 'LocalOptimWrapper'
         raise LocalLearningError(
             f'optim_wrapper.type is {name}, which takes no local losses: '
-            f"set optim_wrapper = dict(type='{local_form}')")
+            f"set optim_wrapper = dict(type='{local_form}')"
+        )
     for auxiliary in local_backbone.auxiliary:
         auxiliary.check(model, local_backbone)
         auxiliary.check_bank(scope)
@@ -83,13 +92,17 @@ def check_local_training(model: nn.Module, optim_wrapper: type,
 def _check_checkpointing(paths: Union[None, str, Sequence[str]], model: nn.Module) -> None:
     """Refuse MMEngine's wrapping of layers: the first of a module would get no gradients."""
     paths = [paths] if isinstance(paths, str) else paths or ()
-    names = [name for name, module in _unwrapped(model).named_modules()
-             if isinstance(module, LocalBackbone)]
+    names = [
+        name
+        for name, module in _unwrapped(model).named_modules()
+        if isinstance(module, LocalBackbone)
+    ]
     for path in paths:
         if any(f'{path}.'.startswith(f'{name}.') for name in names):
             raise LocalLearningError(
                 f'activation_checkpointing={path!r} leaves layers of a local module without gradients: '
-                'set with_cp=True of the wrapped backbone instead')
+                'set with_cp=True of the wrapped backbone instead'
+            )
 
 
 def _check_as_the_tool_does(runner, optim_wrapper: dict) -> None:
@@ -97,6 +110,7 @@ def _check_as_the_tool_does(runner, optim_wrapper: dict) -> None:
     # Of the layer above, which imports this one.
     from ..preflight.classes import check_classes
     from ..preflight.data import check_data
+
     model = _unwrapped(runner.model)
     with joint_errors():
         check_keys(optim_wrapper, model)
@@ -110,13 +124,15 @@ def _advise_own_heads(runner, local_backbone: LocalBackbone) -> None:
     """Say that classifiers learn far less from one head that all modules share."""
     model = _unwrapped(runner.model)
     is_classifier = any(kind.__name__ == 'ImageClassifier' for kind in type(model).__mro__)
-    if is_classifier and any(getattr(one, 'head', local_backbone) is None
-                             for one in local_backbone.auxiliary):
+    if is_classifier and any(
+        getattr(one, 'head', local_backbone) is None for one in local_backbone.auxiliary
+    ):
         runner.logger.warning(
             "All modules learn from the classifier's one head, which teaches them far less than "
             "heads of their own: set model.backbone.auxiliary=dict(type='SLM', head=dict("
             "type='ImageClassifier', neck=_base_.model.neck, head=_base_.model.head)), as --local "
-            'does')
+            'does'
+        )
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -158,8 +174,13 @@ class FBAHook(IterationSeedHook):
     # As MMEngine's hooks have it.
     priority = 'NORMAL'
 
-    def __init__(self, scope: str = 'past', bank_dtype: Optional[str] = None,
-                 log_terms: bool = False, invalid_loss: str = 'stop'):
+    def __init__(
+        self,
+        scope: str = 'past',
+        bank_dtype: Optional[str] = None,
+        log_terms: bool = False,
+        invalid_loss: str = 'stop',
+    ):
         if invalid_loss not in ('stop', 'skip'):
             raise LocalLearningError(f"invalid_loss={invalid_loss!r}: give 'stop' or 'skip'")
         self.invalid_loss = invalid_loss
@@ -189,13 +210,16 @@ class FBAHook(IterationSeedHook):
             raise LocalLearningError(
                 f'{type(runner.model).__name__} would not reduce the gradients of local losses '
                 "between processes: set model_wrapper_cfg=dict(type='LocalDataParallel') in the "
-                'config, or inherit configs/_base_/fba.py')
+                'config, or inherit configs/_base_/fba.py'
+            )
         if sum(isinstance(hook, FBAHook) for hook in runner.hooks) > 1:
             raise LocalLearningError(
                 'custom_hooks has several FBAHooks: modules would be trained as many times, leave '
-                'one')
+                'one'
+            )
         local_backbone = check_local_training(
-            _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope)
+            _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope
+        )
         name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)
         settings = runner.cfg.get('optim_wrapper') or {}
         check_settings(local_backbone, name, settings)
@@ -205,11 +229,15 @@ class FBAHook(IterationSeedHook):
         self._check = self._loss_check(runner, local_backbone)
         # Before other hooks' before_train, where some set what a resumed training has come to.
         self._settings = HeadSettings(
-            _unwrapped(runner.model), local_backbone, local_backbone.auxiliary)
+            _unwrapped(runner.model), local_backbone, local_backbone.auxiliary
+        )
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
         count = local_backbone.num_modules
-        what = f'Local learning in {count} modules, feature bank {self.bank.scope!r}' if count > 1 \
+        what = (
+            f'Local learning in {count} modules, feature bank {self.bank.scope!r}'
+            if count > 1
             else 'num_modules=1'
+        )
         runner.logger.info(f'{what}:\n{local_backbone.describe()}')
         if isinstance(runner.model, LocalModuleParallel):
             check_module_parallel(runner, self.bank.scope)
@@ -222,11 +250,13 @@ class FBAHook(IterationSeedHook):
         if mode == 'skip' and is_model_wrapper(runner.model):
             raise LocalLearningError(
                 "FBAHook(invalid_loss='skip') is for one process: others would wait for gradients "
-                "that don't come, leave it out")
+                "that don't come, leave it out"
+            )
         if mode == 'skip' and local_backbone.head_batch_size is not None:
             raise LocalLearningError(
                 "FBAHook(invalid_loss='skip') does not go with head_batch_size, which computes "
-                'gradients before the whole loss is known: leave out one')
+                'gradients before the whole loss is known: leave out one'
+            )
         if any(type(hook).__name__ == 'CheckInvalidLossHook' for hook in runner.hooks):
             mode = 'stop'
         return LossCheck(mode, local_backbone.num_modules)
@@ -260,7 +290,8 @@ class FBAHook(IterationSeedHook):
         self._model = model = _unwrapped(model)
         if self._settings is None:
             self._settings = HeadSettings(
-                model, self._local_backbone, self._local_backbone.auxiliary)
+                model, self._local_backbone, self._local_backbone.auxiliary
+            )
         self._optim_wrapper = optim_wrapper
         if self._check is not None:
             optim_wrapper.loss_check = self._check
@@ -272,14 +303,15 @@ class FBAHook(IterationSeedHook):
         self._heads = AssignedTargets.heads_of(model)
         self._handles = [
             model.register_forward_pre_hook(self._open, with_kwargs=True),
-            model.register_forward_hook(self._close, always_call=True)
+            model.register_forward_hook(self._close, always_call=True),
         ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this iteration's random generators, so that a resumed training draws the same."""
         super().before_train_iter(runner, batch_idx, data_batch)
-        self._generator.manual_seed((runner.seed or 0) * 1_000_003 + runner.iter +
-                                    self._seed_rank() * 1_000_000_007)
+        self._generator.manual_seed(
+            (runner.seed or 0) * 1_000_003 + runner.iter + self._seed_rank() * 1_000_000_007
+        )
         if self._check is not None:
             self._check.begin(runner.iter)
 
@@ -287,11 +319,9 @@ class FBAHook(IterationSeedHook):
         # Processes with modules of one batch draw as one process does, others for their images.
         return get_rank() if self._own_images else 0
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Write the local losses of this iteration to the log."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self._log:
@@ -330,8 +360,9 @@ class FBAHook(IterationSeedHook):
         if self._handles:
             self._follow()
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None,
-                       outputs: Any = None) -> None:
+    def after_val_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         """Take what validation has left on the model for none."""
         if self._handles:
             self._settings.note()
@@ -349,8 +380,16 @@ class FBAHook(IterationSeedHook):
         kwargs = {**dict(zip(('inputs', 'data_samples'), args)), **kwargs}
         inputs, data_samples = kwargs['inputs'], kwargs['data_samples']
         local_backbone = self._local_backbone
-        step = LocalStep(model, local_backbone, inputs, data_samples, self.bank,
-                         self.train_module, self._accumulate, self._generator)
+        step = LocalStep(
+            model,
+            local_backbone,
+            inputs,
+            data_samples,
+            self.bank,
+            self.train_module,
+            self._accumulate,
+            self._generator,
+        )
         if self.invalid_loss != 'skip':  # It is to know the whole loss before any gradient.
             step.head_batch_size = local_backbone.images_at_once(step.images)
         step.asked_for_slices = local_backbone.head_batch_size is not None

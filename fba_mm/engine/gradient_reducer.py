@@ -7,6 +7,7 @@ per forward pass of the wrapped module, while a shared head gets a part of its g
 K passes. What is kept of it: flat buckets in the order in which the backward pass completes them,
 started from hooks on the parameters, in the same order in every process.
 """
+
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
@@ -57,8 +58,9 @@ class _Bucket:
         """Wait until the gradients are those of all processes."""
         self._work.wait()
         if self._counts_users:
-            for parameter, users in zip(self.parameters,
-                                        self._flat[-len(self.parameters):].tolist()):
+            for parameter, users in zip(
+                self.parameters, self._flat[-len(self.parameters) :].tolist()
+            ):
                 if not users:
                     parameter.grad = None  # As in one process: nothing to apply, no decay.
         self._work = self._flat = None
@@ -67,10 +69,11 @@ class _Bucket:
 def _like(parameter: nn.Parameter, flat: Tensor, offset: int) -> Tensor:
     """A part of a flat tensor in the shape and, where that fills it, layout of a parameter."""
     dense = parameter.is_contiguous() or (
-        parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last))
+        parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    )
     if dense:
         return flat.as_strided(parameter.shape, parameter.stride(), offset)
-    return flat[offset:offset + parameter.numel()].view(parameter.shape)
+    return flat[offset : offset + parameter.numel()].view(parameter.shape)
 
 
 class GradientReducer:
@@ -93,11 +96,13 @@ class GradientReducer:
         ...     ...  # their gradients are means over all processes
     """
 
-    def __init__(self,
-                 names: Dict[nn.Parameter, str],
-                 process_group: Optional[dist.ProcessGroup] = None,
-                 bucket_cap_mb: float = 25,
-                 find_unused_parameters: bool = False):
+    def __init__(
+        self,
+        names: Dict[nn.Parameter, str],
+        process_group: Optional[dist.ProcessGroup] = None,
+        bucket_cap_mb: float = 25,
+        find_unused_parameters: bool = False,
+    ):
         self._names = names
         self._group = process_group
         self._bucket_bytes = bucket_cap_mb * 2**20
@@ -142,14 +147,17 @@ class GradientReducer:
                 raise LocalLearningError(
                     f'{self._name(parameter)} gets its gradient in several parts, as with '
                     'activation checkpointing of a layer that runs more than once: switch off '
-                    'with_cp, or train in one process')
+                    'with_cp, or train in one process'
+                )
             remaining.remove(parameter)
             while started < len(buckets) and not waiting[started]:
                 start_next()
 
-        handles = [] if self._find_unused else [
-            p.register_post_accumulate_grad_hook(on_gradient) for p in place
-        ]
+        handles = (
+            []
+            if self._find_unused
+            else [p.register_post_accumulate_grad_hook(on_gradient) for p in place]
+        )
         try:
             yield
         finally:
@@ -197,7 +205,8 @@ class GradientReducer:
         if missing:
             raise LocalLearningError(
                 f'{len(missing)} parameters got no gradient, such as {missing[0]}: freeze them, or '
-                "set model_wrapper_cfg=dict(type='LocalDataParallel', find_unused_parameters=True)")
+                "set model_wrapper_cfg=dict(type='LocalDataParallel', find_unused_parameters=True)"
+            )
 
     def _name(self, parameter: nn.Parameter) -> str:
         return self._names.get(parameter, f'a parameter of shape {tuple(parameter.shape)}')

@@ -1,4 +1,5 @@
 """``IterationSeedHook``: a training that is stopped and resumed is one that was never stopped."""
+
 import itertools
 from typing import Any, Dict, Iterator, Optional, Tuple
 
@@ -73,21 +74,27 @@ class IterationSeedHook(Hook):
         self._gradients = checkpoint.get('gradients') or {}
         own = {name: p.shape for name, p in _parameters(runner)}
         if not isinstance(self._gradients, dict) or any(
-                not isinstance(gradient, Tensor) or gradient.shape != own.get(name)
-                for name, gradient in self._gradients.items()):
-            raise LocalLearningError("the checkpoint's gradients are not those of the model: use "
-                                     'another checkpoint')
+            not isinstance(gradient, Tensor) or gradient.shape != own.get(name)
+            for name, gradient in self._gradients.items()
+        ):
+            raise LocalLearningError(
+                "the checkpoint's gradients are not those of the model: use another checkpoint"
+            )
 
     def before_train(self, runner) -> None:
         """Find the place where the training goes on, and let its dataloader seed samples."""
-        if any(isinstance(hook, IterationSeedHook) for hook in
-               itertools.takewhile(lambda hook: hook is not self, runner.hooks)):
+        if any(
+            isinstance(hook, IterationSeedHook)
+            for hook in itertools.takewhile(lambda hook: hook is not self, runner.hooks)
+        ):
             return  # Another one has.
         loop, info = runner.train_loop, runner.message_hub.runtime_info
         for key in ('sampler_seed', 'batch_in_epoch', 'batches_per_epoch'):
             if not isinstance(info.get(key, 0), int) or info.get(key, 0) < 0:
-                raise LocalLearningError(f"cannot resume: {key}={info[key]!r} in the checkpoint's "
-                                         'message_hub is no number from 0, use another checkpoint')
+                raise LocalLearningError(
+                    f"cannot resume: {key}={info[key]!r} in the checkpoint's "
+                    'message_hub is no number from 0, use another checkpoint'
+                )
         dataloader = loop.dataloader
         sampler = getattr(dataloader, 'sampler', None)
         if hasattr(getattr(dataloader, 'batch_sampler', None), 'sampler'):
@@ -114,10 +121,13 @@ class IterationSeedHook(Hook):
         if batches is None and not hasattr(dataloader, 'skip'):
             runner.logger.warning(
                 f'{type(loop).__name__} and {type(dataloader).__name__}: samples are not seeded '
-                'one by one, a resumed training draws other augmentations')
+                'one by one, a resumed training draws other augmentations'
+            )
         for name in _with_a_state(dataloader.dataset) if runner.iter else ():
-            runner.logger.warning(f'{name} has a state of its own, which checkpoints do not hold: '
-                                  'the resumed training draws other augmentations')
+            runner.logger.warning(
+                f'{name} has a state of its own, which checkpoints do not hold: '
+                'the resumed training draws other augmentations'
+            )
         self._restore_gradients(runner)
 
     def _start_within_epoch(self, runner, batches: Any) -> None:
@@ -132,7 +142,8 @@ class IterationSeedHook(Hook):
         if former != count or not hasattr(batches, 'skip'):
             runner.logger.warning(
                 f'the checkpoint was saved after {place} of {former} batches of an epoch, now '
-                f'there are {count}: the epoch starts from its beginning')
+                f'there are {count}: the epoch starts from its beginning'
+            )
             return
         batches.skip = self._resumed_at = place
         # The loop counts from 0 the batches that are left.
@@ -145,11 +156,9 @@ class IterationSeedHook(Hook):
         if get_device() != 'cpu':
             torch.manual_seed(torch.initial_seed())
 
-    def after_train_iter(self,
-                         runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         """Note the place within the epoch."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             runner.message_hub.update_info('batch_in_epoch', batch_idx + 1)
@@ -163,8 +172,10 @@ class IterationSeedHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Save gradients that are still being accumulated."""
-        if 'optimizer' not in checkpoint or getattr(
-                runner.optim_wrapper, '_accumulative_counts', 1) == 1:
+        if (
+            'optimizer' not in checkpoint
+            or getattr(runner.optim_wrapper, '_accumulative_counts', 1) == 1
+        ):
             return
         gradients = {name: p.grad for name, p in _parameters(runner) if p.grad is not None}
         if gradients and get_world_size() == 1:
@@ -172,7 +183,8 @@ class IterationSeedHook(Hook):
         elif gradients:
             runner.logger.warning(
                 'the checkpoint is saved while gradients are accumulated, and does not hold them: '
-                'to resume exactly, save after a multiple of accumulative_counts')
+                'to resume exactly, save after a multiple of accumulative_counts'
+            )
 
     def _restore_gradients(self, runner) -> None:
         gradients, self._gradients = self._gradients, {}
@@ -197,7 +209,8 @@ def _with_a_state(dataset: Any) -> Iterator[str]:
     for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
         # Albumentations' transforms seed theirs from the operating system.
         if hasattr(transform, 'results_cache') or hasattr(
-                getattr(transform, 'aug', transform), 'random_generator'):
+            getattr(transform, 'aug', transform), 'random_generator'
+        ):
             yield type(transform).__name__
     for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
         if inner is not None and inner is not dataset:

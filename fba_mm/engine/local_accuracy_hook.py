@@ -1,4 +1,5 @@
 """``LocalAccuracyHook``: how good the modules are by themselves."""
+
 from typing import Any, Dict, List, Optional
 
 import torch
@@ -40,24 +41,36 @@ class LocalAccuracyHook(Hook):
         self._correct = None
 
     @torch.no_grad()
-    def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None,
-                       outputs: Optional[List] = None) -> None:
+    def after_val_iter(
+        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[List] = None
+    ) -> None:
         """Ask every module about the batch."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         local_backbone = find_local_backbone(model)
         if local_backbone.num_modules == 1:
             return
         data = model.data_preprocessor(data_batch, False)
-        step = LocalStep(model, local_backbone, data['inputs'], data['data_samples'], self.bank,
-                         train=None, generator=torch.Generator())
+        step = LocalStep(
+            model,
+            local_backbone,
+            data['inputs'],
+            data['data_samples'],
+            self.bank,
+            train=None,
+            generator=torch.Generator(),
+        )
         labels = step.labels()
         if labels.ndim == 2:
             raise LocalLearningError(
                 'LocalAccuracyHook compares with one class per image, and these have shares of '
-                'several: leave it out of custom_hooks')
-        found = torch.stack([
-            (logits.argmax(1) == labels).sum()
-            for logits in local_backbone.local_logits(step.images, step)])
+                'several: leave it out of custom_hooks'
+            )
+        found = torch.stack(
+            [
+                (logits.argmax(1) == labels).sum()
+                for logits in local_backbone.local_logits(step.images, step)
+            ]
+        )
         counts = torch.cat([found, found.new_tensor([len(labels)])])
         self._correct = counts if self._correct is None else self._correct + counts
         self.bank.clear()

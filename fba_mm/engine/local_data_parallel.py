@@ -1,4 +1,5 @@
 """``LocalDataParallel``: local learning in several processes, each with a part of the batch."""
+
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Optional
 
@@ -43,28 +44,42 @@ class LocalDataParallel(nn.Module):
         >>> model_wrapper_cfg = dict(type='LocalDataParallel')
     """
 
-    def __init__(self,
-                 module: nn.Module,
-                 process_group: Optional[dist.ProcessGroup] = None,
-                 bucket_cap_mb: float = 25,
-                 broadcast_buffers: bool = False,
-                 find_unused_parameters: bool = False):
+    def __init__(
+        self,
+        module: nn.Module,
+        process_group: Optional[dist.ProcessGroup] = None,
+        bucket_cap_mb: float = 25,
+        broadcast_buffers: bool = False,
+        find_unused_parameters: bool = False,
+    ):
         super().__init__()
         if not is_distributed():
             raise LocalLearningError(
                 'LocalDataParallel needs several processes: start them with tools/dist_train.sh, '
-                'or train the model without it')
-        check_number('model_wrapper_cfg.bucket_cap_mb', bucket_cap_mb, above=0,
-                     fix=', a size in MiB, such as 25')
-        check_agreement('model', {
-            name: f'{tuple(p.shape)} {p.dtype}{"" if p.requires_grad else ", frozen"}'
-            for name, p in module.named_parameters()
-        })
+                'or train the model without it'
+            )
+        check_number(
+            'model_wrapper_cfg.bucket_cap_mb',
+            bucket_cap_mb,
+            above=0,
+            fix=', a size in MiB, such as 25',
+        )
+        check_agreement(
+            'model',
+            {
+                name: f'{tuple(p.shape)} {p.dtype}{"" if p.requires_grad else ", frozen"}'
+                for name, p in module.named_parameters()
+            },
+        )
         self.module = module
         self.broadcast_buffers = broadcast_buffers
         self._group = process_group
-        self.reducer = GradientReducer({p: name for name, p in module.named_parameters()},
-                                       process_group, bucket_cap_mb, find_unused_parameters)
+        self.reducer = GradientReducer(
+            {p: name for name, p in module.named_parameters()},
+            process_group,
+            bucket_cap_mb,
+            find_unused_parameters,
+        )
         self._broadcast([p.detach() for p in module.parameters()])
         self._broadcast(list(module.buffers()))
 
@@ -85,7 +100,8 @@ class LocalDataParallel(nn.Module):
         if not isinstance(optim_wrapper, LocalOptimWrapper):
             raise LocalLearningError(
                 f'{type(optim_wrapper).__name__} does not reduce gradients with LocalDataParallel: '
-                "set optim_wrapper.type='LocalOptimWrapper'")
+                "set optim_wrapper.type='LocalOptimWrapper'"
+            )
         optim_wrapper.reducer = self.reducer
         self.reducer.begin_iteration()
         if self.broadcast_buffers:

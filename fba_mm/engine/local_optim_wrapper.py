@@ -1,4 +1,5 @@
 """``LocalOptimWrapper``: when gradients are computed and applied."""
+
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, Optional, Sequence, Union
 
@@ -60,7 +61,8 @@ class LocalOptimWrapper(OptimWrapper):
         # Of others it is not known, unless the user says 'eager'.
         self.by_parameter = apply == 'eager' or type(optimizer).__module__.startswith('torch.optim')
         self.apply = apply or (
-            'eager' if self.by_parameter and not self.clip_grad_kwargs else 'end')
+            'eager' if self.by_parameter and not self.clip_grad_kwargs else 'end'
+        )
         self._groups: Dict[nn.Parameter, int] = {}
         # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
         # over all processes.
@@ -109,8 +111,9 @@ class LocalOptimWrapper(OptimWrapper):
         if self.loss_check is not None and not self.loss_check.finishes(loss):
             self._inner_count += 1
             return
-        parameters = [p for g in self.optimizer.param_groups for p in g['params']
-                      if p.requires_grad]
+        parameters = [
+            p for g in self.optimizer.param_groups for p in g['params'] if p.requires_grad
+        ]
         if not self._reduces:
             with self._applying_eagerly(parameters):
                 self._backward(loss, **kwargs)
@@ -189,7 +192,8 @@ class LocalOptimWrapper(OptimWrapper):
                 raise LocalLearningError(
                     f'a parameter of shape {tuple(parameter.shape)} gets its gradient in several '
                     'parts, as with activation checkpointing of a layer that runs more than once: '
-                    "set optim_wrapper.apply='end'")
+                    "set optim_wrapper.apply='end'"
+                )
             applied.add(id(parameter))
             complete.append(parameter)
             nbytes += parameter.grad.nbytes
@@ -233,8 +237,9 @@ class LocalOptimWrapper(OptimWrapper):
     def _group_index(self, parameter: nn.Parameter) -> int:
         """Which of the optimizer's groups a parameter is in; -1 if in none."""
         if parameter not in self._groups:
-            self._groups = {p: i for i, group in enumerate(self.optimizer.param_groups)
-                            for p in group['params']}
+            self._groups = {
+                p: i for i, group in enumerate(self.optimizer.param_groups) for p in group['params']
+            }
             self._groups.setdefault(parameter, -1)
         return self._groups[parameter]
 
@@ -273,24 +278,27 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         ...                      optimizer=dict(type='SGD', lr=0.01))
     """
 
-    def __init__(self,
-                 loss_scale: Union[str, float, dict] = 'dynamic',
-                 dtype: Optional[Union[str, torch.dtype]] = None,
-                 **kwargs):
+    def __init__(
+        self,
+        loss_scale: Union[str, float, dict] = 'dynamic',
+        dtype: Optional[Union[str, torch.dtype]] = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        device = next((p.device.type for group in self.optimizer.param_groups
-                       for p in group['params']), 'cpu')
+        device = next(
+            (p.device.type for group in self.optimizer.param_groups for p in group['params']), 'cpu'
+        )
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype, dtype)
         if dtype not in (None, torch.float16, torch.bfloat16):
-            raise LocalLearningError(
-                f"optim_wrapper.dtype={dtype!r}: give 'float16' or 'bfloat16'")
+            raise LocalLearningError(f"optim_wrapper.dtype={dtype!r}: give 'float16' or 'bfloat16'")
         self.device_type = device
         self.cast_dtype = dtype or autocast_dtype(device)
         if not autocasts_to(device, self.cast_dtype):
             raise LocalLearningError(
                 f'autocast of torch {torch.__version__} does not compute in '
-                f"{str(self.cast_dtype)[6:]} on {device}: set optim_wrapper.dtype='bfloat16'")
+                f"{str(self.cast_dtype)[6:]} on {device}: set optim_wrapper.dtype='bfloat16'"
+            )
         self._fixed_scale = None
         if isinstance(loss_scale, (int, float)) and not isinstance(loss_scale, bool):
             self._fixed_scale = float(check_number('optim_wrapper.loss_scale', loss_scale, above=0))
@@ -302,11 +310,11 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         else:
             raise LocalLearningError(
                 f"optim_wrapper.loss_scale={loss_scale!r}: give 'dynamic', a number, or a dict of "
-                "GradScaler's arguments")
+                "GradScaler's arguments"
+            )
         for name in ('init_scale', 'growth_factor', 'backoff_factor'):
             check_number(f'optim_wrapper.loss_scale.{name}', settings.get(name, 1), above=0)
-        self.loss_scaler = GradScaler(
-            device, enabled=self.cast_dtype == torch.float16, **settings)
+        self.loss_scaler = GradScaler(device, enabled=self.cast_dtype == torch.float16, **settings)
         # Kept until the scaler's update, which tells them apart by identity.
         self._scaled_steps: List[_ScaledStep] = []
 

@@ -1,4 +1,5 @@
 """Optimizer settings by parameter name, with auxiliary networks as parts of the head."""
+
 import copy
 from typing import Optional
 
@@ -55,9 +56,11 @@ class LocalOptimWrapperConstructor:
         stock = settings.pop('stock_constructor', 'DefaultOptimWrapperConstructor')
         if settings.get('custom_keys'):
             settings['custom_keys'] = {
-                _shown(key): value for key, value in settings['custom_keys'].items()}
-        self._stock = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(
-            type=stock, optim_wrapper_cfg=optim_wrapper_cfg, paramwise_cfg=settings or None))
+                _shown(key): value for key, value in settings['custom_keys'].items()
+            }
+        self._stock = OPTIM_WRAPPER_CONSTRUCTORS.build(
+            dict(type=stock, optim_wrapper_cfg=optim_wrapper_cfg, paramwise_cfg=settings or None)
+        )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """The optimizer wrapper of all parameters of a model that learns locally."""
@@ -89,7 +92,8 @@ def _with_stock_names(model: nn.Module) -> nn.Module:
     if local is None:
         raise LocalLearningError(
             'optim_wrapper.constructor=LocalOptimWrapperConstructor is for models with a '
-            'LocalBackbone: give the stock constructor itself')
+            'LocalBackbone: give the stock constructor itself'
+        )
     for name, parameter in model.named_parameters(recurse=False):
         view.register_parameter(name, parameter)
     if depth is not None:
@@ -130,4 +134,5 @@ def check_settings(local_backbone: LocalBackbone, name: str, optim_wrapper: dict
             raise LocalLearningError(
                 f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} reaches the auxiliary networks in '
                 'the backbone, too, which are parts of the head: set optim_wrapper.constructor='
-                f"'LocalOptimWrapperConstructor'{stock}")
+                f"'LocalOptimWrapperConstructor'{stock}"
+            )

@@ -1,4 +1,5 @@
 """``LocalShardedDataParallel``: data parallel training of modules that are whole one at a time."""
+
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Set
 
@@ -10,8 +11,13 @@ from mmengine.registry import MODEL_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..compat.torch_versions import (DeviceMesh, DTensor, check_fully_shard, distribute_tensor,
-                                     init_device_mesh)
+from ..compat.torch_versions import (
+    DeviceMesh,
+    DTensor,
+    check_fully_shard,
+    distribute_tensor,
+    init_device_mesh,
+)
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from .local_data_parallel import LocalDataParallel
@@ -52,20 +58,27 @@ class LocalShardedDataParallel(LocalDataParallel):
         >>> model_wrapper_cfg = dict(type='LocalShardedDataParallel')
     """
 
-    def __init__(self,
-                 module: nn.Module,
-                 process_group: Optional[dist.ProcessGroup] = None,
-                 broadcast_buffers: bool = False,
-                 find_unused_parameters: bool = False):
+    def __init__(
+        self,
+        module: nn.Module,
+        process_group: Optional[dist.ProcessGroup] = None,
+        broadcast_buffers: bool = False,
+        find_unused_parameters: bool = False,
+    ):
         check_fully_shard()
-        super().__init__(module, process_group, broadcast_buffers=broadcast_buffers,
-                         find_unused_parameters=find_unused_parameters)
+        super().__init__(
+            module,
+            process_group,
+            broadcast_buffers=broadcast_buffers,
+            find_unused_parameters=find_unused_parameters,
+        )
         self._find_unused = find_unused_parameters
         self._backbone = next((m for m in module.modules() if isinstance(m, LocalBackbone)), None)
         if self._backbone is None:
             raise LocalLearningError(
                 'LocalShardedDataParallel found no LocalBackbone in the model: wrap the backbone, '
-                'or leave model_wrapper_cfg out')
+                'or leave model_wrapper_cfg out'
+            )
         # By module; the last one has the model's neck and head, and what else is no module's. In a
         # list of its own: they are no modules of this one.
         self._parts: List[ShardedPart] = []
@@ -83,21 +96,30 @@ class LocalShardedDataParallel(LocalDataParallel):
                 part.release()
             return
         kind = next(self.module.parameters()).device.type
-        mesh = (init_device_mesh(kind, (dist.get_world_size(), )) if self._group is None
-                else DeviceMesh.from_group(self._group, kind))
+        mesh = (
+            init_device_mesh(kind, (dist.get_world_size(),))
+            if self._group is None
+            else DeviceMesh.from_group(self._group, kind)
+        )
         whole = dict(self.module.named_parameters())
         *modules, rest = self._parameters_by_part()
         for k, parameters in enumerate(modules):
             if parameters:
                 self._part_of_module[k] = ShardedPart(
-                    self.module, parameters, mesh, self._find_unused)
+                    self.module, parameters, mesh, self._find_unused
+                )
         self._parts.extend(self._part_of_module.values())
         if rest:
             self._rest = ShardedPart(self.module, rest, mesh, self._find_unused)
             self._parts.append(self._rest)
-        _shard_optimizer(optim_wrapper.optimizer, {
-            whole[name]: piece for part in self._parts
-            for name, piece in zip(part.names, part.pieces)})
+        _shard_optimizer(
+            optim_wrapper.optimizer,
+            {
+                whole[name]: piece
+                for part in self._parts
+                for name, piece in zip(part.names, part.pieces)
+            },
+        )
         self.reducer = ShardedReducer(self._parts)
         self._backbone.before_module = self._enter
 
@@ -106,21 +128,30 @@ class LocalShardedDataParallel(LocalDataParallel):
         backbone = self._backbone
         names = {p: name for name, p in self.module.named_parameters()}
         # The network's own last layers are a head like another, which modules may share.
-        head = {p for name in backbone.head_layers()
-                for p in backbone.backbone.get_submodule(name).parameters()}
+        head = {
+            p
+            for name in backbone.head_layers()
+            for p in backbone.backbone.get_submodule(name).parameters()
+        }
         found: Dict[nn.Parameter, int] = {}
         for k, module in enumerate(backbone.module_segments):
-            parameters = [p for i in module for p in backbone.segments[i].parameters(
-                backbone.backbone) if p not in head]
+            parameters = [
+                p
+                for i in module
+                for p in backbone.segments[i].parameters(backbone.backbone)
+                if p not in head
+            ]
             if k < len(backbone.auxiliary):
                 parameters.extend(backbone.auxiliary[k].parameters())
             for p in parameters:
                 if found.setdefault(p, k) != k:
                     raise LocalLearningError(
                         f'{names[p]} is part of modules {found[p] + 1} and {k + 1}, and each is '
-                        f'freed before the next one runs: set a smaller num_modules, or {_MEND}')
-        parts = [{p for p, owner in found.items() if owner == k}
-                 for k in range(backbone.num_modules)]
+                        f'freed before the next one runs: set a smaller num_modules, or {_MEND}'
+                    )
+        parts = [
+            {p for p, owner in found.items() if owner == k} for k in range(backbone.num_modules)
+        ]
         return [*parts, names.keys() - found.keys()]
 
     @property
@@ -172,7 +203,8 @@ class LocalShardedDataParallel(LocalDataParallel):
         """There is no such thing: gradients are in pieces from each backward pass on."""
         raise LocalLearningError(
             'LocalShardedDataParallel has no gradients of single processes: set '
-            'optim_wrapper.accumulative_counts, or take LocalDataParallel')
+            'optim_wrapper.accumulative_counts, or take LocalDataParallel'
+        )
 
     def gather_weights(self) -> None:
         """Give all processes all weights, until the next training step."""
@@ -223,8 +255,9 @@ class LocalShardedDataParallel(LocalDataParallel):
             for parameter in group['params']:
                 if parameter in optimizer.state:
                     pieces[parameter] = optimizer.state[parameter]
-        whole = {p: {name: _whole(value) for name, value in state.items()}
-                 for p, state in pieces.items()}
+        whole = {
+            p: {name: _whole(value) for name, value in state.items()} for p, state in pieces.items()
+        }
         optimizer.state.update(whole)
         try:
             yield
@@ -250,15 +283,16 @@ def _shard_optimizer(optimizer: Optimizer, replaced: Dict[nn.Parameter, nn.Param
         state = optimizer.state.pop(parameter)
         optimizer.state[piece] = {
             # Counts of steps are scalars like some parameters, but nobody's piece.
-            name: _piece(value, piece) if isinstance(value, Tensor) and name != 'step' and
-            value.shape == piece.shape else value for name, value in state.items()
+            name: _piece(value, piece)
+            if isinstance(value, Tensor) and name != 'step' and value.shape == piece.shape
+            else value
+            for name, value in state.items()
         }
 
 
 def _piece(value: Tensor, like: DTensor) -> DTensor:
     # A copy: a part of the whole would keep the whole.
-    return distribute_tensor(
-        value, like.device_mesh, like.placements, src_data_rank=None).clone()
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
 def check_sharded(runner, scope: str) -> None:
@@ -276,28 +310,34 @@ def check_sharded(runner, scope: str) -> None:
     if scope == 'all':
         raise LocalLearningError(
             "the extra pass of FBAHook's scope='all' needs all modules at once, and they are "
-            f"gathered one by one: set scope='past', or {_MEND}")
+            f"gathered one by one: set scope='past', or {_MEND}"
+        )
     for module in model.modules():
         if getattr(module, 'follows_next_module', False):
             raise LocalLearningError(
                 f'{type(module).__name__} follows the weights of the next module, which are in '
-                f'pieces then: take another auxiliary network, or {_MEND}')
+                f'pieces then: take another auxiliary network, or {_MEND}'
+            )
     if not wrapper.by_parameter:
         raise LocalLearningError(
             f'{type(wrapper.optimizer).__name__} may look at all gradients at once, as LAMB does, '
             "and they are in pieces: take one of torch's optimizers, set "
             "optim_wrapper.apply='eager' where it treats each parameter by itself and knows torch's "
-            f'DTensor, or {_MEND}')
+            f'DTensor, or {_MEND}'
+        )
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(
             'an overflow in a piece of the gradients is seen by one process alone: set '
-            f"optim_wrapper.dtype='bfloat16', which needs no loss scale, or {_MEND}")
+            f"optim_wrapper.dtype='bfloat16', which needs no loss scale, or {_MEND}"
+        )
     for hook in getattr(runner, 'hooks', ()):
         if isinstance(hook, EMAHook):
             raise LocalLearningError(
                 'EMAHook averages a network that is whole, which no process has: leave it out, or '
-                f'{_MEND}')
+                f'{_MEND}'
+            )
         if isinstance(hook, CheckpointHook) and not hasattr(hook, 'saves_whole_model'):
             raise LocalLearningError(
                 f"{type(hook).__name__} would save one process's pieces: set "
-                "default_hooks.checkpoint.type='AtomicCheckpointHook'")
+                "default_hooks.checkpoint.type='AtomicCheckpointHook'"
+            )

@@ -1,4 +1,5 @@
 """Losses that are NaN or infinite: named, and kept from the weights where that is free."""
+
 import logging
 from typing import Dict, List, Optional, Tuple
 
@@ -75,24 +76,34 @@ class LossCheck:
         losses = [one.detach().float().reshape(()) for _, one, _ in waiting]
         if not losses or self._is_number(torch.stack(losses)):
             return True
-        return all(self._is_number(one) or self._report(*module)
-                   for one, module in zip(losses, waiting))
+        return all(
+            self._is_number(one) or self._report(*module) for one, module in zip(losses, waiting)
+        )
 
     @staticmethod
     def _is_number(losses: Tensor) -> bool:
         return bool(torch.isfinite(losses.detach()).all())
 
     def _report(self, index: int, loss: Tensor, terms: Dict[str, Tensor]) -> bool:
-        place = 'the model itself' if self._num_modules == 1 else (
-            f'module {index + 1} of {self._num_modules}')
-        values = ', '.join(f'{name} {float(value.detach())}' for name, value in terms.items()
-                           if name != 'loss' and not self._is_number(value))
-        what = (f'iteration {self._iteration + 1}: the loss of {place} is {float(loss.detach())}'
-                f'{f" ({values})" if values else ""}')
+        place = (
+            'the model itself'
+            if self._num_modules == 1
+            else (f'module {index + 1} of {self._num_modules}')
+        )
+        values = ', '.join(
+            f'{name} {float(value.detach())}'
+            for name, value in terms.items()
+            if name != 'loss' and not self._is_number(value)
+        )
+        what = (
+            f'iteration {self._iteration + 1}: the loss of {place} is {float(loss.detach())}'
+            f'{f" ({values})" if values else ""}'
+        )
         if self.mode == 'skip':
             print_log(f'{what}; it is not trained on this batch', 'current', logging.WARNING)
             return False
         raise LocalLearningError(
             f'{what}: look at the data of this batch, lower the learning rate, clip gradients with '
             "optim_wrapper.clip_grad, or go on without this module's step, "
-            "dict(type='FBAHook', invalid_loss='skip')")
+            "dict(type='FBAHook', invalid_loss='skip')"
+        )

@@ -1,4 +1,5 @@
 """``MessageChannel``: whatever a batch is made of, from one process to the next."""
+
 import io
 import pickle
 from typing import Any, Dict, List, Optional, Tuple
@@ -33,7 +34,6 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-
     def __init__(self, content: bytes, tensors: List[Tensor]):
         super().__init__(io.BytesIO(content))
         self._tensors = tensors
@@ -43,8 +43,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _innermost_channels(tensor: Tensor) -> bool:
-    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(
-        memory_format=torch.channels_last)
+    return (
+        tensor.dim() == 4
+        and not tensor.is_contiguous()
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ def _bytes_of(tensor: Tensor) -> Tensor:
         tensor = tensor.permute(0, 2, 3, 1)
     tensor = tensor.contiguous()
     # A single element counts as contiguous whatever its stride, which may be 0.
-    return tensor.as_strided((tensor.numel(), ), (1, )).view(torch.uint8)
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 class _Layout:
@@ -123,16 +126,20 @@ class MessageChannel:
         layouts = [_Layout(tensor) for tensor in pickler.tensors]
         content = pickle.dumps((layouts, file.getvalue()), pickle.HIGHEST_PROTOCOL)
         device = get_comm_device()
-        packed = [_bytes_of(tensor).to(device)
-                  for tensor, layout in zip(pickler.tensors, layouts)
-                  if layout.nbytes < _ALONE_BYTES]
+        packed = [
+            _bytes_of(tensor).to(device)
+            for tensor, layout in zip(pickler.tensors, layouts)
+            if layout.nbytes < _ALONE_BYTES
+        ]
         parts = [
             torch.tensor([len(content)], device=device),
             torch.frombuffer(bytearray(content), dtype=torch.uint8).to(device),
             torch.cat(packed) if packed else torch.empty(0, dtype=torch.uint8),
-            *(_bytes_of(tensor).to(device)
-              for tensor, layout in zip(pickler.tensors, layouts)
-              if layout.nbytes >= _ALONE_BYTES)
+            *(
+                _bytes_of(tensor).to(device)
+                for tensor, layout in zip(pickler.tensors, layouts)
+                if layout.nbytes >= _ALONE_BYTES
+            ),
         ]
         self.flush()
         for part in parts:
@@ -152,14 +159,18 @@ class MessageChannel:
         length = self._get(torch.empty(1, dtype=torch.int64, device=device))
         content = self._get(torch.empty(int(length), dtype=torch.uint8, device=device))
         layouts, pickled = pickle.loads(content.cpu().numpy().tobytes())
-        packed = self._get(torch.empty(
-            sum(layout.nbytes for layout in layouts if layout.nbytes < _ALONE_BYTES),
-            dtype=torch.uint8, device=device))
+        packed = self._get(
+            torch.empty(
+                sum(layout.nbytes for layout in layouts if layout.nbytes < _ALONE_BYTES),
+                dtype=torch.uint8,
+                device=device,
+            )
+        )
         tensors, offset = [], 0
         for layout in layouts:
             if layout.nbytes < _ALONE_BYTES:
                 # A copy begins at an address that any data type can begin at.
-                part = packed[offset:offset + layout.nbytes].clone()
+                part = packed[offset : offset + layout.nbytes].clone()
                 offset += layout.nbytes
             else:
                 part = self._get(torch.empty(layout.nbytes, dtype=torch.uint8, device=device))

@@ -1,4 +1,5 @@
 """``LocalModuleParallel``: modules in several processes, each at work on a batch of its own."""
+
 import inspect
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
@@ -59,18 +60,20 @@ class LocalModuleParallel(nn.Module):
         >>> model_wrapper_cfg = dict(type='LocalModuleParallel')
     """
 
-    def __init__(self,
-                 module: nn.Module,
-                 modules_per_process: Optional[Sequence[int]] = None):
+    def __init__(self, module: nn.Module, modules_per_process: Optional[Sequence[int]] = None):
         super().__init__()
         if not is_distributed():
             raise LocalLearningError(
                 'LocalModuleParallel needs several processes: start them with tools/dist_train.sh, '
-                'or leave model_wrapper_cfg out')
-        check_agreement('model', {
-            name: f'{tuple(p.shape)} {p.dtype}{"" if p.requires_grad else ", frozen"}'
-            for name, p in module.named_parameters()
-        })
+                'or leave model_wrapper_cfg out'
+            )
+        check_agreement(
+            'model',
+            {
+                name: f'{tuple(p.shape)} {p.dtype}{"" if p.requires_grad else ", frozen"}'
+                for name, p in module.named_parameters()
+            },
+        )
         self.module = module
         self._name, self._backbone = _local_backbone_of(module)
         _check_untied(module, self._backbone)
@@ -81,8 +84,9 @@ class LocalModuleParallel(nn.Module):
         self.modules_here = self._backbone.modules_here = self.spans[count - 1 - rank]
         self._ranks = self._rank_by_name()
         self._check_parameters()
-        self._foreign = [(name, p) for name, p in module.named_parameters()
-                         if self._ranks[name] != rank]
+        self._foreign = [
+            (name, p) for name, p in module.named_parameters() if self._ranks[name] != rank
+        ]
         device = next(module.parameters()).device
         self._before = MessageChannel(rank + 1, device) if rank + 1 < count else None
         self._after = MessageChannel(rank - 1, device) if rank else None
@@ -103,7 +107,8 @@ class LocalModuleParallel(nn.Module):
         return 'Module parallel: ' + ', '.join(
             f'module{"s" if len(span) > 1 else ""} '
             f'{"-".join(str(k + 1) for k in sorted({span[0], span[-1]}))} in process {last - s}'
-            for s, span in enumerate(self.spans))
+            for s, span in enumerate(self.spans)
+        )
 
     def train_step(self, data: Any, optim_wrapper: LocalOptimWrapper) -> Dict[str, Tensor]:
         """One training iteration of this process's modules.
@@ -186,8 +191,9 @@ class LocalModuleParallel(nn.Module):
         parameters = [p for group in optimizer.param_groups for p in group['params']]
         if self._rank:
             channel = MessageChannel(0, parameters[0].device)
-            channel.send({i: optimizer.state[p] for i, p in enumerate(parameters)
-                          if p in optimizer.state})
+            channel.send(
+                {i: optimizer.state[p] for i, p in enumerate(parameters) if p in optimizer.state}
+            )
             channel.flush()
         else:
             for rank in range(1, len(self.spans)):
@@ -217,8 +223,11 @@ class LocalModuleParallel(nn.Module):
         tensors = dict((*model.named_parameters(), *model.named_buffers()))
         ranks = list(ranks)
         for rank in ranks:
-            own = [t.detach() for name, t in tensors.items()
-                   if len(ranks) == 1 or self._ranks[name] == rank]
+            own = [
+                t.detach()
+                for name, t in tensors.items()
+                if len(ranks) == 1 or self._ranks[name] == rank
+            ]
             if own:
                 dist._broadcast_coalesced(dist.group.WORLD, own, _BROADCAST_BYTES, rank)
 
@@ -230,16 +239,20 @@ class LocalModuleParallel(nn.Module):
             rank = len(self.spans) - 1 - stage
             for k in span:
                 segments = [backbone.segments[i] for i in backbone.module_segments[k]]
-                names = [f'backbone.{name}' for segment in segments
-                         for name in (*segment.submodules, *segment.own_parameters)]
+                names = [
+                    f'backbone.{name}'
+                    for segment in segments
+                    for name in (*segment.submodules, *segment.own_parameters)
+                ]
                 if k < len(backbone.auxiliary):
                     names.append(f'auxiliary.{k}')
                 prefixes.extend((f'{self._name}.{name}', rank) for name in names)
         ranks = {}
         for name, _ in (*self.module.named_parameters(), *self.module.named_buffers()):
             # The model's own neck and head, and what no segment knows, are with the last module.
-            ranks[name] = next((rank for prefix, rank in prefixes
-                                if f'{name}.'.startswith(f'{prefix}.')), 0)
+            ranks[name] = next(
+                (rank for prefix, rank in prefixes if f'{name}.'.startswith(f'{prefix}.')), 0
+            )
         return ranks
 
     def _check_parameters(self) -> None:
@@ -250,8 +263,11 @@ class LocalModuleParallel(nn.Module):
             for k in span:
                 if k == self._backbone.num_modules - 1:
                     segments = self._backbone.module_segments[k]
-                    parameters = [p for i in segments for p in
-                                  self._backbone.segments[i].parameters(self._backbone.backbone)]
+                    parameters = [
+                        p
+                        for i in segments
+                        for p in self._backbone.segments[i].parameters(self._backbone.backbone)
+                    ]
                 else:
                     parameters = self._backbone.local_parameters(k)
                 for p in parameters:
@@ -259,7 +275,8 @@ class LocalModuleParallel(nn.Module):
                         raise LocalLearningError(
                             f'{names[p]} is part of modules in process {last - trained[p]} and in '
                             f'process {last - stage}: give model_wrapper_cfg.modules_per_process '
-                            'with these in one')
+                            'with these in one'
+                        )
 
     def _check_gradients(self) -> None:
         """What a module's loss gives to other processes' parameters would be lost."""
@@ -267,7 +284,8 @@ class LocalModuleParallel(nn.Module):
             if parameter.grad is not None:
                 raise LocalLearningError(
                     f'{name} gets a gradient in process {self._rank}, and is trained in process '
-                    f'{self._ranks[name]}: give modules heads of their own, or {_MEND}')
+                    f'{self._ranks[name]}: give modules heads of their own, or {_MEND}'
+                )
 
 
 def _local_backbone_of(model: nn.Module) -> Tuple[str, LocalBackbone]:
@@ -276,19 +294,24 @@ def _local_backbone_of(model: nn.Module) -> Tuple[str, LocalBackbone]:
             return name, module
     raise LocalLearningError(
         'LocalModuleParallel found no LocalBackbone in the model: wrap the backbone, or leave '
-        'model_wrapper_cfg out')
+        'model_wrapper_cfg out'
+    )
 
 
-def _spans(backbone: LocalBackbone, count: int, modules_per_process: Optional[Sequence[int]]
-           ) -> List[range]:
+def _spans(
+    backbone: LocalBackbone, count: int, modules_per_process: Optional[Sequence[int]]
+) -> List[range]:
     """The modules of each process, from the first module on."""
     if backbone.num_modules < count:
         raise LocalLearningError(
             f'{count} processes for num_modules={backbone.num_modules}: set that to {count} or more, '
-            'or start as many processes as there are modules')
+            'or start as many processes as there are modules'
+        )
     if modules_per_process is None:
-        costs = [sum(backbone.footprints[i].saved_bytes for i in module)
-                 for module in backbone.module_segments]
+        costs = [
+            sum(backbone.footprints[i].saved_bytes for i in module)
+            for module in backbone.module_segments
+        ]
         return [range(start, end) for start, end in smallest_maximum(costs, count)]
     sizes = list(modules_per_process)
     for size in sizes:
@@ -296,7 +319,8 @@ def _spans(backbone: LocalBackbone, count: int, modules_per_process: Optional[Se
     if len(sizes) != count or sum(sizes) != backbone.num_modules:
         raise LocalLearningError(
             f'model_wrapper_cfg.modules_per_process={sizes}: give {count} numbers, one for '
-            f'each process, with the sum {backbone.num_modules}')
+            f'each process, with the sum {backbone.num_modules}'
+        )
     starts = [sum(sizes[:i]) for i in range(count)]
     return [range(start, start + size) for start, size in zip(starts, sizes)]
 
@@ -308,20 +332,23 @@ def _check_untied(model: nn.Module, backbone: LocalBackbone) -> None:
     if type(model).train_step is not BaseModel.train_step:
         raise LocalLearningError(
             f'{type(model).__name__} trains in steps of its own, which LocalModuleParallel does '
-            f'not know: {_MEND}')
+            f'not know: {_MEND}'
+        )
     seen: Set[type] = set()
     for name, module in model.named_modules():
         # torch's and mmcv's.
         if any(kind.__name__ == 'SyncBatchNorm' for kind in type(module).__mro__):
             raise LocalLearningError(
                 f'{name} would wait for processes that are at work on other batches: set norm_cfg '
-                "to dict(type='BN'), and leave sync_bn out; every module sees its whole batch")
+                "to dict(type='BN'), and leave sync_bn out; every module sees its whole batch"
+            )
         for kind in set(type(module).__mro__) - seen:
             seen.add(kind)
             if _communicates(kind):
                 raise LocalLearningError(
                     f'{kind.__name__} ({name}) takes means over processes, which are at work on '
-                    f'different batches here: take another head or loss, or {_MEND}')
+                    f'different batches here: take another head or loss, or {_MEND}'
+                )
 
 
 def _communicates(kind: type) -> bool:
@@ -348,38 +375,45 @@ def check_module_parallel(runner, scope: str) -> None:
     if scope == 'all':
         raise LocalLearningError(
             "the extra pass of FBAHook's scope='all' runs through the modules of all processes: "
-            f"set scope='past', or {_MEND}")
+            f"set scope='past', or {_MEND}"
+        )
     if wrapper.clip_grad_kwargs and wrapper.apply == 'end':
         raise LocalLearningError(
             "optim_wrapper.clip_grad with apply='end' takes the norm over the modules of all "
             "processes: set optim_wrapper.apply='eager', which clips each module by its own, or "
-            'leave clip_grad out')
+            'leave clip_grad out'
+        )
     if not wrapper.by_parameter:
         kind = type(wrapper.optimizer).__name__
         raise LocalLearningError(
             f'{kind} may look at all gradients at once, as LAMB does, and each process has those of '
             "its modules: take one of torch's optimizers, or, where it treats each parameter by "
-            "itself, set optim_wrapper.apply='eager'")
+            "itself, set optim_wrapper.apply='eager'"
+        )
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(
             'one loss scale for all modules would have to wait for all processes: set '
-            "optim_wrapper.dtype='bfloat16', which needs none")
+            "optim_wrapper.dtype='bfloat16', which needs none"
+        )
     if (getattr(runner, 'auto_scale_lr', None) or {}).get('enable'):
         raise LocalLearningError(
-            'the batch of module parallel training is one process\'s, and auto_scale_lr counts '
-            "all: leave --auto-scale-lr out, and set optim_wrapper.optimizer.lr")
+            "the batch of module parallel training is one process's, and auto_scale_lr counts "
+            'all: leave --auto-scale-lr out, and set optim_wrapper.optimizer.lr'
+        )
     for hook in getattr(runner, 'hooks', ()):
         if isinstance(hook, CheckpointHook) and not hasattr(hook, 'saves_whole_model'):
             raise LocalLearningError(
                 f"{type(hook).__name__} would save one process's modules: set "
-                "default_hooks.checkpoint.type='AtomicCheckpointHook'")
+                "default_hooks.checkpoint.type='AtomicCheckpointHook'"
+            )
     sampler = getattr(_dataloader_of(runner), 'sampler', None)
     if getattr(sampler, 'world_size', 1) != 1:
         mend = next((new.__name__ for old, new in UNDIVIDED.items() if type(sampler) is old), None)
         mend = f'set it to {mend!r}' if mend else f'take UndividedSampler, or {_MEND}'
         raise LocalLearningError(
             f'train_dataloader.sampler.type={type(sampler).__name__} gives each process a part of '
-            f'the images, and modules train on all: {mend}')
+            f'the images, and modules train on all: {mend}'
+        )
 
 
 class _Empty:

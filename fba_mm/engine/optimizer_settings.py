@@ -1,4 +1,5 @@
 """What an optimizer's settings come to for each parameter."""
+
 import difflib
 import logging
 from typing import Optional
@@ -30,8 +31,12 @@ def check_param_groups(optim_wrapper: OptimWrapper, model: nn.Module) -> None:
         parameter = names.get(id(next(iter(group['params']), None)), 'some parameters')
         for key in ('lr', 'weight_decay'):
             if isinstance(group.get(key), (int, float)):
-                check_number(f'optim_wrapper: {key} of {parameter}', group[key], least=0,
-                             fix=': check the optimizer and paramwise_cfg')
+                check_number(
+                    f'optim_wrapper: {key} of {parameter}',
+                    group[key],
+                    least=0,
+                    fix=': check the optimizer and paramwise_cfg',
+                )
 
 
 def check_keys(optim_wrapper: dict, model: nn.Module) -> None:
@@ -49,22 +54,32 @@ def check_keys(optim_wrapper: dict, model: nn.Module) -> None:
     """
     keys = (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
     # As constructors see them that show the wrapped backbone in its place.
-    names = [form for name, _ in model.named_parameters()
-             for form in (name, name.replace('backbone.backbone.', 'backbone.', 1),
-                          name.replace('generator.backbone.', 'generator.', 1))]
+    names = [
+        form
+        for name, _ in model.named_parameters()
+        for form in (
+            name,
+            name.replace('backbone.backbone.', 'backbone.', 1),
+            name.replace('generator.backbone.', 'generator.', 1),
+        )
+    ]
     for key in (key for key in keys if not any(key in name for name in names)):
         near = _nearest(key, names)
         if near is None:
-            print_log(f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter',
-                      'current', logging.WARNING)
+            print_log(
+                f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter',
+                'current',
+                logging.WARNING,
+            )
         else:
             raise LocalLearningError(
                 f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} matches no parameter of the '
-                f'model: is {near!r} meant?')
+                f'model: is {near!r} meant?'
+            )
 
 
 def _nearest(key: str, names: list) -> Optional[str]:
     depth = key.count('.') + 1
     prefixes = {'.'.join(name.split('.')[:depth]) for name in names}
-    near = difflib.get_close_matches(key, prefixes, 1, cutoff=.85)
+    near = difflib.get_close_matches(key, prefixes, 1, cutoff=0.85)
     return near[0] if near and depth > 1 else None

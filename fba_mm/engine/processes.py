@@ -1,4 +1,5 @@
 """Several processes: how they start, and how they fail together."""
+
 import datetime
 import hashlib
 import json
@@ -19,9 +20,11 @@ from ..errors import LocalLearningError
 _PLACES = dict(
     pytorch=('RANK', 'WORLD_SIZE', 'LOCAL_RANK'),
     slurm=('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
-    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'))
+    mpi=('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+)
 _STARTED_BY = dict(
-    pytorch='tools/dist_train.sh or torchrun', slurm='tools/slurm_train.sh or srun', mpi='mpirun')
+    pytorch='tools/dist_train.sh or torchrun', slurm='tools/slurm_train.sh or srun', mpi='mpirun'
+)
 
 
 def init_processes(launcher: str, dist_cfg: Optional[dict] = None) -> None:
@@ -41,14 +44,16 @@ def init_processes(launcher: str, dist_cfg: Optional[dict] = None) -> None:
     if absent:
         raise LocalLearningError(
             f'--launcher {launcher}, but {absent[0]} is not set: start it with '
-            f'{_STARTED_BY[launcher]}, or leave --launcher out')
+            f'{_STARTED_BY[launcher]}, or leave --launcher out'
+        )
     rank, world_size, local_rank = (int(os.environ[name]) for name in _PLACES[launcher])
     settings = dict(dict(backend='nccl'), **(dist_cfg or {}))
     if get_device() != 'cpu':
         if get_device() == 'cuda' and local_rank >= torch.cuda.device_count():
             raise LocalLearningError(
                 f'process {local_rank + 1} on a machine with {torch.cuda.device_count()} GPUs: '
-                'start as many processes as there are GPUs')
+                'start as many processes as there are GPUs'
+            )
         # MMEngine's own way, which also knows the accelerators of other makers.
         init_dist(launcher, **settings)
         return
@@ -56,17 +61,20 @@ def init_processes(launcher: str, dist_cfg: Optional[dict] = None) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
     here = int(os.environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', world_size))
     if 'MASTER_ADDR' not in os.environ and (
-            here < world_size or os.environ.get('SLURM_NNODES', '1') != '1'):
+        here < world_size or os.environ.get('SLURM_NNODES', '1') != '1'
+    ):
         raise LocalLearningError(
             f'--launcher {launcher} on several machines: set the environment variable MASTER_ADDR '
-            'to the name of the one with process 0')
+            'to the name of the one with process 0'
+        )
     os.environ.setdefault('MASTER_ADDR', '127.0.0.1')
     os.environ.setdefault('MASTER_PORT', str(settings.get('port') or 29500))
     limits = {}
     if settings.get('timeout') is not None:
         limits['timeout'] = datetime.timedelta(seconds=settings['timeout'])
     dist.init_process_group(
-        'gloo' if settings['backend'] == 'nccl' else settings['backend'], **limits)
+        'gloo' if settings['backend'] == 'nccl' else settings['backend'], **limits
+    )
 
 
 @contextmanager
@@ -112,7 +120,8 @@ def lost_processes() -> Iterator[None]:
         reason = re.sub(r'^\[[^]]*\] ', '', reason).split('. ')[0]
         raise LocalLearningError(
             f'another process of this job was lost or does not answer ({reason[:160]}): look for '
-            'its own last words, and go on with --resume') from error
+            'its own last words, and go on with --resume'
+        ) from error
 
 
 def check_agreement(what: str, values: Dict[str, Any]) -> None:
@@ -133,15 +142,18 @@ def check_agreement(what: str, values: Dict[str, Any]) -> None:
     if len(set(digests)) == 1:
         return
     first = from_first_process(texts)
-    differing = next((name for name in {**first, **texts}
-                      if first.get(name) != texts.get(name)), None)
+    differing = next(
+        (name for name in {**first, **texts} if first.get(name) != texts.get(name)), None
+    )
     rank = next(i for i, other in enumerate(digests) if other != digests[0])
     # None stands for process 0 and those that agree with it.
     name, value = next(
-        report for report in _gather((differing, texts.get(differing))) if report[0] is not None)
+        report for report in _gather((differing, texts.get(differing))) if report[0] is not None
+    )
     raise LocalLearningError(
         f'process {rank} has another {what} than process 0, {name}={_short(value)} instead of '
-        f'{_short(first.get(name))}: start all processes with the same one')
+        f'{_short(first.get(name))}: start all processes with the same one'
+    )
 
 
 def check_equal_data(runner) -> None:
@@ -160,8 +172,10 @@ def check_equal_data(runner) -> None:
     sizes = {}
     for split, loop in (('train', runner.train_loop), ('val', runner.val_loop)):
         dataloader = getattr(loop, 'dataloader', None)
-        for what, sized in (('images', getattr(dataloader, 'dataset', None)),
-                            ('batches', dataloader)):
+        for what, sized in (
+            ('images', getattr(dataloader, 'dataset', None)),
+            ('batches', dataloader),
+        ):
             if hasattr(sized, '__len__'):
                 sizes[f'number of {what} in {split}_dataloader'] = len(sized)
     check_agreement('data set', sizes)

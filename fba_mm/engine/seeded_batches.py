@@ -1,4 +1,5 @@
 """Batches whose random augmentation depends on the seed and their place in the training alone."""
+
 import itertools
 import random
 from typing import Any, Callable, Iterator, Optional, Sequence
@@ -64,11 +65,13 @@ class SeededBatches:
         skip: Leave out so many batches of the first pass.
     """
 
-    def __init__(self,
-                 batch_sampler: Any,
-                 seed: int,
-                 number_of_pass: Optional[Callable[[], int]] = None,
-                 skip: int = 0):
+    def __init__(
+        self,
+        batch_sampler: Any,
+        seed: int,
+        number_of_pass: Optional[Callable[[], int]] = None,
+        skip: int = 0,
+    ):
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.skip = skip
@@ -100,8 +103,11 @@ class SeededBatches:
             for indices in self.batch_sampler:
                 if batches >= skip:
                     yield SeededIndices(
-                        list(indices), (_SAMPLE, self.seed, first_pass),
-                        samples * self._world_size + self._rank, self._world_size)
+                        list(indices),
+                        (_SAMPLE, self.seed, first_pass),
+                        samples * self._world_size + self._rank,
+                        self._world_size,
+                    )
                 samples += len(indices)
                 batches += 1
             if self._number_of_pass is not None or batches == before:
@@ -118,8 +124,11 @@ def seed_batches(dataloader: Any, *args: Any, **kwargs: Any) -> Optional[SeededB
     Returns:
         What gives its batches from now on, or None.
     """
-    if not isinstance(dataloader, DataLoader) or dataloader.batch_sampler is None or isinstance(
-            dataloader.dataset, IterableDataset):
+    if (
+        not isinstance(dataloader, DataLoader)
+        or dataloader.batch_sampler is None
+        or isinstance(dataloader.dataset, IterableDataset)
+    ):
         return None
     inner = dataloader.batch_sampler
     if isinstance(inner, SeededBatches):  # Of a former training with the same dataloader.

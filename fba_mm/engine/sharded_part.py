@@ -6,6 +6,7 @@ learning is a row of segments, which no ``forward`` runs, its loss asks for ``fo
 heads, and gradients come from several backward passes. So parts are gathered and reduced by call,
 outside of any pass.
 """
+
 from typing import Dict, List, Sequence, Set, Tuple
 
 import torch
@@ -41,8 +42,13 @@ class ShardedPart(nn.Module):
         >>> part.reduce()            # each process has its piece of the mean gradient
     """
 
-    def __init__(self, model: nn.Module, parameters: Set[nn.Parameter], mesh: DeviceMesh,
-                 find_unused_parameters: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Set[nn.Parameter],
+        mesh: DeviceMesh,
+        find_unused_parameters: bool = False,
+    ):
         super().__init__()
         names = {p: name for name, p in model.named_parameters() if p in parameters}
         _check_divisible(names)
@@ -56,13 +62,21 @@ class ShardedPart(nn.Module):
         scalars = [p for p in names if p.dim() == 0]
         # fully_shard looks for what is not ignored in the modules below this one.
         self.model = model
-        fully_shard(self, mesh=mesh, reshard_after_forward=False,
-                    ignored_params=set(model.parameters()) - parameters | set(scalars))
+        fully_shard(
+            self,
+            mesh=mesh,
+            reshard_after_forward=False,
+            ignored_params=set(model.parameters()) - parameters | set(scalars),
+        )
         self.gathered = False
         # For the optimizer, which holds pieces alone.
-        self.scalars = {p: nn.Parameter(
-            DTensor.from_local(p.detach(), mesh, [Replicate()], run_check=False),
-            requires_grad=p.requires_grad) for p in scalars}
+        self.scalars = {
+            p: nn.Parameter(
+                DTensor.from_local(p.detach(), mesh, [Replicate()], run_check=False),
+                requires_grad=p.requires_grad,
+            )
+            for p in scalars
+        }
         self.pieces = [self.scalars.get(p, p) for p in self._present()]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +115,8 @@ class ShardedPart(nn.Module):
             for parameter, gradient in zip(trained, flat):
                 piece = self.scalars[parameter]
                 gradient = DTensor.from_local(
-                    gradient, piece.device_mesh, piece.placements, run_check=False)
+                    gradient, piece.device_mesh, piece.placements, run_check=False
+                )
                 piece.grad = gradient if piece.grad is None else piece.grad + gradient
                 parameter.grad = None
         # fully_shard reduces at the end of a backward pass that follows a forward pass.
@@ -125,10 +140,12 @@ class ShardedPart(nn.Module):
                 raise LocalLearningError(
                     f'{len(missing)} parameters got no gradient, such as {self.names[missing[0]]}: '
                     'freeze them, or set model_wrapper_cfg=dict(type='
-                    "'LocalShardedDataParallel', find_unused_parameters=True)")
+                    "'LocalShardedDataParallel', find_unused_parameters=True)"
+                )
             return []
-        used = torch.tensor([p.grad is not None for p in present], dtype=torch.float32,
-                            device=present[0].device)
+        used = torch.tensor(
+            [p.grad is not None for p in present], dtype=torch.float32, device=present[0].device
+        )
         dist.all_reduce(used, op=dist.ReduceOp.MAX, group=self._group)
         for i in missing:
             present[i].grad = torch.zeros_like(present[i])
@@ -142,9 +159,11 @@ def _check_divisible(names: Dict[nn.Parameter, str]) -> None:
         raise LocalLearningError(
             f'parameters of {" and ".join(sorted(map(str, kinds)))} in one module cannot be '
             'sharded together: keep one data type, or set '
-            "model_wrapper_cfg.type='LocalDataParallel'")
+            "model_wrapper_cfg.type='LocalDataParallel'"
+        )
     for parameter, name in names.items():
         if not parameter.is_contiguous():
             raise LocalLearningError(
                 f'{name} is not contiguous in memory and cannot be sharded: leave the memory '
-                "format channels_last out, or set model_wrapper_cfg.type='LocalDataParallel'")
+                "format channels_last out, or set model_wrapper_cfg.type='LocalDataParallel'"
+            )

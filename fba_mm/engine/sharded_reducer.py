@@ -1,4 +1,5 @@
 """``ShardedReducer``: gradients become pieces of their means over all processes."""
+
 from contextlib import contextmanager
 from typing import Dict, Iterator, List, Sequence
 
@@ -21,7 +22,8 @@ class ShardedReducer:
     def __init__(self, parts: Sequence[ShardedPart]):
         self._parts = parts
         self._part_of: Dict[nn.Parameter, ShardedPart] = {
-            p: part for part in parts for p in (*part.pieces, *part.scalars)}
+            p: part for part in parts for p in (*part.pieces, *part.scalars)
+        }
         self._complete: List[List[nn.Parameter]] = []
 
     def begin_iteration(self) -> None:

@@ -1,4 +1,5 @@
 """Samplers for processes that train on the same images, not on a part each."""
+
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
 

@@ -1,4 +1,5 @@
 """For validation and checkpoints: the whole model, where processes have parts of it."""
+
 from contextlib import contextmanager
 from typing import Iterator
 
@@ -18,8 +19,10 @@ def gather_weights(runner) -> None:
         runner.model.gather_weights()
     elif isinstance(runner.model, LocalModuleParallel):
         runner.model.gather_weights(
-            hook.ema_model.module for hook in getattr(runner, 'hooks', ())
-            if isinstance(hook, EMAHook))
+            hook.ema_model.module
+            for hook in getattr(runner, 'hooks', ())
+            if isinstance(hook, EMAHook)
+        )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """One training per work directory."""
+
 import errno
 import logging
 import os
@@ -58,15 +59,21 @@ def _lock(file, work_dir: str) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            print_log(f'{work_dir} cannot be locked ({error.strerror}): start no second training '
-                      'in it', 'current', logging.WARNING)
+            print_log(
+                f'{work_dir} cannot be locked ({error.strerror}): start no second training in it',
+                'current',
+                logging.WARNING,
+            )
             return
         file.seek(0)
         holder = file.read(200).strip() or 'another process'
         raise LocalLearningError(
             f'another training is writing to work_dir {work_dir} ({holder}): choose another '
-            '--work-dir, or wait for its end') from error
+            '--work-dir, or wait for its end'
+        ) from error
     file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}, since '
-               f'{time.strftime("%Y-%m-%d %H:%M:%S")}')
+    file.write(
+        f'process {os.getpid()} on {socket.gethostname()}, since '
+        f'{time.strftime("%Y-%m-%d %H:%M:%S")}'
+    )
     file.flush()

@@ -1,4 +1,5 @@
 """PASCAL VOC's average precision, of each class too."""
+
 from typing import Dict, List
 
 from mmdet.evaluation import eval_map
@@ -32,7 +33,14 @@ class ClasswiseVOCMetric(VOCMetric):
         objects, detections = zip(*results)
         names: List[str] = list(self.dataset_meta['classes'])
         _, classes = eval_map(
-            detections, objects, scale_ranges=self.scale_ranges, iou_thr=self.iou_thrs[0],
-            dataset=names, logger='silent', eval_mode=self.eval_mode, use_legacy_coordinate=True)
+            detections,
+            objects,
+            scale_ranges=self.scale_ranges,
+            iou_thr=self.iou_thrs[0],
+            dataset=names,
+            logger='silent',
+            eval_mode=self.eval_mode,
+            use_legacy_coordinate=True,
+        )
         found.update({f'{name}_AP': float(one['ap']) for name, one in zip(names, classes)})
         return found

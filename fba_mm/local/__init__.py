@@ -3,6 +3,7 @@
 Knows torch and the registries, but no runner: training a loss is a callable that
 :mod:`fba_mm.engine` hands in.
 """
+
 from .assigned_targets import AssignedTargets
 from .auxiliary import SLM, Auxiliary
 from .feature_bank import FeatureBank
@@ -10,5 +11,12 @@ from .head_settings import HeadSettings
 from .local_backbone import LocalBackbone
 from .local_step import LocalStep
 
-__all__ = ['AssignedTargets', 'Auxiliary', 'FeatureBank', 'HeadSettings', 'LocalBackbone',
-           'LocalStep', 'SLM']
+__all__ = [
+    'AssignedTargets',
+    'Auxiliary',
+    'FeatureBank',
+    'HeadSettings',
+    'LocalBackbone',
+    'LocalStep',
+    'SLM',
+]

@@ -3,6 +3,7 @@
 All modules' heads that have the same anchors compare them with the same boxes. What the first of
 them finds out holds for the others, and holds for a few of the images as for all of them.
 """
+
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
@@ -28,11 +29,15 @@ def is_anchor_based(head: nn.Module) -> bool:
         name: next((c for c in type(head).__mro__ if name in vars(c)), None)
         for name in ('loss_by_feat', 'get_targets', 'get_anchors')
     }
-    return None not in owners.values() and all(
-        owner.__module__.startswith('mmdet.') for owner in owners.values()) and (
+    return (
+        None not in owners.values()
+        and all(owner.__module__.startswith('mmdet.') for owner in owners.values())
+        and (
             owners['loss_by_feat'].__name__ in _LOSS_OWNERS
             and owners['get_targets'].__name__ in _TARGET_OWNERS
-            and owners['get_anchors'].__name__ in _TARGET_OWNERS)
+            and owners['get_anchors'].__name__ in _TARGET_OWNERS
+        )
+    )
 
 
 class AssignedTargets:
@@ -67,8 +72,9 @@ class AssignedTargets:
         """
         for head in heads:
             sizes: Dict[str, Any] = {}
-            head.get_targets = partial(self._get_targets, head, sizes, head.get_targets,
-                                       head.get_anchors)
+            head.get_targets = partial(
+                self._get_targets, head, sizes, head.get_targets, head.get_anchors
+            )
             head.get_anchors = partial(self._get_anchors, sizes, head.get_anchors)
         try:
             yield
@@ -90,23 +96,42 @@ class AssignedTargets:
             self._images = outer
 
     @staticmethod
-    def _get_anchors(sizes: Dict[str, Any], get_anchors: Callable, featmap_sizes: list,
-                     batch_img_metas: list, device='cuda') -> tuple:
+    def _get_anchors(
+        sizes: Dict[str, Any],
+        get_anchors: Callable,
+        featmap_sizes: list,
+        batch_img_metas: list,
+        device='cuda',
+    ) -> tuple:
         sizes.update(featmap_sizes=featmap_sizes, device=device)
         return get_anchors(featmap_sizes, batch_img_metas, device=device)
 
-    def _get_targets(self, head: nn.Module, sizes: Dict[str, Any], get_targets: Callable,
-                     get_anchors: Callable, *args, **kwargs) -> tuple:
+    def _get_targets(
+        self,
+        head: nn.Module,
+        sizes: Dict[str, Any],
+        get_targets: Callable,
+        get_anchors: Callable,
+        *args,
+        **kwargs,
+    ) -> tuple:
         shapes = tuple(tuple(size) for size in sizes['featmap_sizes'])
         key = (_signature(head), shapes, str(sizes['device']))
         if key not in self._assigned:
             if self._images is not None:
                 samples = self._data_samples
                 metas = [sample.metainfo for sample in samples]
-                args = (*get_anchors(sizes['featmap_sizes'], metas, device=sizes['device']),
-                        [sample.gt_instances for sample in samples], metas)
-                kwargs = dict(kwargs, batch_gt_instances_ignore=[
-                    sample.get('ignored_instances') for sample in samples])
+                args = (
+                    *get_anchors(sizes['featmap_sizes'], metas, device=sizes['device']),
+                    [sample.gt_instances for sample in samples],
+                    metas,
+                )
+                kwargs = dict(
+                    kwargs,
+                    batch_gt_instances_ignore=[
+                        sample.get('ignored_instances') for sample in samples
+                    ],
+                )
             self._assigned[key] = get_targets(*args, **kwargs)
         *levels, divisor = self._assigned[key]
         if self._images is not None:
@@ -117,6 +142,12 @@ class AssignedTargets:
 def _signature(head: nn.Module) -> Tuple[str, ...]:
     """What decides on a head's targets, besides the boxes and the size of its maps."""
     coder = head.bbox_coder
-    return (type(head).__name__, repr(head.prior_generator), repr(head.train_cfg),
-            type(coder).__name__, repr(sorted(vars(coder).items())), str(head.num_classes),
-            str(head.reg_decoded_bbox))
+    return (
+        type(head).__name__,
+        repr(head.prior_generator),
+        repr(head.train_cfg),
+        type(coder).__name__,
+        repr(sorted(vars(coder).items())),
+        str(head.num_classes),
+        str(head.reg_decoded_bbox),
+    )

@@ -6,6 +6,7 @@ class off deep features that it is handed, the module's loss is small and so is 
 use in this file lets the bank help without that: the context is gated and withheld from some
 images, targets and memories add to the loss but not to the evidence.
 """
+
 from abc import ABCMeta
 from typing import Optional, Tuple
 
@@ -43,8 +44,9 @@ class BankUse(BaseModule, metaclass=ABCMeta):
     def __init__(self, cut_point: CutPoint, weight: float = 1.0):
         super().__init__()
         self.cut_point = cut_point
-        self.weight = check_number('bank_use.weight', weight, above=0,
-                                   fix=', or leave bank_use out')
+        self.weight = check_number(
+            'bank_use.weight', weight, above=0, fix=', or leave bank_use out'
+        )
 
     def enrich(self, features: Tuple[Tensor, ...], step: LocalStep) -> Tuple[Tensor, ...]:
         """Add what the bank knows to the module's features.
@@ -55,8 +57,13 @@ class BankUse(BaseModule, metaclass=ABCMeta):
         """
         return features
 
-    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
-             step: LocalStep) -> Optional[Tensor]:
+    def loss(
+        self,
+        features: Tuple[Tensor, ...],
+        head: nn.Module,
+        source: AnsweringBackbone,
+        step: LocalStep,
+    ) -> Optional[Tensor]:
         """A loss that is added to the task's, or None.
 
         Args:
@@ -87,7 +94,8 @@ class BankUse(BaseModule, metaclass=ABCMeta):
         if classes_of(model) is None:
             raise LocalLearningError(
                 f"bank_use of type '{name}' is for image classifiers, {type(model).__name__} is "
-                'none: leave bank_use out')
+                'none: leave bank_use out'
+            )
 
     def check_bank(self, scope: str) -> None:
         """Refuse, before training, a bank that has nothing for this use.
@@ -102,7 +110,8 @@ class BankUse(BaseModule, metaclass=ABCMeta):
         if scope not in self.scopes:
             raise LocalLearningError(
                 f"bank_use of type '{name}' finds nothing in a bank of scope {scope!r}: set "
-                f"custom_hooks=[dict(type='FBAHook', scope={self.scopes[0]!r})]")
+                f"custom_hooks=[dict(type='FBAHook', scope={self.scopes[0]!r})]"
+            )
 
     def check_apart(self) -> None:
         """Refuse, before training, that later modules are in other processes than this one.
@@ -115,7 +124,8 @@ class BankUse(BaseModule, metaclass=ABCMeta):
             raise LocalLearningError(
                 f"bank_use of type '{name}' learns from the network's deepest features, which "
                 "another process has: leave bank_use out, take type='GatedContext', or set "
-                "model_wrapper_cfg.type='LocalDataParallel'")
+                "model_wrapper_cfg.type='LocalDataParallel'"
+            )
 
 
 @MODELS.register_module()
@@ -144,7 +154,8 @@ class GatedContext(BankUse):
         channels = cut_point.levels[-1].channels
         # One projection for each source: which ones are there depends on the bank's scope.
         self.projections = nn.ModuleList(
-            nn.Linear(width, channels) for width in cut_point.earlier_channels)
+            nn.Linear(width, channels) for width in cut_point.earlier_channels
+        )
         self.deep_projection = nn.Linear(channels, channels)
         self.gate = nn.Linear(channels, channels)
         nn.init.zeros_(self.gate.weight)
@@ -174,7 +185,7 @@ class GatedContext(BankUse):
         gate = torch.sigmoid(self.gate(_pool(own))) * offered.to(own.device)
         context = gate * torch.stack(sources).mean(0)
         context = context.reshape(*context.shape, *[1] * (own.dim() - 2))
-        return features[:-1] + (own + context, )
+        return features[:-1] + (own + context,)
 
 
 @MODELS.register_module()
@@ -191,13 +202,18 @@ class FeatureTarget(BankUse):
         >>> auxiliary = dict(type='SLM', bank_use=dict(type='FeatureTarget', weight=0.5))
     """
 
-    scopes = ('all', )
+    scopes = ('all',)
 
     def __init__(self, cut_point: CutPoint, weight: float = 0.5):
         super().__init__(cut_point, weight)
 
-    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
-             step: LocalStep) -> Optional[Tensor]:
+    def loss(
+        self,
+        features: Tuple[Tensor, ...],
+        head: nn.Module,
+        source: AnsweringBackbone,
+        step: LocalStep,
+    ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         target = step.bank.get(self.cut_point.levels[-1].level)
         cosine = F.cosine_similarity(_pool(features[-1]).float(), _pool(target).float())
@@ -220,19 +236,24 @@ class LogitTarget(BankUse):
         >>> auxiliary = dict(type='SLM', bank_use=dict(type='LogitTarget', weight=0.5))
     """
 
-    scopes = ('all', )
+    scopes = ('all',)
 
     def __init__(self, cut_point: CutPoint, temperature: float = 1.0, weight: float = 0.5):
         super().__init__(cut_point, weight)
         self.temperature = check_number('bank_use.temperature', temperature, above=0)
 
-    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
-             step: LocalStep) -> Optional[Tensor]:
+    def loss(
+        self,
+        features: Tuple[Tensor, ...],
+        head: nn.Module,
+        source: AnsweringBackbone,
+        step: LocalStep,
+    ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         level = self.cut_point.levels[-1].level
         # The bank may hold it in fewer bits.
         deep = step.bank.get(level).to(features[-1].dtype)
-        target = step.network_logits((deep, ))
+        target = step.network_logits((deep,))
         own = step.logits(head, source, features)
         return self.weight * _divergence(target, own, self.temperature)
 
@@ -256,18 +277,30 @@ class ClassMemory(BankUse):
         >>> auxiliary = dict(type='SLM', bank_use=dict(type='ClassMemory', num_classes=10))
     """
 
-    def __init__(self, cut_point: CutPoint, num_classes: Optional[int] = None,
-                 momentum: float = 0.9, temperature: float = 0.1, weight: float = 0.5):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        momentum: float = 0.9,
+        temperature: float = 0.1,
+        weight: float = 0.5,
+    ):
         super().__init__(cut_point, weight)
         self.num_classes = check_count(
-            'bank_use.num_classes', num_classes, fix=', as in num_classes=10')
+            'bank_use.num_classes', num_classes, fix=', as in num_classes=10'
+        )
         self.momentum = check_number('bank_use.momentum', momentum, least=0, below=1)
         self.temperature = check_number('bank_use.temperature', temperature, above=0)
         self.register_buffer('means', torch.zeros(num_classes, cut_point.levels[-1].channels))
         self.register_buffer('known', torch.zeros(num_classes, dtype=torch.bool))
 
-    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
-             step: LocalStep) -> Optional[Tensor]:
+    def loss(
+        self,
+        features: Tuple[Tensor, ...],
+        head: nn.Module,
+        source: AnsweringBackbone,
+        step: LocalStep,
+    ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         labels = _hard(step.labels())
         told = self.known[labels]
@@ -287,9 +320,10 @@ class ClassMemory(BankUse):
         count = members.sum(0)
         here = count > 0
         means = members.t() @ _pool(features[-1]).float() / count.clamp(min=1)[:, None]
-        stays = torch.where(self.known, self.momentum, 0.)[:, None]
-        self.means.copy_(torch.where(here[:, None], stays * self.means + (1 - stays) * means,
-                                     self.means))
+        stays = torch.where(self.known, self.momentum, 0.0)[:, None]
+        self.means.copy_(
+            torch.where(here[:, None], stays * self.means + (1 - stays) * means, self.means)
+        )
         self.known |= here
 
     def check(self, model: nn.Module) -> None:
@@ -318,21 +352,32 @@ class SampleMemory(BankUse):
         ...     type='SampleMemory', num_classes=10, num_samples=50000))
     """
 
-    def __init__(self, cut_point: CutPoint, num_classes: Optional[int] = None,
-                 num_samples: Optional[int] = None, temperature: float = 1.0,
-                 weight: float = 0.5):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        num_samples: Optional[int] = None,
+        temperature: float = 1.0,
+        weight: float = 0.5,
+    ):
         super().__init__(cut_point, weight)
         self.num_classes = check_count(
-            'bank_use.num_classes', num_classes, fix=', as in num_classes=10')
+            'bank_use.num_classes', num_classes, fix=', as in num_classes=10'
+        )
         self.num_samples = check_count(
-            'bank_use.num_samples', num_samples, fix=', as in num_samples=50000')
+            'bank_use.num_samples', num_samples, fix=', as in num_samples=50000'
+        )
         self.temperature = check_number('bank_use.temperature', temperature, above=0)
-        self.register_buffer(
-            'logits', torch.zeros(num_samples, num_classes, dtype=torch.bfloat16))
+        self.register_buffer('logits', torch.zeros(num_samples, num_classes, dtype=torch.bfloat16))
         self.register_buffer('known', torch.zeros(num_samples, dtype=torch.bool))
 
-    def loss(self, features: Tuple[Tensor, ...], head: nn.Module, source: AnsweringBackbone,
-             step: LocalStep) -> Optional[Tensor]:
+    def loss(
+        self,
+        features: Tuple[Tensor, ...],
+        head: nn.Module,
+        source: AnsweringBackbone,
+        step: LocalStep,
+    ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         indices = self._indices(step)
         told = self.known[indices]
@@ -356,20 +401,24 @@ class SampleMemory(BankUse):
         if getattr(getattr(model, 'data_preprocessor', None), 'batch_augments', None):
             raise LocalLearningError(
                 'SampleMemory knows images as they are, and batch_augments mixes them: leave '
-                "model.train_cfg.augments out, or take bank_use=dict(type='LogitTarget')")
+                "model.train_cfg.augments out, or take bank_use=dict(type='LogitTarget')"
+            )
 
     def _indices(self, step: LocalStep) -> Tensor:
         # A number per sample, or all numbers of the batch in one.
-        indices = torch.cat([
-            torch.as_tensor(sample.get('sample_idx', -1), device=self.known.device).reshape(-1)
-            for sample in step.data_samples
-        ])
+        indices = torch.cat(
+            [
+                torch.as_tensor(sample.get('sample_idx', -1), device=self.known.device).reshape(-1)
+                for sample in step.data_samples
+            ]
+        )
         least, greatest = int(indices.min()), int(indices.max())
         if not 0 <= least <= greatest < self.num_samples:
             raise LocalLearningError(
                 f'SampleMemory knows {self.num_samples} images, the batch has those numbered '
                 f'{least} to {greatest}: give num_samples the size of the training set, and '
-                "PackInputs meta_keys with 'sample_idx'")
+                "PackInputs meta_keys with 'sample_idx'"
+            )
         return indices
 
 
@@ -389,7 +438,8 @@ def _compare_classes(own: int, model: nn.Module) -> None:
     main = classes_of(model)
     if own != main:
         raise LocalLearningError(
-            f'bank_use knows {own} classes, the model {main}: give both the same num_classes')
+            f'bank_use knows {own} classes, the model {main}: give both the same num_classes'
+        )
 
 
 def _hard(labels: Tensor) -> Tensor:

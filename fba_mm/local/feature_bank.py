@@ -1,4 +1,5 @@
 """Key features of the current batch, which the cut took away from the modules."""
+
 from typing import Dict, List, Optional, Union
 
 import torch
@@ -35,12 +36,14 @@ class FeatureBank:
     def __init__(self, scope: str = 'past', dtype: Union[None, str, torch.dtype] = None):
         if scope not in self.scopes:
             raise LocalLearningError(
-                f'scope={scope!r}: the feature bank knows {", ".join(map(repr, self.scopes))}')
+                f'scope={scope!r}: the feature bank knows {", ".join(map(repr, self.scopes))}'
+            )
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype, dtype)
         if dtype is not None and not getattr(dtype, 'is_floating_point', False):
             raise LocalLearningError(
-                f"bank_dtype={dtype!r}: give 'bfloat16', 'float16' or 'float32'")
+                f"bank_dtype={dtype!r}: give 'bfloat16', 'float16' or 'float32'"
+            )
         self.scope = scope
         self.dtype = dtype
         self._maps: Dict[Union[int, str], Tensor] = {}

@@ -1,4 +1,5 @@
 """What goes from one process to the next where the modules of a backbone are in several."""
+
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional
 
@@ -19,6 +20,7 @@ class HandOver:
         pooled: The bank's averages of the modules' outputs.
         chance: State of the step's generator.
     """
+
     x: Tensor
     outputs: Dict[int, Tensor] = field(default_factory=dict)
     kept: Dict[str, Tensor] = field(default_factory=dict)
@@ -26,8 +28,9 @@ class HandOver:
     chance: Optional[Tensor] = None
 
     @classmethod
-    def after(cls, x: Tensor, outputs: Dict[int, Tensor], kept: Dict[str, Tensor],
-              step: LocalStep) -> 'HandOver':
+    def after(
+        cls, x: Tensor, outputs: Dict[int, Tensor], kept: Dict[str, Tensor], step: LocalStep
+    ) -> 'HandOver':
         """What is there when some modules have run.
 
         Args:

@@ -6,6 +6,7 @@ of the backbone's features, its gradients are computed at once, and the next sli
 gradients on the features are collected, and flow into the backbone when the last slice is done.
 Nothing is computed twice, and the gradients are those of the whole batch.
 """
+
 from typing import Any, Callable, Container, List, Optional, Sequence, Tuple
 
 import torch
@@ -16,10 +17,22 @@ from .assigned_targets import is_anchor_based
 from .task_loss import AnsweringBackbone, Losses, map_losses
 
 # Losses that are sums over positions. GHM's, for one, are not: they weigh by a histogram.
-_SUMS = frozenset([
-    'BoundedIoULoss', 'CIoULoss', 'CrossEntropyLoss', 'DIoULoss', 'EIoULoss', 'FocalLoss',
-    'GIoULoss', 'IoULoss', 'L1Loss', 'MSELoss', 'SlicedFocalLoss', 'SmoothL1Loss'
-])
+_SUMS = frozenset(
+    [
+        'BoundedIoULoss',
+        'CIoULoss',
+        'CrossEntropyLoss',
+        'DIoULoss',
+        'EIoULoss',
+        'FocalLoss',
+        'GIoULoss',
+        'IoULoss',
+        'L1Loss',
+        'MSELoss',
+        'SlicedFocalLoss',
+        'SmoothL1Loss',
+    ]
+)
 # Packages whose dense heads and necks have no state but in the losses left out above.
 _STATELESS = ('fba_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
@@ -33,7 +46,7 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
     """
     loss_owner = next((c for c in type(model).__mro__ if 'loss' in vars(c)), object)
     features_owner = next((c for c in type(model).__mro__ if 'extract_feat' in vars(c)), object)
-    if not all(_is_of(owner, ('SingleStageDetector', )) for owner in (loss_owner, features_owner)):
+    if not all(_is_of(owner, ('SingleStageDetector',)) for owner in (loss_owner, features_owner)):
         return False
     parts = {name: child for name, child in model.named_children() if child is not source}
     trained = {name for name, child in parts.items() if any(True for _ in child.parameters())}
@@ -42,8 +55,10 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
     if not is_image_mean(model) and not _is_sum_over_anchors(model.bbox_head):
         return False
     return not any(
-        isinstance(m, _BatchNorm) and m.training for child in parts.values()
-        for m in child.modules())
+        isinstance(m, _BatchNorm) and m.training
+        for child in parts.values()
+        for m in child.modules()
+    )
 
 
 def is_known(model: nn.Module, source: AnsweringBackbone) -> bool:
@@ -55,8 +70,12 @@ def is_known(model: nn.Module, source: AnsweringBackbone) -> bool:
         model: A model for which :func:`can_be_split` holds.
         source: Its backbone.
     """
-    return all(type(m).__module__.partition('.')[0] in _STATELESS
-               for child in model.children() if child is not source for m in child.modules())
+    return all(
+        type(m).__module__.partition('.')[0] in _STATELESS
+        for child in model.children()
+        if child is not source
+        for m in child.modules()
+    )
 
 
 def _is_sum_over_anchors(head: nn.Module) -> bool:
@@ -89,7 +108,7 @@ class _LastImages(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *last: Tensor) -> tuple:
         for gradient, part in zip(ctx.gradients, last):
-            gradient[ctx.start:] = part
+            gradient[ctx.start :] = part
         return (None, None, *ctx.gradients)
 
 
@@ -104,9 +123,12 @@ def slices_of(num_images: int, size: Optional[int]) -> List[slice]:
     return [slice(start, min(start + size, num_images)) for start in range(0, num_images, size)]
 
 
-def feed(features: Sequence[Tensor], images: Sequence[slice],
-         loss_of: Callable[[Tuple[Tensor, ...], slice], Losses],
-         accumulate: Callable[[Losses], None]) -> Tuple[Tuple[Tensor, ...], Losses]:
+def feed(
+    features: Sequence[Tensor],
+    images: Sequence[slice],
+    loss_of: Callable[[Tuple[Tensor, ...], slice], Losses],
+    accumulate: Callable[[Losses], None],
+) -> Tuple[Tuple[Tensor, ...], Losses]:
     """Compute the losses of all slices but the last, and their gradients.
 
     Args:
@@ -150,6 +172,7 @@ def add_losses(losses: Losses, others: Losses) -> Losses:
         if 'loss' not in name:
             continue
         own = total[name]
-        total[name] = [a + b for a, b in zip(own, other)] if isinstance(
-            own, (list, tuple)) else own + other
+        total[name] = (
+            [a + b for a, b in zip(own, other)] if isinstance(own, (list, tuple)) else own + other
+        )
     return total

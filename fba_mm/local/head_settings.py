@@ -4,6 +4,7 @@ Hooks switch losses (mmpretrain's SwitchRecipeHook), margins (SetAdaptiveMargins
 (WarmupParamHook) and modes (mmdet's YOLOXModeSwitchHook) by setting attributes of the model. A
 module's own copy of the head has attributes of its own.
 """
+
 import copy
 import logging
 from functools import partial
@@ -37,12 +38,17 @@ class HeadSettings:
     def __init__(self, model: nn.Module, source: AnsweringBackbone, auxiliaries: nn.ModuleList):
         self._model, self._source = model, source
         # A copy is a model of the same class; others have nothing to follow.
-        own = [part for auxiliary in auxiliaries for part in auxiliary.modules()
-               if isinstance(getattr(part, 'backbone', None), FeatureSource)]
+        own = [
+            part
+            for auxiliary in auxiliaries
+            for part in auxiliary.modules()
+            if isinstance(getattr(part, 'backbone', None), FeatureSource)
+        ]
         self._copies = [part for part in own if type(part) is type(model)]
         self._others = any(
             not (auxiliary.shares_head or any(part in self._copies for part in auxiliary.modules()))
-            for auxiliary in auxiliaries)
+            for auxiliary in auxiliaries
+        )
         self._told: Set[str] = set()
         self._before: Optional[Snapshot] = None
         self.note()
@@ -79,9 +85,14 @@ class HeadSettings:
     def _is_setting(key: Any, contents: Any) -> bool:
         value = contents.get(key) if isinstance(contents, dict) else None
         # Private attributes are a module's own business, as MMEngine's notes on initialization.
-        return not (key == 'training' or isinstance(key, str) and key.startswith('_')
-                    or isinstance(value, _FUNCTIONS) or isinstance(value, Tensor)
-                    and value.requires_grad)
+        return not (
+            key == 'training'
+            or isinstance(key, str)
+            and key.startswith('_')
+            or isinstance(value, _FUNCTIONS)
+            or isinstance(value, Tensor)
+            and value.requires_grad
+        )
 
     def _carry_over(self, index: int, contents: Any, key: Any) -> None:
         place = self._before.place(index, key)
@@ -98,13 +109,16 @@ class HeadSettings:
                 raise LocalLearningError(
                     f'{place} was set on the model during training and cannot be copied to the '
                     f"modules' own heads ({error}): let modules share the head, auxiliary="
-                    "dict(type='SLM')") from error
+                    "dict(type='SLM')"
+                ) from error
         if missed and place not in self._told:
             self._told.add(place)
             print_log(
                 f'LocalBackbone: {place} was set on the model during training; heads or losses of '
                 'another kind, which modules learn from, have no such setting and stay as they are',
-                'current', logging.WARNING)
+                'current',
+                logging.WARNING,
+            )
 
     def _owners(self, index: int) -> List[Tuple[Any, Any]]:
         """The objects from the model down to one, each with its key in the one above."""

@@ -5,6 +5,7 @@ heads have queues, counters and averages of features. In stock training such sta
 iteration. A head that several modules share runs several times, and only the model's own pass may
 count.
 """
+
 from collections import deque
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,9 +21,24 @@ from ..errors import LocalLearningError
 
 _MODULE, _OBJECT, _DICT, _LIST, _SET, _TUPLE, _TENSOR, _ARRAY = range(1, 9)
 # Packages whose objects hold no state of a head: generators, loggers, tokenizers.
-_FOREIGN = frozenset((
-    'builtins', 'functools', 'inspect', 'logging', 'mmengine', 'numpy', 're',
-    'threading', 'tokenizers', 'torch', 'transformers', 'types', 'unittest', 'weakref'))
+_FOREIGN = frozenset(
+    (
+        'builtins',
+        'functools',
+        'inspect',
+        'logging',
+        'mmengine',
+        'numpy',
+        're',
+        'threading',
+        'tokenizers',
+        'torch',
+        'transformers',
+        'types',
+        'unittest',
+        'weakref',
+    )
+)
 # What torch itself keeps in a module. Buffers and submodules are looked at one by one.
 INTERNALS = frozenset(vars(nn.Module())) - {'training'}
 
@@ -171,8 +187,11 @@ class Snapshot:
         Returns:
             Names of what had changed.
         """
-        names = [self.place(index, key) for copy, version, index, key in self._lent
-                 if copy._version != version]
+        names = [
+            self.place(index, key)
+            for copy, version, index, key in self._lent
+            if copy._version != version
+        ]
         for index, contents, before, live, lent in self.taken:
             if not is_as_it_was(contents, live):
                 names.extend(self.place(index, key) for key in changed_keys(before, contents))
@@ -195,7 +214,8 @@ class Snapshot:
                 raise LocalLearningError(
                     f'{self.place(index, name)} is changed in the forward pass of the head, once '
                     'for each module that shares it: give modules heads of their own, '
-                    "auxiliary='own'")
+                    "auxiliary='own'"
+                )
 
 
 def is_as_it_was(contents: Any, live: list) -> bool:
@@ -218,17 +238,26 @@ def changed_keys(before: Any, contents: Any) -> list:
     if not isinstance(contents, dict):
         return ['']
     gone = object()
-    return [key for key in {**before, **dict.copy(contents)}
-            if dict.get(contents, key, gone) is not before.get(key, gone)]
+    return [
+        key
+        for key in {**before, **dict.copy(contents)}
+        if dict.get(contents, key, gone) is not before.get(key, gone)
+    ]
 
 
 @lru_cache(maxsize=None)
 def _kind_of(cls: type) -> int:
     """What an instance of a class is for a snapshot; 0 for what can't change."""
-    for bases, kind in (((nn.Parameter, torch.Size, torch.jit.ScriptModule, type), 0),
-                        (nn.Module, _MODULE), (Tensor, _TENSOR), (dict, _DICT),
-                        ((list, deque), _LIST), (set, _SET), (tuple, _TUPLE),
-                        (np.ndarray, _ARRAY)):
+    for bases, kind in (
+        ((nn.Parameter, torch.Size, torch.jit.ScriptModule, type), 0),
+        (nn.Module, _MODULE),
+        (Tensor, _TENSOR),
+        (dict, _DICT),
+        ((list, deque), _LIST),
+        (set, _SET),
+        (tuple, _TUPLE),
+        (np.ndarray, _ARRAY),
+    ):
         if issubclass(cls, bases):
             return kind
     own = cls.__module__.partition('.')[0] not in _FOREIGN

@@ -4,6 +4,7 @@ Many necks leave the finest level out, as RetinaNet's FPN does with ``start_leve
 back-propagation that level is kept for the backward pass anyway. Between isolated modules it need
 not be.
 """
+
 from typing import Dict, Sequence, Set
 
 import torch
@@ -16,8 +17,12 @@ from .task_loss import AnsweringBackbone
 
 # Detectors whose losses see the backbone's levels through extract_feat() alone. By the class that
 # defines the method, as subclasses may well look elsewhere.
-_LOSS_OWNERS = ('DetectionTransformer', 'SingleStageDetector', 'TwoStageDetector',
-                'TwoStagePanopticSegmentor')
+_LOSS_OWNERS = (
+    'DetectionTransformer',
+    'SingleStageDetector',
+    'TwoStageDetector',
+    'TwoStagePanopticSegmentor',
+)
 
 
 class _Touched(TorchDispatchMode):
@@ -35,8 +40,9 @@ class _Touched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def levels_read(model: nn.Module, source: AnsweringBackbone,
-                levels: Sequence[StageMap]) -> Set[int]:
+def levels_read(
+    model: nn.Module, source: AnsweringBackbone, levels: Sequence[StageMap]
+) -> Set[int]:
     """The levels that a model's neck computes with, found by a pass on small maps.
 
     Args:
@@ -55,8 +61,10 @@ def levels_read(model: nn.Module, source: AnsweringBackbone,
     if not is_known or like is None or any(s.pooled for s in levels):
         return everything
     sizes = [max(128 // stage.stride, 1) for stage in levels]
-    maps = {stage.level: like.new_zeros(1, stage.channels, size, size)
-            for stage, size in zip(levels, sizes)}
+    maps = {
+        stage.level: like.new_zeros(1, stage.channels, size, size)
+        for stage, size in zip(levels, sizes)
+    }
     training = {module: module.training for module in neck.modules()}
     touched = _Touched(maps)
     try:

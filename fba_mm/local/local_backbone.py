@@ -1,5 +1,18 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Set, Tuple, Union
+
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
 
 import torch
 from mmengine.logging import print_log
@@ -15,8 +28,16 @@ from .hand_over import HandedOver, HandOver
 from .kept_state import unchanged_state
 from .level_reads import levels_read
 from .local_step import LocalStep
-from .partition import (IMAGES, Recompute, check_segments, cut, cut_points, recompute_spans,
-                        trace_footprints, unroll)
+from .partition import (
+    IMAGES,
+    Recompute,
+    check_segments,
+    cut,
+    cut_points,
+    recompute_spans,
+    trace_footprints,
+    unroll,
+)
 from .partition.reconstruction import in_slices
 from .recompute import run_recomputing, run_segments
 from .task_loss import SEVERAL_PASSES, AnsweringBackbone, Features
@@ -91,17 +112,19 @@ class LocalBackbone(AnsweringBackbone):
         ...     num_modules=4, auxiliary=dict(type='SLM')))
     """
 
-    def __init__(self,
-                 backbone: dict,
-                 num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
-                 auxiliary: dict = dict(),
-                 head_batch_size: Optional[int] = None,
-                 reserve: Optional[float] = None,
-                 recompute: Optional[Recompute] = None,
-                 recompute_batch_size: Optional[int] = None,
-                 memory_budget: Optional[Union[str, int, float]] = None,
-                 pretrained: Optional[str] = None,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        backbone: dict,
+        num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
+        auxiliary: dict = dict(),
+        head_batch_size: Optional[int] = None,
+        reserve: Optional[float] = None,
+        recompute: Optional[Recompute] = None,
+        recompute_batch_size: Optional[int] = None,
+        memory_budget: Optional[Union[str, int, float]] = None,
+        pretrained: Optional[str] = None,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(init_cfg)
         if pretrained is not None:
             backbone = dict(backbone, pretrained=pretrained)
@@ -109,20 +132,25 @@ class LocalBackbone(AnsweringBackbone):
             raise LocalLearningError(
                 "num_modules='auto' is to be replaced by a number before the model is built: train "
                 "with fba_mm's tools/train.py, call cfg = fba_mm.analysis.resolve_num_modules(cfg) "
-                'in your own script, or give a number')
+                'in your own script, or give a number'
+            )
         self.backbone = MODELS.build(backbone)
         self.auxiliary = ModuleList()
         sizes = dict(head_batch_size=head_batch_size, recompute_batch_size=recompute_batch_size)
         for name, size in sizes.items():
             if size is not None:
-                check_count(name, size, what='a number of images',
-                            fix=', or leave it unset for the whole batch')
+                check_count(
+                    name,
+                    size,
+                    what='a number of images',
+                    fix=', or leave it unset for the whole batch',
+                )
         self.head_batch_size = head_batch_size
         self.recompute_batch_size = recompute_batch_size
         if reserve is None:
             # A classifier's head keeps next to nothing.
             head = auxiliary.get('head')
-            reserve = .2 if isinstance(head, dict) and 'head' not in head else 0.
+            reserve = 0.2 if isinstance(head, dict) and 'head' not in head else 0.0
         check_number('reserve', reserve, least=0)
         # FBAHook sets these: the first for good, the second for the length of a forward pass.
         self.trained_locally = False
@@ -150,20 +178,27 @@ class LocalBackbone(AnsweringBackbone):
             unrolled = in_slices(unrolled, head_batch_size)
         self._returns_tuple = unrolled.returns_tuple
         self.segments = unrolled.segments
-        self.footprints = trace_footprints(self.backbone, self.segments, unrolled.input_shape,
-                                           unrolled.as_map)
-        self.module_segments: List[range] = [range(len(self.segments))] if whole else cut(
-            self.footprints, self.segments, num_modules, reserve)
+        self.footprints = trace_footprints(
+            self.backbone, self.segments, unrolled.input_shape, unrolled.as_map
+        )
+        self.module_segments: List[range] = (
+            [range(len(self.segments))]
+            if whole
+            else cut(self.footprints, self.segments, num_modules, reserve)
+        )
         if recompute is not None:
             self.spans = recompute_spans(
-                self.footprints, self.segments, self.module_segments, recompute)
+                self.footprints, self.segments, self.module_segments, recompute
+            )
         check_segments(self.backbone, unrolled)
-        points = cut_points(
-            self.backbone, unrolled, self.footprints, self.module_segments)
+        points = cut_points(self.backbone, unrolled, self.footprints, self.module_segments)
         self._levels = points[-1].levels
         for point in points[:-1]:
-            self.auxiliary.append(MODELS.build(
-                dict(auxiliary), default_args=dict(type=unrolled.auxiliary, cut_point=point)))
+            self.auxiliary.append(
+                MODELS.build(
+                    dict(auxiliary), default_args=dict(type=unrolled.auxiliary, cut_point=point)
+                )
+            )
         self._auxiliary_names = [
             [name for name, p in network.named_parameters() if p.requires_grad]
             for network in self.auxiliary
@@ -183,8 +218,14 @@ class LocalBackbone(AnsweringBackbone):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set what only the wrapped backbone has, such as ``frozen_stages``, there."""
         wrapped = _wrapped(self)
-        is_own = wrapped is None or hasattr(type(self), name) or any(
-            name in names for names in (vars(self), self._modules, self._parameters, self._buffers))
+        is_own = (
+            wrapped is None
+            or hasattr(type(self), name)
+            or any(
+                name in names
+                for names in (vars(self), self._modules, self._parameters, self._buffers)
+            )
+        )
         if is_own or not hasattr(wrapped, name):
             super().__setattr__(name, value)
         else:
@@ -204,15 +245,19 @@ class LocalBackbone(AnsweringBackbone):
             index: 0 to K - 2. The last module is trained by the model's own loss.
         """
         parameters = [
-            p for i in self.module_segments[index]
+            p
+            for i in self.module_segments[index]
             for p in self.segments[i].parameters(self.backbone)
         ]
         return [*parameters, *self.auxiliary[index].parameters()]
 
     def _is_trained(self, index: int) -> bool:
         """Whether a module has parameters to train; its auxiliary network is trained with it."""
-        is_trained = any(p.requires_grad for i in self.module_segments[index]
-                         for p in self.segments[i].parameters(self.backbone))
+        is_trained = any(
+            p.requires_grad
+            for i in self.module_segments[index]
+            for p in self.segments[i].parameters(self.backbone)
+        )
         parameter, names = self.auxiliary[index].get_parameter, self._auxiliary_names[index]
         # Hooks freeze all of them or none: one tells.
         if names and parameter(names[0]).requires_grad != is_trained:
@@ -275,7 +320,8 @@ class LocalBackbone(AnsweringBackbone):
             raise LocalLearningError(
                 f'backbone {type(self.backbone).__name__} does not tell the depth of its layers, '
                 'which learning rate decay by layers needs: leave optim_wrapper.constructor and '
-                'layer_decay_rate out')
+                'layer_decay_rate out'
+            )
         return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
 
     def describe(self) -> str:
@@ -284,16 +330,21 @@ class LocalBackbone(AnsweringBackbone):
         The share is that of what the whole backbone would keep for its backward pass.
         """
         if self.num_modules == 1:
-            how = f'recomputed in {len(self.spans[0])} spans' if self.spans else 'which is plain ' \
+            how = (
+                f'recomputed in {len(self.spans[0])} spans'
+                if self.spans
+                else 'which is plain '
                 'back-propagation: no feature bank, no auxiliary network, no memory saved'
+            )
             return f"  the whole backbone, trained by the model's own loss, {how}"
         lines = []
-        saved = [sum(self.footprints[i].saved_bytes for i in module)
-                 for module in self.module_segments]
+        saved = [
+            sum(self.footprints[i].saved_bytes for i in module) for module in self.module_segments
+        ]
         for k, module in enumerate(self.module_segments):
             names = [self.segments[i].name for i in module] or ['whole backbone']
             span = names[0] if len(names) == 1 else f'{names[0]} ... {names[-1]}'
-            trainer = 'the model\'s own loss'
+            trainer = "the model's own loss"
             if k < len(self.auxiliary):
                 trainer = self.auxiliary[k].describe()
             share = f', {saved[k] / max(sum(saved), 1):.0%} of the activations'
@@ -324,7 +375,8 @@ class LocalBackbone(AnsweringBackbone):
         if self.num_modules > 1 and not self.trained_locally:
             raise LocalLearningError(
                 'LocalBackbone does not train without FBAHook: add '
-                "custom_hooks = [dict(type='FBAHook')] to the config")
+                "custom_hooks = [dict(type='FBAHook')] to the config"
+            )
         if self.step is None:
             # Back-propagation, or a pass that asks for outputs, not for losses.
             return self._forward_whole(x, *args, **kwargs)
@@ -348,7 +400,8 @@ class LocalBackbone(AnsweringBackbone):
             raise LocalLearningError(
                 "the model's loss runs its backbone on other images for each module, as one that "
                 'mixes or augments images itself does: augment in the pipeline or in the '
-                'data_preprocessor, or train with num_modules=1 (back-propagation)')
+                'data_preprocessor, or train with num_modules=1 (back-propagation)'
+            )
 
     def _forward_whole(self, x: Tensor, *args, **kwargs) -> Features:
         if not self.spans or self.num_modules > 1:
@@ -383,8 +436,9 @@ class LocalBackbone(AnsweringBackbone):
         step.train(index, self.auxiliary[index].loss(x, levels, step))
         self.auxiliary[index].after_backward(step)
 
-    def _forward_local(self, x: Tensor, step: LocalStep,
-                       visit: Optional[Callable] = None) -> Features:
+    def _forward_local(
+        self, x: Tensor, step: LocalStep, visit: Optional[Callable] = None
+    ) -> Features:
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
         outputs: Dict[int, Tensor] = {}
@@ -433,14 +487,18 @@ class LocalBackbone(AnsweringBackbone):
         self.before_module(index)
         if not self.spans:
             module = self.module_segments[index]
-            return run_segments(self.backbone, self.segments[module.start:module.stop], x, kept)
+            return run_segments(self.backbone, self.segments[module.start : module.stop], x, kept)
         levels: Dict[int, Tensor] = {}
         own: Dict[str, Tensor] = {}
         for span in self.spans[index]:
             # Within the module that makes it, a kept map is read with its graph.
             x, new_levels, new_own = run_recomputing(
-                self.backbone, self.segments[span.start:span.stop], x, {**kept, **own},
-                self.recompute_batch_size)
+                self.backbone,
+                self.segments[span.start : span.stop],
+                x,
+                {**kept, **own},
+                self.recompute_batch_size,
+            )
             levels.update(new_levels)
             own.update(new_own)
         return x, levels, own
@@ -450,14 +508,16 @@ class LocalBackbone(AnsweringBackbone):
         # the modules would then train on the cached casts: without the cache, they don't.
         device_type = x.device.type
         with torch.no_grad(), unchanged_state(self.backbone), torch.autocast(
-                device_type, enabled=is_autocast_enabled(device_type), cache_enabled=False):
+            device_type, enabled=is_autocast_enabled(device_type), cache_enabled=False
+        ):
             features = self.backbone(x)
-            for level, feature in enumerate(features if self._returns_tuple else (features, )):
+            for level, feature in enumerate(features if self._returns_tuple else (features,)):
                 step.bank.put(level, feature, ahead=True)
 
     @staticmethod
-    def wrapped_keys(state_dict: Mapping[str, Any], prefix: str,
-                     expected: Iterable[str]) -> Dict[str, Any]:
+    def wrapped_keys(
+        state_dict: Mapping[str, Any], prefix: str, expected: Iterable[str]
+    ) -> Dict[str, Any]:
         """Rename the entries of an unwrapped backbone to those of a wrapped one.
 
         Args:
@@ -466,15 +526,13 @@ class LocalBackbone(AnsweringBackbone):
             expected: Names of the entries of the model with the wrapped backbone.
         """
         inner = f'{prefix}backbone.'
-        stock = {
-            prefix + name[len(inner):]: name
-            for name in expected if name.startswith(inner)
-        }
+        stock = {prefix + name[len(inner) :]: name for name in expected if name.startswith(inner)}
         wrapped = any(key in state_dict for key in stock.values())
-        return dict(state_dict) if wrapped else {
-            stock.get(key, key): value
-            for key, value in state_dict.items()
-        }
+        return (
+            dict(state_dict)
+            if wrapped
+            else {stock.get(key, key): value for key, value in state_dict.items()}
+        )
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         """Accept the keys of the unwrapped backbone, so that stock checkpoints load."""
@@ -484,8 +542,11 @@ class LocalBackbone(AnsweringBackbone):
         state_dict.clear()
         state_dict.update(renamed)
         auxiliary = f'{prefix}auxiliary.'
-        self._initialize_auxiliary_at = auxiliary if is_stock and not any(
-            key.startswith(auxiliary) for key in state_dict) else None
+        self._initialize_auxiliary_at = (
+            auxiliary
+            if is_stock and not any(key.startswith(auxiliary) for key in state_dict)
+            else None
+        )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
@@ -509,4 +570,6 @@ def _expect_missing_auxiliary(module: LocalBackbone, incompatible_keys) -> None:
     if expected:
         print_log(
             'LocalBackbone: the checkpoint is one of the unwrapped model; '
-            'the auxiliary networks start from their own initialization', 'current')
+            'the auxiliary networks start from their own initialization',
+            'current',
+        )

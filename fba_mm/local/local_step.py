@@ -1,4 +1,5 @@
 """What a module may use while it trains."""
+
 from dataclasses import dataclass, field
 from typing import Callable, Dict, Optional, Tuple, Union
 
@@ -40,6 +41,7 @@ class LocalStep:
         kept: Maps that segments of the module now in training keep for later ones, by name,
             attached to its graph. Those of earlier modules are in the bank.
     """
+
     model: nn.Module
     source: AnsweringBackbone
     inputs: Union[Tensor, Dict[str, Tensor]]
@@ -73,14 +75,22 @@ class LocalStep:
             model: This or an auxiliary network's own model.
             source: Its backbone.
         """
-        size = self.head_batch_size if can_be_split(model, source) and (
-            self.asked_for_slices or is_known(model, source)) else None
+        size = (
+            self.head_batch_size
+            if can_be_split(model, source) and (self.asked_for_slices or is_known(model, source))
+            else None
+        )
         # A sample of stacked targets has a length of its own making.
         several = isinstance(self.data_samples, (list, tuple))
         return slices_of(len(self.data_samples if several else self.images), size)
 
-    def head_loss(self, model: nn.Module, source: AnsweringBackbone, features: Features,
-                  loss_weight: float = 1.) -> Losses:
+    def head_loss(
+        self,
+        model: nn.Module,
+        source: AnsweringBackbone,
+        features: Features,
+        loss_weight: float = 1.0,
+    ) -> Losses:
         """The losses of a model's neck and head on given features.
 
         Args:
@@ -111,20 +121,24 @@ class LocalStep:
                 labels = torch.stack([sample.gt_score for sample in samples])
             else:
                 labels = torch.cat(
-                    [sample.get('gt_label', torch.empty(0)).reshape(-1) for sample in samples])
+                    [sample.get('gt_label', torch.empty(0)).reshape(-1) for sample in samples]
+                )
                 # One sample may carry the labels of the whole batch.
                 alike = len(samples) == 1 or all(
-                    len(sample.get('gt_label', ())) == 1 for sample in samples)
+                    len(sample.get('gt_label', ())) == 1 for sample in samples
+                )
                 if len(labels) != len(self.images) or not alike:
                     raise LocalLearningError(
-                        "this auxiliary network needs exactly one class per image: check the data "
+                        'this auxiliary network needs exactly one class per image: check the data '
                         "set's labels, or take auxiliary=dict(type='SLM'), which learns from the "
-                        "model's own head")
+                        "model's own head"
+                    )
             self._labels = labels.to(self.images.device)
         return self._labels
 
-    def logits(self, model: nn.Module, source: AnsweringBackbone,
-               features: Tuple[Tensor, ...]) -> Tensor:
+    def logits(
+        self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...]
+    ) -> Tensor:
         """What a classifier's neck and head say of given features, (N, classes).
 
         Args:
@@ -145,8 +159,8 @@ class LocalStep:
             # Casts that autocast makes here have no graph, and would be used again with the loss.
             device_type = self.images.device.type
             with torch.no_grad(), torch.autocast(
-                    device_type, enabled=is_autocast_enabled(device_type),
-                    cache_enabled=False):
+                device_type, enabled=is_autocast_enabled(device_type), cache_enabled=False
+            ):
                 self._network_logits = self.logits(self.model, self.source, features)
         return self._network_logits
 
@@ -169,13 +183,20 @@ class LocalStep:
         rest, self.fed = feed(features, images, loss_of, self.accumulate)
         return rest
 
-    def _loss_of(self, model: nn.Module, source: AnsweringBackbone, features: Features,
-                 images: Optional[slice], loss_weight: float = 1.) -> Losses:
+    def _loss_of(
+        self,
+        model: nn.Module,
+        source: AnsweringBackbone,
+        features: Features,
+        images: Optional[slice],
+        loss_weight: float = 1.0,
+    ) -> Losses:
         inputs, data_samples = self.inputs, self.data_samples
         with self.targets.only(images):
             if images is None:
                 losses = task_loss(
-                    model, source, features, inputs, data_samples, advance=model is not self.model)
+                    model, source, features, inputs, data_samples, advance=model is not self.model
+                )
             else:
                 inputs, data_samples = inputs[images], data_samples[images]
                 losses = self._stateless_loss(model, source, features, inputs, data_samples)
@@ -191,13 +212,14 @@ class LocalStep:
         if changed:
             raise LocalLearningError(
                 f'{type(model).__name__} keeps {", ".join(changed)} from one batch to the next, '
-                'and would keep others of a few images at a time: leave head_batch_size out')
+                'and would keep others of a few images at a time: leave head_batch_size out'
+            )
         return losses
 
     def _share(self, model: nn.Module, images: int) -> float:
         """What the losses on some images count in those of the batch."""
         # Heads whose targets are assigned here divide by the whole batch's number already.
-        return images / len(self.images) if is_image_mean(model) else 1.
+        return images / len(self.images) if is_image_mean(model) else 1.0
 
     def joined(self, losses: Losses) -> Losses:
         """The model's own losses on the whole batch.

@@ -4,6 +4,7 @@ Activation checkpointing (Chen et al., "Training Deep Nets with Sublinear Memory
 partition's segments: of any backbone that can be cut, its stem included, without an option of its
 own for it.
 """
+
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
@@ -21,8 +22,9 @@ from .partition import Segment
 SegmentOutputs = Tuple[Tensor, Dict[int, Tensor], Dict[str, Tensor]]
 
 
-def run_segments(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
-                 kept: Dict[str, Tensor]) -> SegmentOutputs:
+def run_segments(
+    backbone: nn.Module, segments: Sequence[Segment], x: Tensor, kept: Dict[str, Tensor]
+) -> SegmentOutputs:
     """Run some segments one after the other.
 
     Args:
@@ -43,9 +45,13 @@ def run_segments(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
     return x, levels, {name: known[name] for name in known if name not in kept}
 
 
-def run_recomputing(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
-                    kept: Dict[str, Tensor],
-                    batch_size: Optional[int] = None) -> SegmentOutputs:
+def run_recomputing(
+    backbone: nn.Module,
+    segments: Sequence[Segment],
+    x: Tensor,
+    kept: Dict[str, Tensor],
+    batch_size: Optional[int] = None,
+) -> SegmentOutputs:
     """:func:`run_segments`, but keep the input alone, and recompute the rest in the backward pass.
 
     Values, gradients and running statistics are the same. Where nothing is trained, nothing is
@@ -68,13 +74,17 @@ def run_recomputing(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
 
     def run(x: Tensor, read: Dict[str, Tensor]) -> SegmentOutputs:
         if trained:
-            return recomputing(partial(run_segments, backbone, segments),
-                               _layers(backbone, segments), x, read)
+            return recomputing(
+                partial(run_segments, backbone, segments), _layers(backbone, segments), x, read
+            )
         with torch.no_grad():
             return run_segments(backbone, segments, x, read)
 
-    if batch_size is None or batch_size >= len(x) or not all(
-            _by_image(layer) for layer in _layers(backbone, segments)):
+    if (
+        batch_size is None
+        or batch_size >= len(x)
+        or not all(_by_image(layer) for layer in _layers(backbone, segments))
+    ):
         return run(x, read)
     # Views: what is kept is the input as a whole.
     slices = zip(x.split(batch_size), *(tensor.split(batch_size) for tensor in read.values()))
@@ -84,23 +94,33 @@ def run_recomputing(backbone: nn.Module, segments: Sequence[Segment], x: Tensor,
 
     def join(parts: Sequence[Dict[Any, Tensor]]) -> Dict[Any, Tensor]:
         # A level and a kept map may be the output itself, which is then there once.
-        return {key: joined[id(first)] if id(first) in joined else torch.cat(
-            [part[key] for part in parts]) for key, first in parts[0].items()}
+        return {
+            key: joined[id(first)]
+            if id(first) in joined
+            else torch.cat([part[key] for part in parts])
+            for key, first in parts[0].items()
+        }
 
     return joined[id(xs[0])], join(levels), join(own)
 
 
 def _layers(backbone: nn.Module, segments: Sequence[Segment]) -> Iterator[nn.Module]:
-    return (layer for segment in segments for path in segment.submodules
-            for layer in backbone.get_submodule(path).modules())
+    return (
+        layer
+        for segment in segments
+        for path in segment.submodules
+        for layer in backbone.get_submodule(path).modules()
+    )
 
 
 def _by_image(layer: nn.Module) -> bool:
     """Whether a layer makes the same of images one by one as of a batch."""
     if not layer.training:
         return True
-    draws = any((name == 'p' or 'drop' in name) and isinstance(value, (int, float)) and value > 0
-                for name, value in vars(layer).items())
+    draws = any(
+        (name == 'p' or 'drop' in name) and isinstance(value, (int, float)) and value > 0
+        for name, value in vars(layer).items()
+    )
     return not (draws or isinstance(layer, _BatchNorm))
 
 
@@ -134,15 +154,19 @@ class _TwoCalls:
         versions = [leaf._version for leaf in tree_flatten(args)[0] if isinstance(leaf, Tensor)]
         if self.versions is None:
             self.versions = versions
-            self.tracking = [(module, module.track_running_stats) for module in self.modules
-                             if isinstance(module, _BatchNorm)]
+            self.tracking = [
+                (module, module.track_running_stats)
+                for module in self.modules
+                if isinstance(module, _BatchNorm)
+            ]
             return self.function(*args)
         if versions != self.versions:
             # Autograd would say so of a tensor that it keeps; of this one it doesn't know.
             raise LocalLearningError(
                 'a map was written to in place after the forward pass, and cannot be used to '
                 'recompute what follows it: set inplace=False in the layer that reads it, or leave '
-                "'recompute' out")
+                "'recompute' out"
+            )
         with _copied_buffers(self.modules), _tracking(self.tracking):
             return self.function(*args)
 

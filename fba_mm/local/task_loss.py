@@ -5,6 +5,7 @@ backbone answer with given features instead, and ``model.loss()`` becomes the lo
 features, whatever the neck, the head and the task are. mmagic's models, which call their backbone
 ``generator``, go the same way.
 """
+
 from contextlib import contextmanager, nullcontext
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -23,7 +24,8 @@ Features = Union[Tensor, Tuple[Tensor, ...]]
 SEVERAL_PASSES = (
     "the model's loss runs its backbone several times, on other images each time, as contrastive, "
     'siamese and tracking models do, and local learning follows one pass: train it without '
-    'LocalBackbone, or with num_modules=1 (back-propagation)')
+    'LocalBackbone, or with num_modules=1 (back-propagation)'
+)
 
 
 class AnsweringBackbone(BaseModule):
@@ -71,8 +73,9 @@ class FeatureSource(AnsweringBackbone):
         strides: Their strides, in pixels, for who places anchors on them.
     """
 
-    def __init__(self, channels: Optional[Sequence[int]] = None,
-                 strides: Optional[Sequence[int]] = None):
+    def __init__(
+        self, channels: Optional[Sequence[int]] = None, strides: Optional[Sequence[int]] = None
+    ):
         super().__init__()
         self.channels = channels
         self.strides = strides
@@ -82,8 +85,14 @@ class FeatureSource(AnsweringBackbone):
         return self.answer(x)
 
 
-def task_loss(model: nn.Module, source: AnsweringBackbone, features: Features,
-              inputs: Tensor, data_samples: list, advance: bool = False) -> Losses:
+def task_loss(
+    model: nn.Module,
+    source: AnsweringBackbone,
+    features: Features,
+    inputs: Tensor,
+    data_samples: list,
+    advance: bool = False,
+) -> Losses:
     """The losses that a model's neck and head compute on given features.
 
     Running statistics, counters and whatever else the head keeps belong to what the network sees in
@@ -136,7 +145,10 @@ def map_losses(losses: Losses, function: Callable[[Tensor], Tensor]) -> Losses:
         function: What to do with each tensor.
     """
     return {
-        name: value if 'loss' not in name else
-        [function(v) for v in value] if isinstance(value, (list, tuple)) else function(value)
+        name: value
+        if 'loss' not in name
+        else [function(v) for v in value]
+        if isinstance(value, (list, tuple))
+        else function(value)
         for name, value in losses.items()
     }

@@ -1,4 +1,5 @@
 """The ResNets that the local learning literature trains on CIFAR: ResNet-20, -32, -56, -110."""
+
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Optional, Sequence
@@ -11,12 +12,14 @@ from ..errors import LocalLearningError
 
 
 @MODELS.register_module(name='CifarResNet')
-def cifar_resnet(depth: int,
-                 base_channels: int = 16,
-                 stem_channels: Optional[int] = None,
-                 out_indices: Sequence[int] = (2, ),
-                 zero_init_residual: bool = False,
-                 **kwargs) -> nn.Module:
+def cifar_resnet(
+    depth: int,
+    base_channels: int = 16,
+    stem_channels: Optional[int] = None,
+    out_indices: Sequence[int] = (2,),
+    zero_init_residual: bool = False,
+    **kwargs,
+) -> nn.Module:
     """A ResNet for small images, with three stages of basic blocks (He et al., section 4.2).
 
     mmpretrain's ``ResNet_CIFAR`` has the four stages and the widths of ImageNet's ResNets. This is
@@ -53,11 +56,12 @@ def cifar_resnet(depth: int,
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
         raise LocalLearningError(
             f'CifarResNet: depth={depth!r}: give 6 n + 2 for n blocks in each stage, such as 20, '
-            '32, 56 or 110')
+            '32, 56 or 110'
+        )
     if find_spec('mmpretrain') is None:
         raise LocalLearningError(
-            'CifarResNet needs mmpretrain, which is not installed: '
-            f'{how_to_install("mmpretrain")}')
+            f'CifarResNet needs mmpretrain, which is not installed: {how_to_install("mmpretrain")}'
+        )
     return _class_of(depth)(
         depth=depth,
         base_channels=base_channels,
@@ -67,16 +71,22 @@ def cifar_resnet(depth: int,
         dilations=(1, 1, 1),
         out_indices=out_indices,
         zero_init_residual=zero_init_residual,
-        **kwargs)
+        **kwargs,
+    )
 
 
 @lru_cache(maxsize=None)
 def _class_of(depth: int) -> type:
     from mmpretrain.models.backbones.resnet import BasicBlock
     from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
+
     blocks = (depth - 2) // 6
-    return type('CifarResNet', (ResNet_CIFAR, ), {
-        '__doc__': f'{depth} layers in three stages; see :func:`cifar_resnet`.',
-        '__module__': __name__,
-        'arch_settings': {depth: (BasicBlock, (blocks, ) * 3)}
-    })
+    return type(
+        'CifarResNet',
+        (ResNet_CIFAR,),
+        {
+            '__doc__': f'{depth} layers in three stages; see :func:`cifar_resnet`.',
+            '__module__': __name__,
+            'arch_settings': {depth: (BasicBlock, (blocks,) * 3)},
+        },
+    )

@@ -1,4 +1,5 @@
 """Stock losses and heads whose loss is computed slice by slice, in the memory of one slice."""
+
 import math
 from functools import lru_cache
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
@@ -57,22 +58,27 @@ def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
     module = MODELS.build(dict(kwargs, type=of))
     owner = type(module)
     package = owner.__module__.partition('.')[0]
-    if (package, owner.__name__) == ('mmdet', 'FocalLoss') and module.use_sigmoid and not getattr(
-            module, 'activated', False):
+    if (
+        (package, owner.__name__) == ('mmdet', 'FocalLoss')
+        and module.use_sigmoid
+        and not getattr(module, 'activated', False)
+    ):
         return SlicedFocalLoss(**kwargs)
     if (package, owner.__name__) in (('mmdet', 'QualityFocalLoss'), ('mmdet', 'VarifocalLoss')):
         module.__class__ = _subclass(_SlicedRows, owner)
         return module
     if (package, owner.__name__) == ('mmdet', 'FCNMaskHead') and not any(
-            isinstance(m, _BatchNorm) for m in module.modules()):
+        isinstance(m, _BatchNorm) for m in module.modules()
+    ):
         module.__class__ = _subclass(_SlicedRoIs, owner)
         return module
     if package == 'mmseg' and _has_plain_loss(module):
         module.__class__ = _subclass(_StripedDecodeHead, owner)
         return module
     raise LocalLearningError(
-        f"InSlices: {of} with these settings has no loss that can be computed in slices: set "
-        f'type={of!r} and leave "of" out')
+        f'InSlices: {of} with these settings has no loss that can be computed in slices: set '
+        f'type={of!r} and leave "of" out'
+    )
 
 
 @lru_cache(maxsize=None)
@@ -93,17 +99,27 @@ class _SlicedRoIs:
             return super().forward(x)
         stock = super().forward
         # They draw nothing.
-        return torch.cat([checkpoint(stock, part, use_reentrant=False, preserve_rng_state=False)
-                          for part in parts])
+        return torch.cat(
+            [
+                checkpoint(stock, part, use_reentrant=False, preserve_rng_state=False)
+                for part in parts
+            ]
+        )
 
 
 class _SlicedRows:
     """Of a loss that is a sum over rows: some rows at a time."""
 
-    def forward(self, pred: Tensor, target: Any, weight: Optional[Tensor] = None,
-                avg_factor: Any = None, reduction_override: Optional[str] = None) -> Tensor:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Any,
+        weight: Optional[Tensor] = None,
+        avg_factor: Any = None,
+        reduction_override: Optional[str] = None,
+    ) -> Tensor:
         whole = super().forward
-        targets = target if isinstance(target, tuple) else (target, )
+        targets = target if isinstance(target, tuple) else (target,)
         others = targets if weight is None else (*targets, weight)
         reduction = reduction_override or self.reduction
         is_sum = reduction == ('sum' if avg_factor is None else 'mean')
@@ -111,9 +127,13 @@ class _SlicedRows:
             return whole(pred, target, weight, avg_factor, reduction_override)
 
         def term(pred: Tensor, *others: Tensor) -> Tensor:
-            rows = others[:len(targets)]
-            return whole(pred, rows if isinstance(target, tuple) else rows[0],
-                         None if weight is None else others[-1], reduction_override='sum')
+            rows = others[: len(targets)]
+            return whole(
+                pred,
+                rows if isinstance(target, tuple) else rows[0],
+                None if weight is None else others[-1],
+                reduction_override='sum',
+            )
 
         total = _SumOverRows.apply(term, pred, *others)
         if avg_factor is None:
@@ -129,8 +149,9 @@ class _SumOverRows(torch.autograd.Function):
         ctx.save_for_backward(pred, *others)
         device = pred.device.type
         ctx.term = term
-        ctx.autocast = dict(device_type=device, enabled=is_autocast_enabled(device),
-                            dtype=autocast_dtype(device))
+        ctx.autocast = dict(
+            device_type=device, enabled=is_autocast_enabled(device), dtype=autocast_dtype(device)
+        )
         return sum(term(*(t[rows] for t in (pred, *others))).float() for rows in _rows(pred))
 
     @staticmethod
@@ -141,7 +162,7 @@ class _SumOverRows(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 leaf = pred[rows].detach().requires_grad_()
                 term = ctx.term(leaf, *(t[rows] for t in others))
-            grad[rows], = torch.autograd.grad(term, leaf, grad_output.to(term.dtype))
+            (grad[rows],) = torch.autograd.grad(term, leaf, grad_output.to(term.dtype))
         return (None, grad, *(None for _ in others))
 
 
@@ -156,10 +177,18 @@ def _has_plain_loss(head: nn.Module) -> bool:
     owner = next((c for c in type(head).__mro__ if 'loss_by_feat' in vars(c)), object)
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    return owner.__name__ == 'BaseDecodeHead' and head.sampler is None and all(
-        type(loss).__name__ == 'CrossEntropyLoss' and type(loss).__module__.startswith('mmseg.')
-        and not (loss.use_sigmoid or loss.use_mask) and loss.class_weight is None
-        and loss.reduction == 'mean' for loss in losses)
+    return (
+        owner.__name__ == 'BaseDecodeHead'
+        and head.sampler is None
+        and all(
+            type(loss).__name__ == 'CrossEntropyLoss'
+            and type(loss).__module__.startswith('mmseg.')
+            and not (loss.use_sigmoid or loss.use_mask)
+            and loss.class_weight is None
+            and loss.reduction == 'mean'
+            for loss in losses
+        )
+    )
 
 
 class _StripedDecodeHead:
@@ -167,8 +196,9 @@ class _StripedDecodeHead:
 
     def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> Dict[str, Tensor]:
         labels = self._stack_batch_gt(batch_data_samples).squeeze(1)
-        losses_decode = self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [
-            self.loss_decode]
+        losses_decode = (
+            self.loss_decode if isinstance(self.loss_decode, nn.ModuleList) else [self.loss_decode]
+        )
         valid = int((labels != self.ignore_index).sum())
         # What each loss divides by, which a stripe alone doesn't tell.
         factors = [valid if loss.avg_non_ignore else labels.numel() for loss in losses_decode]
@@ -178,45 +208,57 @@ class _StripedDecodeHead:
             with torch.no_grad():
                 hits = logits.topk(1, dim=1)[1][:, 0] == labels[:, rows]
                 hits = hits[labels[:, rows] != self.ignore_index].sum().float()
-            return [hits, *(loss(logits, labels[:, rows], avg_factor=factor,
-                                 ignore_index=self.ignore_index)
-                            for loss, factor in zip(losses_decode, factors))]
+            return [
+                hits,
+                *(
+                    loss(logits, labels[:, rows], avg_factor=factor, ignore_index=self.ignore_index)
+                    for loss, factor in zip(losses_decode, factors)
+                ),
+            ]
 
         totals: List[Tensor] = []
         for rows in self._stripes(seg_logits, labels.shape[1:]):
             # The stripes draw nothing.
-            found = checkpoint(stripe, seg_logits, rows, use_reentrant=False,
-                               preserve_rng_state=False)
+            found = checkpoint(
+                stripe, seg_logits, rows, use_reentrant=False, preserve_rng_state=False
+            )
             totals = [a + b for a, b in zip(totals, found)] if totals else list(found)
         losses: Dict[str, Tensor] = {}
         for loss, total in zip(losses_decode, totals[1:]):
             name = loss.loss_name
             losses[name] = losses[name] + total if name in losses else total
         eps = torch.finfo(torch.float32).eps
-        losses['acc_seg'] = ((totals[0] + eps) * (100. / (valid + eps))).reshape(1)
+        losses['acc_seg'] = ((totals[0] + eps) * (100.0 / (valid + eps))).reshape(1)
         return losses
 
     @staticmethod
     def _stripes(seg_logits: Tensor, size: torch.Size) -> List[slice]:
         images, classes = seg_logits.shape[:2]
         step = _slice_bytes(seg_logits) // (images * classes * size[1] * seg_logits.element_size())
-        return [slice(start, min(start + max(step, 1), size[0]))
-                for start in range(0, size[0], max(step, 1))]
+        return [
+            slice(start, min(start + max(step, 1), size[0]))
+            for start in range(0, size[0], max(step, 1))
+        ]
 
     def _enlarged(self, seg_logits: Tensor, size: torch.Size, rows: slice) -> Tensor:
         """Some rows of what bilinear interpolation to a size makes of logits."""
         height = seg_logits.shape[2]
-        position = torch.arange(rows.start, rows.stop, device=seg_logits.device,
-                                dtype=torch.float32)
+        position = torch.arange(
+            rows.start, rows.stop, device=seg_logits.device, dtype=torch.float32
+        )
         if self.align_corners:
             position = position * ((height - 1) / max(size[0] - 1, 1))
         else:
-            position = ((position + .5) * (height / size[0]) - .5).clamp(min=0)
+            position = ((position + 0.5) * (height / size[0]) - 0.5).clamp(min=0)
         above = position.floor().long().clamp(max=height - 1)
         below = (above + 1).clamp(max=height - 1)
         share = (position - above).to(seg_logits.dtype)[:, None]
         stripe = seg_logits[:, :, above] * (1 - share) + seg_logits[:, :, below] * share
         if size[1] == seg_logits.shape[3]:
             return stripe
-        return F.interpolate(stripe, size=(stripe.shape[2], size[1]), mode='bilinear',
-                             align_corners=self.align_corners)
+        return F.interpolate(
+            stripe,
+            size=(stripe.shape[2], size[1]),
+            mode='bilinear',
+            align_corners=self.align_corners,
+        )

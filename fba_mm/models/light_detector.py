@@ -1,4 +1,5 @@
 """A small detector to learn from: the own head of an auxiliary network."""
+
 from importlib.util import find_spec
 from typing import List, Optional, Sequence
 
@@ -14,19 +15,21 @@ _FINEST, _COARSEST = 8, 128
 
 
 @MODELS.register_module(name='LightRetinaNet')
-def light_retinanet(backbone: dict,
-                    num_classes: int,
-                    channels: int = 64,
-                    stacked_convs: int = 1,
-                    octave_base_scale: float = 4,
-                    scales_per_octave: int = 1,
-                    ratios: Sequence[float] = (1.0, ),
-                    strides: Optional[Sequence[int]] = None,
-                    loss_cls: Optional[dict] = None,
-                    loss_bbox: Optional[dict] = None,
-                    neck: Optional[dict] = None,
-                    bbox_head: Optional[dict] = None,
-                    train_cfg: Optional[dict] = None) -> nn.Module:
+def light_retinanet(
+    backbone: dict,
+    num_classes: int,
+    channels: int = 64,
+    stacked_convs: int = 1,
+    octave_base_scale: float = 4,
+    scales_per_octave: int = 1,
+    ratios: Sequence[float] = (1.0,),
+    strides: Optional[Sequence[int]] = None,
+    loss_cls: Optional[dict] = None,
+    loss_bbox: Optional[dict] = None,
+    neck: Optional[dict] = None,
+    bbox_head: Optional[dict] = None,
+    train_cfg: Optional[dict] = None,
+) -> nn.Module:
     """mmdet's RetinaNet with few channels, one convolution, one anchor per position.
 
     The loss, the neck's levels and the assignment of targets are those of mmdet's
@@ -67,18 +70,23 @@ def light_retinanet(backbone: dict,
         >>> auxiliary = dict(type='SLM', head=dict(type='LightRetinaNet', num_classes=80))
     """
     if find_spec('mmdet') is None:
-        raise LocalLearningError('LightRetinaNet needs mmdet, which is not installed: '
-                                 f'{how_to_install("mmdet")}')
+        raise LocalLearningError(
+            f'LightRetinaNet needs mmdet, which is not installed: {how_to_install("mmdet")}'
+        )
     in_channels = backbone.get('channels')
     if in_channels is None:
         raise LocalLearningError(
             "LightRetinaNet is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
             "head=dict(type='LightRetinaNet', ...)), or as "
-            "backbone=dict(type='FeatureSource', channels=[...])")
+            "backbone=dict(type='FeatureSource', channels=[...])"
+        )
     own_strides = backbone.get('strides')
-    for name, value, least in (('num_classes', num_classes, 1), ('channels', channels, 1),
-                               ('stacked_convs', stacked_convs, 0),
-                               ('scales_per_octave', scales_per_octave, 1)):
+    for name, value, least in (
+        ('num_classes', num_classes, 1),
+        ('channels', channels, 1),
+        ('stacked_convs', stacked_convs, 0),
+        ('scales_per_octave', scales_per_octave, 1),
+    ):
         check_count(f'LightRetinaNet: {name}', value, least)
     check_number('LightRetinaNet: octave_base_scale', octave_base_scale, above=0)
     octaves = 0
@@ -88,16 +96,22 @@ def light_retinanet(backbone: dict,
         octaves = max((strides[0] // _FINEST).bit_length() - 1, 0)
     sizes = dict(octave_base_scale=octave_base_scale, scales_per_octave=scales_per_octave)
     if octaves:
-        sizes = dict(scales=[octave_base_scale * 2**(i / scales_per_octave - octaves)
-                             for i in range(scales_per_octave * (octaves + 1))])
+        sizes = dict(
+            scales=[
+                octave_base_scale * 2 ** (i / scales_per_octave - octaves)
+                for i in range(scales_per_octave * (octaves + 1))
+            ]
+        )
     from . import light_retina_head  # noqa: F401  It imports mmdet.
+
     # All types with their scope: the default scope is that of the model, which may be another.
     fpn = dict(
         type='mmdet.FPN',
         in_channels=list(in_channels),
         out_channels=channels,
         add_extra_convs='on_input',
-        num_outs=len(strides))
+        num_outs=len(strides),
+    )
     head = dict(
         type='LightRetinaHead',
         num_classes=num_classes,
@@ -105,35 +119,38 @@ def light_retinanet(backbone: dict,
         feat_channels=channels,
         stacked_convs=stacked_convs,
         anchor_generator=dict(
-            type='mmdet.AnchorGenerator',
-            ratios=list(ratios),
-            strides=list(strides),
-            **sizes),
+            type='mmdet.AnchorGenerator', ratios=list(ratios), strides=list(strides), **sizes
+        ),
         bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
         loss_cls=loss_cls or dict(type='SlicedFocalLoss', use_sigmoid=True),
-        loss_bbox=loss_bbox or dict(type='mmdet.L1Loss'))
+        loss_bbox=loss_bbox or dict(type='mmdet.L1Loss'),
+    )
     if 'start_level' not in (neck or {}):
         fpn['start_level'] = _start_level(own_strides, strides)
     training = dict(
         assigner=dict(
             type='mmdet.MaxIoUAssigner',
-            pos_iou_thr=.5,
-            neg_iou_thr=.4,
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.4,
             min_pos_iou=0,
             ignore_iof_thr=-1,
-            iou_calculator=dict(type='mmdet.BboxOverlaps2D')),
+            iou_calculator=dict(type='mmdet.BboxOverlaps2D'),
+        ),
         # Focal loss learns from all anchors: none are drawn.
         sampler=dict(type='mmdet.PseudoSampler'),
         allowed_border=-1,
         pos_weight=-1,
-        debug=False)
+        debug=False,
+    )
     return MODELS.build(
         dict(
             type='mmdet.RetinaNet',
             backbone=backbone,
             neck=dict(fpn, **(neck or {})),
             bbox_head=dict(head, **(bbox_head or {})),
-            train_cfg=dict(training, **(train_cfg or {}))))
+            train_cfg=dict(training, **(train_cfg or {})),
+        )
+    )
 
 
 # Reduced blocks before it have as few channels, unless the auxiliary network says otherwise.
@@ -160,8 +177,9 @@ def _start_level(own: Optional[Sequence[int]], strides: Sequence[int]) -> int:
     if own is None:
         return 1
     start = list(own).index(strides[0]) if strides[0] in own else len(own)
-    if start == len(own) or list(own)[start:] != list(strides)[:len(own) - start]:
+    if start == len(own) or list(own)[start:] != list(strides)[: len(own) - start]:
         raise LocalLearningError(
             f'LightRetinaNet looks at maps of strides {tuple(strides)}, and the backbone has those of '
-            f'{tuple(own)}: give the head strides that begin with some of these, or take another')
+            f'{tuple(own)}: give the head strides that begin with some of these, or take another'
+        )
     return start

@@ -1,4 +1,5 @@
 """The decode head of a small segmentor; needs mmseg."""
+
 from typing import Any, Sequence
 
 import torch
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import check_count
-
 
 
 @MODELS.register_module()
@@ -40,24 +40,34 @@ class LightFCNHead(BaseDecodeHead):
         torch.Size([2, 3, 4, 4])
     """
 
-    def __init__(self,
-                 in_channels: Sequence[int],
-                 positions_of: int = 1,
-                 label_stride: int = 4,
-                 norm_cfg: dict = dict(type='BN'),
-                 **kwargs: Any):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        positions_of: int = 1,
+        label_stride: int = 4,
+        norm_cfg: dict = dict(type='BN'),
+        **kwargs: Any,
+    ):
         super().__init__(
-            in_channels, in_index=list(range(len(in_channels))), input_transform='multiple_select',
-            norm_cfg=norm_cfg, **kwargs)
+            in_channels,
+            in_index=list(range(len(in_channels))),
+            input_transform='multiple_select',
+            norm_cfg=norm_cfg,
+            **kwargs,
+        )
         self.label_stride = check_count(
-            'label_stride', label_stride, what='a number', fix=', which is every label')
-        self.positions_of = min(check_count('positions_of', positions_of, least=0),
-                                len(in_channels) - 1)
+            'label_stride', label_stride, what='a number', fix=', which is every label'
+        )
+        self.positions_of = min(
+            check_count('positions_of', positions_of, least=0), len(in_channels) - 1
+        )
         # Added up before they are normed: it is one convolution of all maps side by side.
         self.reduce = nn.ModuleList(
-            nn.Conv2d(width, self.channels, 1, bias=False) for width in in_channels)
+            nn.Conv2d(width, self.channels, 1, bias=False) for width in in_channels
+        )
         self.fuse = ConvModule(
-            self.channels, self.channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=self.act_cfg)
+            self.channels, self.channels, 3, padding=1, norm_cfg=norm_cfg, act_cfg=self.act_cfg
+        )
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Logits (N, num_classes, H, W) at the positions of one of the maps.
@@ -73,14 +83,20 @@ class LightFCNHead(BaseDecodeHead):
         if x.shape[2] > size[0]:
             return reduce(F.adaptive_avg_pool2d(x, size))  # The order is that of least work.
         x = reduce(x)
-        return x if x.shape[2:] == size else F.interpolate(
-            x, size, mode='bilinear', align_corners=self.align_corners)
+        return (
+            x
+            if x.shape[2:] == size
+            else F.interpolate(x, size, mode='bilinear', align_corners=self.align_corners)
+        )
 
     def _stack_batch_gt(self, batch_data_samples: list) -> Tensor:
         """The labels of the pixels that are learned from, (N, 1, H, W)."""
         labels = super()._stack_batch_gt(batch_data_samples)
         # From the middle of each cell, where the head's positions lie.
         rows, columns = (
-            torch.arange(min(self.label_stride // 2, size - 1), size, self.label_stride,
-                         device=labels.device) for size in labels.shape[-2:])
+            torch.arange(
+                min(self.label_stride // 2, size - 1), size, self.label_stride, device=labels.device
+            )
+            for size in labels.shape[-2:]
+        )
         return labels[..., rows[:, None], columns]

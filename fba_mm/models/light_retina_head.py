@@ -1,4 +1,5 @@
 """The head of a light detector; needs mmdet."""
+
 from typing import Dict, List, Optional, Tuple
 
 import torch
@@ -29,9 +30,14 @@ class LightRetinaHead(RetinaHead):
     # For AssignedTargets: targets depend on anchors and boxes alone, and losses are sums.
     is_sum_over_anchors = True
 
-    def loss_by_feat(self, cls_scores: List[Tensor], bbox_preds: List[Tensor],
-                     batch_gt_instances: List[InstanceData], batch_img_metas: List[dict],
-                     batch_gt_instances_ignore: Optional[list] = None) -> Dict[str, Tensor]:
+    def loss_by_feat(
+        self,
+        cls_scores: List[Tensor],
+        bbox_preds: List[Tensor],
+        batch_gt_instances: List[InstanceData],
+        batch_img_metas: List[dict],
+        batch_gt_instances_ignore: Optional[list] = None,
+    ) -> Dict[str, Tensor]:
         """The losses, each one number for all levels.
 
         Args:
@@ -44,13 +50,18 @@ class LightRetinaHead(RetinaHead):
         sizes = [score.shape[-2:] for score in cls_scores]
         anchors, flags = self.get_anchors(sizes, batch_img_metas, device=cls_scores[0].device)
         *targets, avg_factor = self.get_targets(
-            anchors, flags, batch_gt_instances, batch_img_metas,
-            batch_gt_instances_ignore=batch_gt_instances_ignore)
+            anchors,
+            flags,
+            batch_gt_instances,
+            batch_img_metas,
+            batch_gt_instances_ignore=batch_gt_instances_ignore,
+        )
         labels, label_weights, bbox_targets, bbox_weights = (
-            torch.cat(levels, 1).flatten(0, 1) for levels in targets)
+            torch.cat(levels, 1).flatten(0, 1) for levels in targets
+        )
         loss_cls = self.loss_cls(
-            _joined(cls_scores, self.cls_out_channels), labels, label_weights,
-            avg_factor=avg_factor)
+            _joined(cls_scores, self.cls_out_channels), labels, label_weights, avg_factor=avg_factor
+        )
         deltas = _joined(bbox_preds, self.bbox_coder.encode_size)
         if self.reg_decoded_bbox:
             boxes = torch.stack([get_box_tensor(cat_boxes(levels)) for levels in anchors])
@@ -58,9 +69,15 @@ class LightRetinaHead(RetinaHead):
         loss_bbox = self.loss_bbox(deltas, bbox_targets, bbox_weights, avg_factor=avg_factor)
         return dict(loss_cls=loss_cls, loss_bbox=loss_bbox)
 
-    def get_targets(self, anchor_list: List[List[Tensor]], valid_flag_list: List[List[Tensor]],
-                    batch_gt_instances: List[InstanceData], batch_img_metas: List[dict],
-                    batch_gt_instances_ignore: Optional[list] = None, **kwargs) -> tuple:
+    def get_targets(
+        self,
+        anchor_list: List[List[Tensor]],
+        valid_flag_list: List[List[Tensor]],
+        batch_gt_instances: List[InstanceData],
+        batch_img_metas: List[dict],
+        batch_gt_instances_ignore: Optional[list] = None,
+        **kwargs,
+    ) -> tuple:
         """mmdet's targets: labels, their weights, deltas and their weights, of each level; divisor.
 
         Args:
@@ -72,8 +89,14 @@ class LightRetinaHead(RetinaHead):
             **kwargs: What mmdet's takes beside these.
         """
         if kwargs or not self._assigns_by_masks():
-            return super().get_targets(anchor_list, valid_flag_list, batch_gt_instances,
-                                       batch_img_metas, batch_gt_instances_ignore, **kwargs)
+            return super().get_targets(
+                anchor_list,
+                valid_flag_list,
+                batch_gt_instances,
+                batch_img_metas,
+                batch_gt_instances_ignore,
+                **kwargs,
+            )
         targets = [
             self._targets_of(torch.cat(anchors), torch.cat(flags), objects)
             for anchors, flags, objects in zip(anchor_list, valid_flag_list, batch_gt_instances)
@@ -85,19 +108,27 @@ class LightRetinaHead(RetinaHead):
 
     def _assigns_by_masks(self) -> bool:
         assigner = self.assigner
-        return (type(assigner) is MaxIoUAssigner and type(self.sampler) is PseudoSampler
-                and assigner.ignore_iof_thr <= 0 and assigner.perm_repeat_gt_cfg is None
-                and isinstance(assigner.neg_iou_thr, float) and assigner.gt_max_assign_all
-                and assigner.match_low_quality and not self.reg_decoded_bbox
-                and self.train_cfg['allowed_border'] < 0 and self.train_cfg['pos_weight'] <= 0)
+        return (
+            type(assigner) is MaxIoUAssigner
+            and type(self.sampler) is PseudoSampler
+            and assigner.ignore_iof_thr <= 0
+            and assigner.perm_repeat_gt_cfg is None
+            and isinstance(assigner.neg_iou_thr, float)
+            and assigner.gt_max_assign_all
+            and assigner.match_low_quality
+            and not self.reg_decoded_bbox
+            and self.train_cfg['allowed_border'] < 0
+            and self.train_cfg['pos_weight'] <= 0
+        )
 
-    def _targets_of(self, anchors: Tensor, valid: Tensor,
-                    objects: InstanceData) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _targets_of(
+        self, anchors: Tensor, valid: Tensor, objects: InstanceData
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """One image's (labels, label weights, deltas, delta weights), of all anchors."""
         boxes = get_box_tensor(objects.bboxes)
         count = len(boxes)
         if not count:
-            labels = anchors.new_full((len(anchors), ), self.num_classes, dtype=torch.long)
+            labels = anchors.new_full((len(anchors),), self.num_classes, dtype=torch.long)
             zeros = torch.zeros_like(anchors)
             return labels, valid.to(anchors.dtype), zeros, zeros
         assigner = self.assigner
@@ -117,7 +148,7 @@ class LightRetinaHead(RetinaHead):
         label_weights = (valid & (found | ~neither)).to(anchors.dtype)
         deltas = self.bbox_coder.encode(anchors, boxes[index])
         inside = found[:, None].expand_as(deltas)
-        return labels, label_weights, torch.where(inside, deltas, 0.), inside.to(anchors.dtype)
+        return labels, label_weights, torch.where(inside, deltas, 0.0), inside.to(anchors.dtype)
 
 
 def _joined(levels: List[Tensor], channels: int) -> Tensor:

@@ -1,4 +1,5 @@
 """A small segmentor to learn from: the own head of an auxiliary network."""
+
 from importlib.util import find_spec
 from typing import Any, Optional
 
@@ -11,13 +12,15 @@ from ..errors import LocalLearningError
 
 
 @MODELS.register_module(name='LightFCN')
-def light_fcn(backbone: dict,
-              num_classes: int,
-              channels: int = 64,
-              positions_of: int = 1,
-              label_stride: int = 4,
-              loss_decode: Optional[dict] = None,
-              **decode_head: Any) -> nn.Module:
+def light_fcn(
+    backbone: dict,
+    num_classes: int,
+    channels: int = 64,
+    positions_of: int = 1,
+    label_stride: int = 4,
+    loss_decode: Optional[dict] = None,
+    **decode_head: Any,
+) -> nn.Module:
     """mmseg's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
 
     mmseg is needed only once a head is built.
@@ -43,17 +46,20 @@ def light_fcn(backbone: dict,
         >>> auxiliary = dict(type='SLM', head=dict(type='LightFCN', num_classes=19))
     """
     if find_spec('mmseg') is None:
-        raise LocalLearningError('LightFCN needs mmseg, which is not installed: '
-                                 f'{how_to_install("mmseg")}')
+        raise LocalLearningError(
+            f'LightFCN needs mmseg, which is not installed: {how_to_install("mmseg")}'
+        )
     in_channels = backbone.get('channels')
     if in_channels is None:
         raise LocalLearningError(
             "LightFCN is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
             "head=dict(type='LightFCN', ...)), or as "
-            "backbone=dict(type='FeatureSource', channels=[...])")
+            "backbone=dict(type='FeatureSource', channels=[...])"
+        )
     check_count('LightFCN: num_classes', num_classes)
     check_count('LightFCN: channels', channels)
     from . import light_fcn_head  # noqa: F401  It imports mmseg.
+
     head = dict(
         type='LightFCNHead',
         in_channels=list(in_channels),
@@ -61,13 +67,17 @@ def light_fcn(backbone: dict,
         num_classes=num_classes,
         positions_of=positions_of,
         label_stride=label_stride,
-        loss_decode=_scoped(loss_decode or dict(type='CrossEntropyLoss')))
-    return MODELS.build(dict(
-        type='mmseg.EncoderDecoder',
-        backbone=backbone,
-        decode_head=dict(head, **decode_head),
-        train_cfg=dict(),
-        test_cfg=dict(mode='whole')))
+        loss_decode=_scoped(loss_decode or dict(type='CrossEntropyLoss')),
+    )
+    return MODELS.build(
+        dict(
+            type='mmseg.EncoderDecoder',
+            backbone=backbone,
+            decode_head=dict(head, **decode_head),
+            train_cfg=dict(),
+            test_cfg=dict(mode='whole'),
+        )
+    )
 
 
 # Reduced blocks before it have as few channels, unless the auxiliary network says otherwise.

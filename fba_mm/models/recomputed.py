@@ -1,4 +1,5 @@
 """Stock necks and dense heads that are recomputed in the backward pass."""
+
 from functools import lru_cache
 from typing import Any, Union
 
@@ -42,5 +43,5 @@ def _subclass(stock: type) -> type:
             return method(*args)
         return recomputing(method, self.modules(), *args)
 
-    subclass = type(f'Recomputed{stock.__name__}', (stock, ), {name: run})
+    subclass = type(f'Recomputed{stock.__name__}', (stock,), {name: run})
     return subclass

@@ -1,4 +1,5 @@
 """Focal loss that goes through the logits slice by slice, and keeps nothing but them."""
+
 import math
 from typing import Callable, Iterator, Optional, Tuple, Union
 
@@ -17,7 +18,7 @@ _SLICE_BYTES = 16 << 20
 _REDUCTIONS = ('none', 'mean', 'sum')
 
 # softplus(x) is x from here on: in float64 too, where torch's own limit of 20 is too low.
-_LINEAR_FROM = 40.
+_LINEAR_FROM = 40.0
 
 
 @MODELS.register_module()
@@ -58,23 +59,27 @@ class SlicedFocalLoss(nn.Module):
         0.6931
     """
 
-    def __init__(self,
-                 use_sigmoid: bool = True,
-                 gamma: float = 2.0,
-                 alpha: float = 0.25,
-                 reduction: str = 'mean',
-                 loss_weight: float = 1.0,
-                 activated: bool = False,
-                 slice_bytes: Optional[int] = None):
+    def __init__(
+        self,
+        use_sigmoid: bool = True,
+        gamma: float = 2.0,
+        alpha: float = 0.25,
+        reduction: str = 'mean',
+        loss_weight: float = 1.0,
+        activated: bool = False,
+        slice_bytes: Optional[int] = None,
+    ):
         super().__init__()
         if use_sigmoid is not True:
             raise LocalLearningError(
                 f'SlicedFocalLoss(use_sigmoid={use_sigmoid}): there is no focal loss on a softmax '
-                'here, set use_sigmoid=True')
+                'here, set use_sigmoid=True'
+            )
         if activated:
             raise LocalLearningError(
                 f'SlicedFocalLoss(activated={activated}): it takes logits, give them without a '
-                "sigmoid, or use type='mmdet.FocalLoss' for probabilities")
+                "sigmoid, or use type='mmdet.FocalLoss' for probabilities"
+            )
         check_number('SlicedFocalLoss: gamma', gamma, least=0)
         check_number('SlicedFocalLoss: alpha', alpha)
         check_number('SlicedFocalLoss: loss_weight', loss_weight, least=0)
@@ -89,12 +94,14 @@ class SlicedFocalLoss(nn.Module):
         self.activated = activated
         self.slice_bytes = slice_bytes
 
-    def forward(self,
-                pred: Tensor,
-                target: Tensor,
-                weight: Optional[Tensor] = None,
-                avg_factor: Optional[Union[float, Tensor]] = None,
-                reduction_override: Optional[str] = None) -> Tensor:
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor] = None,
+        avg_factor: Optional[Union[float, Tensor]] = None,
+        reduction_override: Optional[str] = None,
+    ) -> Tensor:
         """The loss of logits.
 
         Args:
@@ -117,7 +124,8 @@ class SlicedFocalLoss(nn.Module):
         if avg_factor is not None and reduction == 'sum':
             raise LocalLearningError(
                 "SlicedFocalLoss: avg_factor has no use with reduction='sum': leave it out, or "
-                "set reduction='mean'")
+                "set reduction='mean'"
+            )
         _check_target(pred, target)
         weight = _broadcastable(weight, pred)
         if reduction == 'none':
@@ -126,26 +134,37 @@ class SlicedFocalLoss(nn.Module):
             total = _each(pred, target, weight, self.gamma, self.alpha).sum()
         else:
             slice_bytes = self.slice_bytes or (
-                _CPU_SLICE_BYTES if pred.device.type == 'cpu' else _SLICE_BYTES)
+                _CPU_SLICE_BYTES if pred.device.type == 'cpu' else _SLICE_BYTES
+            )
             total = _SlicedSum.apply(pred, target, weight, self.gamma, self.alpha, slice_bytes)
         if reduction == 'mean':
             # As mmdet has it: a batch without objects may come with an avg_factor of 0.
-            total = total / (pred.numel() if avg_factor is None else avg_factor +
-                             torch.finfo(torch.float32).eps)
+            total = total / (
+                pred.numel() if avg_factor is None else avg_factor + torch.finfo(torch.float32).eps
+            )
         return self.loss_weight * total
 
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
-        return (f'gamma={self.gamma}, alpha={self.alpha}, reduction={self.reduction!r}, '
-                f'loss_weight={self.loss_weight}')
+        return (
+            f'gamma={self.gamma}, alpha={self.alpha}, reduction={self.reduction!r}, '
+            f'loss_weight={self.loss_weight}'
+        )
 
 
 class _SlicedSum(torch.autograd.Function):
     """Sum of all terms. Its backward pass computes each slice again."""
 
     @staticmethod
-    def forward(ctx, pred: Tensor, target: Tensor, weight: Optional[Tensor], gamma: float,
-                alpha: float, slice_bytes: int) -> Tensor:
+    def forward(
+        ctx,
+        pred: Tensor,
+        target: Tensor,
+        weight: Optional[Tensor],
+        gamma: float,
+        alpha: float,
+        slice_bytes: int,
+    ) -> Tensor:
         ctx.save_for_backward(pred, target, weight)
         ctx.gamma, ctx.alpha, ctx.slice_bytes = gamma, alpha, slice_bytes
         total = pred.new_zeros((), dtype=_compute_dtype(pred))
@@ -165,7 +184,8 @@ class _SlicedSum(torch.autograd.Function):
             # torch's once_differentiable would let a gradient penalty pass, as a constant.
             raise LocalLearningError(
                 'SlicedFocalLoss has no second derivative, which create_graph=True asks for: use '
-                "type='mmdet.FocalLoss'")
+                "type='mmdet.FocalLoss'"
+            )
         pred, target, weight = ctx.saved_tensors
         grad = torch.empty_like(pred)
         for rows, logits, targets, weights in _slices(pred, target, weight, ctx.slice_bytes):
@@ -179,16 +199,16 @@ class _SlicedSum(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 
-def _slices(pred: Tensor, target: Tensor, weight: Optional[Tensor],
-            slice_bytes: int) -> Iterator[Tuple[slice, Tensor, Tensor, Optional[Tensor]]]:
+def _slices(
+    pred: Tensor, target: Tensor, weight: Optional[Tensor], slice_bytes: int
+) -> Iterator[Tuple[slice, Tensor, Tensor, Optional[Tensor]]]:
     """(rows, logits to compute with, targets, weights) of one slice after the other."""
     dtype = _compute_dtype(pred)
     row_bytes = math.prod(pred.shape[1:]) * torch.finfo(dtype).bits // 8
     step = max(1, slice_bytes // max(1, row_bytes))
     for start in range(0, len(pred), step):
         rows = slice(start, start + step)
-        yield (rows, pred[rows].to(dtype), target[rows],
-               None if weight is None else weight[rows])
+        yield (rows, pred[rows].to(dtype), target[rows], None if weight is None else weight[rows])
 
 
 def _compute_dtype(pred: Tensor) -> torch.dtype:
@@ -212,8 +232,9 @@ def _low_slope(logits: Tensor, gamma: float) -> Tensor:
     return slope.mul_(p.pow_(gamma))
 
 
-def _label_terms(term: Callable, logits: Tensor, labels: Tensor, gamma: float,
-                 alpha: float) -> Tensor:
+def _label_terms(
+    term: Callable, logits: Tensor, labels: Tensor, gamma: float, alpha: float
+) -> Tensor:
     """:func:`_low` or :func:`_low_slope` of every logit, (N, C), for class indices (N,).
 
     All classes count as absent first. Then the one logit of a row that shall be high is put
@@ -228,8 +249,9 @@ def _label_terms(term: Callable, logits: Tensor, labels: Tensor, gamma: float,
     return terms.scatter_(1, column, torch.where(is_object, high, terms.gather(1, column)))
 
 
-def _each(pred: Tensor, target: Tensor, weight: Optional[Tensor], gamma: float,
-          alpha: float) -> Tensor:
+def _each(
+    pred: Tensor, target: Tensor, weight: Optional[Tensor], gamma: float, alpha: float
+) -> Tensor:
     """Every term, by operations that autograd knows."""
     pred = pred.to(_compute_dtype(pred))
     if _are_labels(target, pred):
@@ -237,7 +259,7 @@ def _each(pred: Tensor, target: Tensor, weight: Optional[Tensor], gamma: float,
     target = target.to(pred.dtype)
     miss = pred.sigmoid() * (1 - target) + (-pred).sigmoid() * target
     # A miss of exactly 0 has no finite power below 0, which the derivative asks for.
-    focus = miss.clamp(min=torch.finfo(miss.dtype).tiny)**gamma
+    focus = miss.clamp(min=torch.finfo(miss.dtype).tiny) ** gamma
     terms = F.binary_cross_entropy_with_logits(pred, target, reduction='none')
     terms = terms * focus * (alpha * target + (1 - alpha) * (1 - target))
     return terms if weight is None else terms * weight
@@ -255,7 +277,8 @@ def _check_reduction(reduction: str) -> None:
     if reduction not in _REDUCTIONS:
         raise LocalLearningError(
             f'SlicedFocalLoss: reduction={reduction!r} is none of {", ".join(_REDUCTIONS)}: '
-            'give one of them')
+            'give one of them'
+        )
 
 
 def _check_target(pred: Tensor, target: Tensor) -> None:
@@ -264,10 +287,12 @@ def _check_target(pred: Tensor, target: Tensor) -> None:
     shapes = f'targets {tuple(target.shape)} for logits {tuple(pred.shape)}'
     if target.dim() == pred.dim() or pred.dim() != 2 or target.shape != pred.shape[:1]:
         raise LocalLearningError(
-            f'SlicedFocalLoss got {shapes}: give class indices (N,) or shares (N, C) for (N, C)')
+            f'SlicedFocalLoss got {shapes}: give class indices (N,) or shares (N, C) for (N, C)'
+        )
     if target.is_floating_point() or target.dtype == torch.bool:
         raise LocalLearningError(
-            f'SlicedFocalLoss got {shapes} as {target.dtype}: give class indices as integers')
+            f'SlicedFocalLoss got {shapes} as {target.dtype}: give class indices as integers'
+        )
     if not target.numel():
         return
     num_classes = pred.size(1)
@@ -281,7 +306,8 @@ def _check_target(pred: Tensor, target: Tensor) -> None:
         raise LocalLearningError(
             f'SlicedFocalLoss got the class index {least if least < 0 else most}, but there are '
             f'{num_classes} logits per row, and {num_classes} is background: set num_classes of '
-            'the head to that of the data set')
+            'the head to that of the data set'
+        )
 
 
 def _broadcastable(weight: Optional[Tensor], pred: Tensor) -> Optional[Tensor]:
@@ -295,4 +321,5 @@ def _broadcastable(weight: Optional[Tensor], pred: Tensor) -> Optional[Tensor]:
             return weight.reshape(pred.shape)
     raise LocalLearningError(
         f'SlicedFocalLoss got weights {tuple(weight.shape)} for logits {tuple(pred.shape)}: give '
-        '(N,), (N, 1), (N, C) or (N * C,)')
+        '(N,), (N, 1), (N, C) or (N * C,)'
+    )

@@ -1,4 +1,5 @@
 """Which way to train fits a memory budget: exact ones first, then local ones."""
+
 from .plan import Plan, Planned, plan_training
 from .ways import Series, Way, ways_to_train
 

@@ -1,4 +1,5 @@
 """The ways to train as a picture: memory over time."""
+
 import os
 from pathlib import Path
 from typing import List, Union
@@ -13,9 +14,20 @@ from .plan import Plan, Planned
 MIB = 2**20
 _KINDS = ((True, 'exact', 'o', COLOURS[0]), (False, 'local learning', 's', COLOURS[1]))
 # Where a label may stand, in points from its dot, and how it is aligned.
-_PLACES = ((8, 6, 'left'), (8, -11, 'left'), (-8, 6, 'right'), (-8, -11, 'right'), (0, 12, 'center'),
-           (0, -18, 'center'), (12, 18, 'left'), (12, -24, 'left'), (0, 26, 'center'),
-           (-12, 18, 'right'), (-12, -24, 'right'), (0, -32, 'center'))
+_PLACES = (
+    (8, 6, 'left'),
+    (8, -11, 'left'),
+    (-8, 6, 'right'),
+    (-8, -11, 'right'),
+    (0, 12, 'center'),
+    (0, -18, 'center'),
+    (12, 18, 'left'),
+    (12, -24, 'left'),
+    (0, 26, 'center'),
+    (-12, 18, 'right'),
+    (-12, -24, 'right'),
+    (0, -32, 'center'),
+)
 
 
 def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: str = '') -> Figure:
@@ -35,7 +47,9 @@ def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: s
     figure = Figure(figsize=(10, 6), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title or f'Ways to train, {"×".join(map(str, plan.shape))}', fontsize=14, loc='left')
+    axes.set_title(
+        title or f'Ways to train, {"×".join(map(str, plan.shape))}', fontsize=14, loc='left'
+    )
     axes.set_xlabel('operations of a step / as shipped', fontsize=12)
     axes.set_ylabel('tensors of a step [MiB]', fontsize=12)
     axes.grid(color='0.92')
@@ -45,23 +59,40 @@ def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: s
     times = [one.time for one in plan.tried]
     if max(times) > 3 * min(times):
         axes.set_xscale('log')
-        ticks = [t for t in (.5, .75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16) if min(times) * .9 < t < max(times) * 1.2]
+        ticks = [
+            t
+            for t in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
+            if min(times) * 0.9 < t < max(times) * 1.2
+        ]
         axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
         axes.minorticks_off()
     named: List[Planned] = []
     for exact, label, marker, colour in _KINDS:
         ways = [one for one in plan.tried if one.way.exact == exact]
         best = plan.frontier(exact)
-        axes.scatter([one.time for one in ways], [one.memory.total / MIB for one in ways], s=28,
-                     marker=marker, color=colour, alpha=.35, linewidths=0)
+        axes.scatter(
+            [one.time for one in ways],
+            [one.memory.total / MIB for one in ways],
+            s=28,
+            marker=marker,
+            color=colour,
+            alpha=0.35,
+            linewidths=0,
+        )
         if best:
-            axes.plot([one.time for one in best], [one.memory.total / MIB for one in best],
-                      marker=marker, color=colour, label=label, linewidth=1.5)
+            axes.plot(
+                [one.time for one in best],
+                [one.memory.total / MIB for one in best],
+                marker=marker,
+                color=colour,
+                label=label,
+                linewidth=1.5,
+            )
         named += best
     if plan.budget is not None:
         axes.axhline(plan.budget / MIB, color='0.4', linestyle='--', linewidth=1, label='budget')
     axes.set_ylim(bottom=0)
-    axes.margins(x=.12)
+    axes.margins(x=0.12)
     axes.legend(frameon=False, fontsize=11)
     figure.canvas.draw()
     _label(axes, named, [one for one in plan.tried])
@@ -76,22 +107,37 @@ def _label(axes: Axes, named: List[Planned], all_ways: List[Planned]) -> None:
     renderer = canvas.get_renderer()
     dots = [axes.transData.transform((one.time, one.memory.total / MIB)) for one in all_ways]
     legend = axes.get_legend().get_window_extent(renderer)
-    lines = [line.get_path().interpolated(20).transformed(line.get_transform()).vertices
-             for line in axes.get_lines()]
+    lines = [
+        line.get_path().interpolated(20).transformed(line.get_transform()).vertices
+        for line in axes.get_lines()
+    ]
     taken = [legend]
     for one in named:
         colour = next(c for exact, _, _, c in _KINDS if exact == one.way.exact)
         best = None
         for x, y, align in _PLACES:
-            text = axes.annotate(one.way.name, (one.time, one.memory.total / MIB), (x, y),
-                                 textcoords='offset points', ha=align, fontsize=9, color=colour)
+            text = axes.annotate(
+                one.way.name,
+                (one.time, one.memory.total / MIB),
+                (x, y),
+                textcoords='offset points',
+                ha=align,
+                fontsize=9,
+                color=colour,
+            )
             box = text.get_window_extent(renderer).expanded(1.02, 1.1)
             frame = axes.get_window_extent(renderer)
             badness = sum(box.overlaps(other) for other in taken) * 100
             badness += 10 * sum(box.contains(*dot) for dot in dots)
             badness += sum(box.contains(*point) for line in lines for point in line)
-            badness += 1000 * (not (frame.x0 <= box.x0 and box.x1 <= frame.x1
-                                    and frame.y0 <= box.y0 and box.y1 <= frame.y1))
+            badness += 1000 * (
+                not (
+                    frame.x0 <= box.x0
+                    and box.x1 <= frame.x1
+                    and frame.y0 <= box.y0
+                    and box.y1 <= frame.y1
+                )
+            )
             if best is None or badness < best[0]:
                 if best is not None:
                     best[1].remove()

@@ -1,4 +1,5 @@
 """What to try next when training runs out of memory."""
+
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
@@ -14,7 +15,7 @@ from .plan import Planned, Search
 from .ways import Series, ways_to_train
 
 # What is to be gained at least: allocators round, and images differ in size.
-_LESS = .9
+_LESS = 0.9
 _SMALLER = 'take smaller images, a smaller train_dataloader.batch_size or --amp'
 
 
@@ -50,7 +51,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         error: What was raised.
     """
     return isinstance(error, torch.cuda.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error))
+        isinstance(error, RuntimeError) and 'DefaultCPUAllocator' in str(error)
+    )
 
 
 def advice(cfg: Config) -> str:
@@ -67,9 +69,11 @@ def advice(cfg: Config) -> str:
     if found is None:
         return f'no other way to train takes clearly less than {in_mib(now)}: {_SMALLER}'
     how = found.way.how or f'--memory-budget {-(-found.memory.total // 2**20)}MiB'
-    return (f'try "{found.way.name}" next, with {how} of tools/train.py on the stock '
-            f'config: by its tensors, a step takes {in_mib(found.memory.total)} so and '
-            f'{in_mib(now)} as it was')
+    return (
+        f'try "{found.way.name}" next, with {how} of tools/train.py on the stock '
+        f'config: by its tensors, a step takes {in_mib(found.memory.total)} so and '
+        f'{in_mib(now)} as it was'
+    )
 
 
 def _next_way(cfg: Config, most: float) -> Optional[Planned]:

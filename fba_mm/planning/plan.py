@@ -1,4 +1,5 @@
 """Going through the ways to train, and choosing one."""
+
 import math
 from dataclasses import dataclass, field
 from typing import Callable, Dict, List, Optional, Union
@@ -28,6 +29,7 @@ class Planned:
         time: Counted operations of a step, memory traffic included, over those of the config as
             shipped.
     """
+
     way: Way
     memory: MemoryPrediction
     time: float
@@ -44,6 +46,7 @@ class Plan:
         budget: Bytes to fit into; None without a budget.
         skipped: Names of ways that can't be simulated, with the reason.
     """
+
     shape: Shape
     tried: List[Planned]
     budget: Optional[int] = None
@@ -87,12 +90,18 @@ class Plan:
             table.add_column('fits')
         table.add_column('known cost in accuracy')
         for one in self.tried:
-            fits = [] if self.budget is None else [
-                'yes' if one.memory.total <= self.budget else 'no']
+            fits = (
+                [] if self.budget is None else ['yes' if one.memory.total <= self.budget else 'no']
+            )
             note = '*' if one.memory.guessed_loss else ''
-            table.add_row(one.way.name, 'yes' if one.way.exact else 'no',
-                          in_mib(one.memory.total)[:-len(' MiB')] + note, f'{one.time:.2f}', *fits,
-                          one.way.accuracy)
+            table.add_row(
+                one.way.name,
+                'yes' if one.way.exact else 'no',
+                in_mib(one.memory.total)[: -len(' MiB')] + note,
+                f'{one.time:.2f}',
+                *fits,
+                one.way.accuracy,
+            )
         return table
 
     def print(self, console: Console) -> None:
@@ -111,13 +120,20 @@ class Plan:
         """Which way is taken and why, in a line."""
         chosen, stock = self.chosen, self.tried[0]
         if chosen is stock:
-            return (f'{in_mib(stock.memory.total)} as shipped fit {in_mib(self.budget)}: this is '
-                    'plain back-propagation, nothing is needed')
-        kind = ('the fastest exact way that fits' if chosen.way.exact else
-                'no exact way fits, the fastest local one that does')
-        return (f'Training: {chosen.way.name}, {in_mib(chosen.memory.total)} of '
-                f'{in_mib(self.budget)}, {chosen.time:.2f} times the operations of the config as '
-                f'shipped ({kind})')
+            return (
+                f'{in_mib(stock.memory.total)} as shipped fit {in_mib(self.budget)}: this is '
+                'plain back-propagation, nothing is needed'
+            )
+        kind = (
+            'the fastest exact way that fits'
+            if chosen.way.exact
+            else 'no exact way fits, the fastest local one that does'
+        )
+        return (
+            f'Training: {chosen.way.name}, {in_mib(chosen.memory.total)} of '
+            f'{in_mib(self.budget)}, {chosen.time:.2f} times the operations of the config as '
+            f'shipped ({kind})'
+        )
 
     def refusal(self) -> str:
         """Why no way fits, and the least that would do, in a line."""
@@ -125,19 +141,25 @@ class Plan:
         resident = min(p.memory.resident for p in self.tried)
         shape = '×'.join(map(str, self.shape))
         if resident > self.budget:
-            return (f'a budget of {in_mib(self.budget)} is less than parameters and optimizer state '
-                    f'alone, {in_mib(resident)}: give more, or take a smaller model or an optimizer '
-                    'with less state')
-        return (f'a budget of {in_mib(self.budget)} is less than any way to train takes on batches '
-                f'of {shape}: the least is {in_mib(parts.total)}, by "{least.way.name}" '
-                f'({in_mib(parts.resident)} of it parameters and optimizer state): give that much, '
-                'or take smaller images, a smaller train_dataloader.batch_size or --amp')
+            return (
+                f'a budget of {in_mib(self.budget)} is less than parameters and optimizer state '
+                f'alone, {in_mib(resident)}: give more, or take a smaller model or an optimizer '
+                'with less state'
+            )
+        return (
+            f'a budget of {in_mib(self.budget)} is less than any way to train takes on batches '
+            f'of {shape}: the least is {in_mib(parts.total)}, by "{least.way.name}" '
+            f'({in_mib(parts.resident)} of it parameters and optimizer state): give that much, '
+            'or take smaller images, a smaller train_dataloader.batch_size or --amp'
+        )
 
 
-def plan_training(cfg: Config,
-                  memory_budget: Optional[Union[str, int, float]] = None,
-                  shape: Optional[Shape] = None,
-                  report: Callable[[str], None] = lambda line: None) -> Plan:
+def plan_training(
+    cfg: Config,
+    memory_budget: Optional[Union[str, int, float]] = None,
+    shape: Optional[Shape] = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Simulate the ways to train a config, and choose the one that a memory budget asks for.
 
     Each is simulated for memory and counted for operations (:func:`predict_memory`). Of ways that
@@ -169,7 +191,8 @@ def plan_training(cfg: Config,
     if trains_locally(cfg):
         raise LocalLearningError(
             f'model.{backbone_key(cfg.model)} is a LocalBackbone, and a plan starts from the stock '
-            "config: give that, or set num_modules='auto' and memory_budget in the LocalBackbone")
+            "config: give that, or set num_modules='auto' and memory_budget in the LocalBackbone"
+        )
     shape = batch_shape(cfg) if shape is None else tuple(shape)
     return Search(cfg, shape, budget, report).plan()
 
@@ -184,8 +207,13 @@ class Search:
         report: Called with a line for each way.
     """
 
-    def __init__(self, cfg: Config, shape: Shape, budget: Optional[int] = None,
-                 report: Callable[[str], None] = lambda line: None):
+    def __init__(
+        self,
+        cfg: Config,
+        shape: Shape,
+        budget: Optional[int] = None,
+        report: Callable[[str], None] = lambda line: None,
+    ):
         self._cfg, self._shape, self._budget, self._report = cfg, shape, budget, report
         self._tried: List[Planned] = []
         self._skipped: List[str] = []
@@ -246,15 +274,17 @@ class Search:
             return None
         at = numbers.index(least)
         # Those above a number that fits take more time for nothing.
-        for number in numbers[max(at - 1, 0):at + 1 if self._fits(tried[least]) else at + 2]:
+        for number in numbers[max(at - 1, 0) : at + 1 if self._fits(tried[least]) else at + 2]:
             planned = self.attempt(series.make(number))
             if planned is not None and self._fits(planned):
                 return planned
         return None
 
     def _fastest_local(self) -> float:
-        return min((one.time for one in self._tried if not one.way.exact and self._fits(one)),
-                   default=math.inf)
+        return min(
+            (one.time for one in self._tried if not one.way.exact and self._fits(one)),
+            default=math.inf,
+        )
 
     def _fits(self, planned: Planned) -> bool:
         return self._budget is not None and planned.memory.total <= self._budget

@@ -1,4 +1,5 @@
 """The ways to train a model, each a function from its stock config to another one."""
+
 import copy
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,10 @@ EXACT = 'none: the same gradients'
 _LOCAL = {
     ('detection', 'light'): 'RetinaNet from scratch: -7 to +1 mAP at equal epochs',
     ('detection', 'pooled'): 'RetinaNet from scratch: -2 to +7 mAP at equal epochs',
-    ('segmentation', 'light'): 'FCN from scratch: -14 mIoU at equal epochs, -3 after three times as many',
+    (
+        'segmentation',
+        'light',
+    ): 'FCN from scratch: -14 mIoU at equal epochs, -3 after three times as many',
     ('segmentation', 'shared'): 'FCN from scratch: -14 mIoU at equal epochs',
     ('classification', 'own'): 'ResNet from scratch: -1 to -5 points at equal epochs',
     ('super-resolution', 'light'): 'EDSR: none seen (+0.1 dB, 3 seeds)',
@@ -41,6 +45,7 @@ class Way:
         configure: Makes the stock config train this way; the config that it is given stays as it is.
         how: The options of ``tools/train.py`` that ask for it; empty if only a budget does.
     """
+
     name: str
     exact: bool
     accuracy: str
@@ -56,6 +61,7 @@ class Series:
         make: From a number to a way.
         numbers: To choose from, in increasing order.
     """
+
     make: Callable[[Count], Way]
     numbers: Sequence[Count]
 
@@ -81,8 +87,15 @@ def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
     if free:
         found.append(Way('losses in slices', True, EXACT, sliced, '--slices'))
     if takes_with_cp(cfg) and not backbone_of(cfg).get('with_cp'):
-        found.append(Way('with_cp=True', True, EXACT, _with_cp,
-                         f'--cfg-options model.{backbone_key(cfg.model)}.with_cp=True{free}'))
+        found.append(
+            Way(
+                'with_cp=True',
+                True,
+                EXACT,
+                _with_cp,
+                f'--cfg-options model.{backbone_key(cfg.model)}.with_cp=True{free}',
+            )
+        )
     try:
         blocks = count_blocks(cfg)
     except LocalLearningError:
@@ -98,11 +111,20 @@ def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
             found.append(Series(partial(_local, task, heads, '', {}), numbers))
         heads = _heads(cfg)[:1]
         for kind in heads:
-            found.append(Series(partial(_local, task, kind, ', recomputed', dict(recompute='blocks')),
-                                numbers))
+            found.append(
+                Series(
+                    partial(_local, task, kind, ', recomputed', dict(recompute='blocks')), numbers
+                )
+            )
             if images > 1 and task == 'detection':
-                found.append(Series(partial(_local, task, kind, ', one image at a time',
-                                            dict(head_batch_size=1)), numbers))
+                found.append(
+                    Series(
+                        partial(
+                            _local, task, kind, ', one image at a time', dict(head_batch_size=1)
+                        ),
+                        numbers,
+                    )
+                )
     return found
 
 
@@ -123,12 +145,18 @@ def _checkpointing(spans: Count, images: Optional[int], options: str) -> Way:
 
 def _local(task: str, heads: str, note: str, settings: dict, num_modules: Count) -> Way:
     kind = "the model's head" if heads in ('pooled', 'shared') else f'{heads} heads'
-    options = ''.join(f' --checkpoint {value}' for key, value in settings.items()
-                      if key == 'recompute')
-    return Way(f'local, K={num_modules}, {kind}{note}', False, _LOCAL.get((task, heads), _UNKNOWN),
-               partial(localize, num_modules=num_modules, auxiliary=heads, **settings),
-               '' if 'head_batch_size' in settings else
-               f'--local {num_modules} --auxiliary {heads}{options}')
+    options = ''.join(
+        f' --checkpoint {value}' for key, value in settings.items() if key == 'recompute'
+    )
+    return Way(
+        f'local, K={num_modules}, {kind}{note}',
+        False,
+        _LOCAL.get((task, heads), _UNKNOWN),
+        partial(localize, num_modules=num_modules, auxiliary=heads, **settings),
+        ''
+        if 'head_batch_size' in settings
+        else f'--local {num_modules} --auxiliary {heads}{options}',
+    )
 
 
 def task_of(cfg: Config) -> str:
@@ -148,8 +176,9 @@ def task_of(cfg: Config) -> str:
 
 def _heads(cfg: Config) -> List[str]:
     """Kinds of heads that a config's modules can learn from, the default first."""
-    kinds = dict(detection=['light', 'pooled'], classification=['own'],
-                 segmentation=['light', 'shared'])
+    kinds = dict(
+        detection=['light', 'pooled'], classification=['own'], segmentation=['light', 'shared']
+    )
     found = []
     for heads in kinds.get(task_of(cfg), ['light']):
         try:

@@ -1,4 +1,5 @@
 """Building what a config asks for, with errors that a user can read."""
+
 import copy
 import re
 from contextlib import contextmanager
@@ -33,7 +34,8 @@ def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]
         if unknown:
             raise LocalLearningError(
                 f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
-                'its spelling, or name the module that registers it in custom_imports') from error
+                'its spelling, or name the module that registers it in custom_imports'
+            ) from error
         raise LocalLearningError(f'{what} ({reason}): {mend}') from error
 
 

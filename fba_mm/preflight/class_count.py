@@ -1,4 +1,5 @@
 """How many classes a classification data set has, as far as its config and folders tell."""
+
 import os
 from typing import Iterator, List, Optional, Tuple
 

@@ -1,4 +1,5 @@
 """A head for as many classes as the data has."""
+
 from typing import Sequence
 
 from mmengine.config import Config
@@ -40,12 +41,14 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
             if count != expected:
                 raise LocalLearningError(
                     f'{where}: {what}, but model.head.num_classes={expected}: set that to {count}, '
-                    'in the auxiliary networks too, or give other data')
+                    'in the auxiliary networks too, or give other data'
+                )
         label = greatest_label(dataset)
         if label is not None and label >= expected:
             raise LocalLearningError(
                 f'{where}.ann_file has labels up to {label}, but model.head.num_classes='
-                f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}')
+                f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}'
+            )
 
 
 def _check_detector_classes(cfg: Config, model: nn.Module, splits: Sequence[str]) -> None:
@@ -64,4 +67,5 @@ def _check_detector_classes(cfg: Config, model: nn.Module, splits: Sequence[str]
                 raise LocalLearningError(
                     f'{where}: {what}, but the head predicts {expected}: set its num_classes='
                     f"{count}, in the auxiliary networks too, or name the head's classes as "
-                    'metainfo=dict(classes=(...))')
+                    'metainfo=dict(classes=(...))'
+                )

@@ -1,4 +1,5 @@
 """Settings of the type that MMEngine takes, from its own signatures."""
+
 import difflib
 import inspect
 import math
@@ -10,8 +11,15 @@ from textwrap import shorten
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 from mmengine.config import Config
-from mmengine.registry import (HOOKS, LOG_PROCESSORS, LOOPS, OPTIM_WRAPPERS, OPTIMIZERS,
-                               PARAM_SCHEDULERS, Registry)
+from mmengine.registry import (
+    HOOKS,
+    LOG_PROCESSORS,
+    LOOPS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    Registry,
+)
 from mmengine.runner import Runner
 
 from ..errors import LocalLearningError
@@ -33,17 +41,37 @@ _BUILT: Dict[str, Tuple[Registry, Optional[str]]] = {
     'log_processor': (LOG_PROCESSORS, 'LogProcessor'),
 }
 # Dicts that no annotation speaks of.
-_DICTS = ('model', 'model.backbone', 'model.generator', 'env_cfg.dist_cfg', 'env_cfg.mp_cfg',
-          'model_wrapper_cfg', 'custom_imports', 'optim_wrapper.optimizer',
-          'optim_wrapper.paramwise_cfg', 'optim_wrapper.paramwise_cfg.custom_keys',
-          *(f'{split}_dataloader.{key}' for split in ('train', 'val', 'test')
-            for key in ('dataset', 'sampler', 'batch_sampler', 'collate_fn')))
+_DICTS = (
+    'model',
+    'model.backbone',
+    'model.generator',
+    'env_cfg.dist_cfg',
+    'env_cfg.mp_cfg',
+    'model_wrapper_cfg',
+    'custom_imports',
+    'optim_wrapper.optimizer',
+    'optim_wrapper.paramwise_cfg',
+    'optim_wrapper.paramwise_cfg.custom_keys',
+    *(
+        f'{split}_dataloader.{key}'
+        for split in ('train', 'val', 'test')
+        for key in ('dataset', 'sampler', 'batch_sampler', 'collate_fn')
+    ),
+)
 # ``A | B`` has a type of its own before Python 3.14.
 _UNIONS = (Union, getattr(types, 'UnionType', Union))
 _PLAIN = (str, int, float, bool, type(None))
-_WORDS = {str: 'a string', int: 'an integer', float: 'a number', bool: 'True or False',
-          type(None): 'None', dict: 'a dict', list: 'a list', tuple: 'a list',
-          abc.Sequence: 'a list'}
+_WORDS = {
+    str: 'a string',
+    int: 'an integer',
+    float: 'a number',
+    bool: 'True or False',
+    type(None): 'None',
+    dict: 'a dict',
+    list: 'a list',
+    tuple: 'a list',
+    abc.Sequence: 'a list',
+}
 
 
 def check_types(cfg: Config) -> None:
@@ -84,13 +112,12 @@ def _check_spelling(cfg: Config) -> None:
     """Refuse a setting of the runner's that misses it by a letter, and would be ignored."""
     known = inspect.signature(Runner.__init__).parameters
     for name in known.keys() - cfg.keys():
-        near = difflib.get_close_matches(name, cfg.keys() - known.keys(), 1, cutoff=.9)
+        near = difflib.get_close_matches(name, cfg.keys() - known.keys(), 1, cutoff=0.9)
         if near:
             raise LocalLearningError(f'the config has {near[0]}, but no {name}: check its spelling')
 
 
-def _check_settings(where: str, settings: dict, kind: Any, registry: Registry,
-                    cfg: Config) -> None:
+def _check_settings(where: str, settings: dict, kind: Any, registry: Registry, cfg: Config) -> None:
     kind = registered(registry, kind, cfg) if isinstance(kind, str) and kind else kind
     if not inspect.isclass(kind) or kind.__module__.partition('.')[0] not in _ANNOTATED:
         return
@@ -117,11 +144,16 @@ def _annotations(function: Any) -> Dict[str, Any]:
         return {}
     parameters = inspect.signature(function).parameters
     # Of what has no annotation, a default tells the type, as of LogProcessor's window_size.
-    told = {name: type(parameter.default) for name, parameter in parameters.items()
-            if type(parameter.default) in (int, float, bool)}
-    return {name: annotation for name, annotation in {**told, **found}.items()
-            if name in parameters
-            and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD}
+    told = {
+        name: type(parameter.default)
+        for name, parameter in parameters.items()
+        if type(parameter.default) in (int, float, bool)
+    }
+    return {
+        name: annotation
+        for name, annotation in {**told, **found}.items()
+        if name in parameters and parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
+    }
 
 
 def _check(where: str, value: Any, annotation: Any) -> None:
@@ -151,7 +183,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, (list, tuple)) and all(_fits(item, one) for item in value)
     if origin is dict:
         return isinstance(value, dict) and (
-            len(arguments) < 2 or all(_fits(item, arguments[1]) for item in value.values()))
+            len(arguments) < 2 or all(_fits(item, arguments[1]) for item in value.values())
+        )
     if annotation is int:
         # 1e5 is a count too.
         return isinstance(value, int) or isinstance(value, float) and value.is_integer()
@@ -167,7 +200,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 def _alternatives(annotation: Any) -> Tuple[Any, ...]:
     is_union = typing.get_origin(annotation) in _UNIONS
-    return typing.get_args(annotation) if is_union else (annotation, )
+    return typing.get_args(annotation) if is_union else (annotation,)
 
 
 def _words(annotation: Any) -> str:
@@ -195,8 +228,7 @@ def _dicts_at(cfg: Config, place: str) -> Iterator[Tuple[str, dict]]:
     if isinstance(found, dict) and last != '*':
         yield place, found
     elif isinstance(found, dict):
-        yield from ((f'{parent}.{key}', one) for key, one in found.items()
-                    if isinstance(one, dict))
+        yield from ((f'{parent}.{key}', one) for key, one in found.items() if isinstance(one, dict))
     elif isinstance(found, (list, tuple)):
         yield from ((f'{place}.{i}', one) for i, one in enumerate(found) if isinstance(one, dict))
 

@@ -1,4 +1,5 @@
 """Faults of a config's data sets, found without building them."""
+
 import inspect
 import os
 from typing import Iterator, Optional, Sequence, Tuple
@@ -96,16 +97,19 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
     root = dataset.get('data_root') or ''
     # A data_prefix moves the files away from where they are looked for.
     if root and '://' not in root and not dataset.get('data_prefix'):
-        source = source_of(dataset_class(dataset, cfg), os.path.expanduser(root),
-                           dataset.get('split') or 'train')
+        source = source_of(
+            dataset_class(dataset, cfg), os.path.expanduser(root), dataset.get('split') or 'train'
+        )
     else:
         source = None
     if source is not None:
         source.check(f'{where}.', download=bool(dataset.get('download')))
         # Fetched now, where a failure leaves nothing behind; several processes wait for one later.
         if source.missing() and int(os.environ.get('WORLD_SIZE', '1')) == 1:
-            with readable_errors(f'{where} cannot be fetched', 'check the network connection, or '
-                                 f'put its files into {source.root}'), config_scope(cfg):
+            with readable_errors(
+                f'{where} cannot be fetched',
+                f'check the network connection, or put its files into {source.root}',
+            ), config_scope(cfg):
                 DATASETS.build(dict(dataset, pipeline=[]))
         return
     paths = [('data_root', root)]
@@ -125,17 +129,20 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
                 continue
             raise LocalLearningError(
                 f'{where}.{key}: {path} does not exist: put the data there, or set '
-                f'--cfg-options {where}.data_root=PATH')
+                f'--cfg-options {where}.data_root=PATH'
+            )
         if key == 'ann_file' and path.endswith('.json') and not _is_closed_json(path):
             raise LocalLearningError(
-                f'{where}.ann_file: {path} is empty or cut off, copy or build it again')
+                f'{where}.ann_file: {path} is empty or cut off, copy or build it again'
+            )
     if _is_coco_file(kind) and '://' not in root and get_rank() == 0:
         with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
             _coco_file(dataset, kind, where).check(where)
     if is_voc_folder(kind) and '://' not in root:
         with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
             refuse_or_skip(
-                _voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where)
+                _voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where
+            )
 
 
 def _fetches_unasked(kind: Optional[type]) -> bool:
@@ -155,8 +162,9 @@ def is_voc_folder(kind: Optional[type]) -> bool:
     """
     # By name: mmdet is not imported for the sake of other tasks. A class that lists its files in a
     # way of its own, as WIDERFaceDataset does, has another layout.
-    owner = next((base for base in getattr(kind, '__mro__', ()) if 'load_data_list' in vars(base)),
-                 None)
+    owner = next(
+        (base for base in getattr(kind, '__mro__', ()) if 'load_data_list' in vars(base)), None
+    )
     return getattr(owner, '__name__', '') in ('XMLDataset', 'CheckedVOCDataset')
 
 
@@ -168,11 +176,16 @@ def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
     if not os.path.isfile(ann_file):
         raise LocalLearningError(
             f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the text file that names '
-            'the images, as VOC2007/ImageSets/Main/trainval.txt')
+            'the images, as VOC2007/ImageSets/Main/trainval.txt'
+        )
     return VOCFolder(
-        ann_file, _join(root, prefix) or root, classes,
-        dataset.get('leave_out', ()), dataset.get('img_subdir', IMAGES),
-        dataset.get('ann_subdir', ANNOTATIONS))
+        ann_file,
+        _join(root, prefix) or root,
+        classes,
+        dataset.get('leave_out', ()),
+        dataset.get('img_subdir', IMAGES),
+        dataset.get('ann_subdir', ANNOTATIONS),
+    )
 
 
 def _classes_of(dataset: dict, kind: type, where: str) -> Sequence[str]:
@@ -181,20 +194,24 @@ def _classes_of(dataset: dict, kind: type, where: str) -> Sequence[str]:
     if not classes:
         raise LocalLearningError(
             f'{where}: {kind.__name__} has no classes of its own: name those of the data as '
-            'metainfo=dict(classes=(...))')
+            'metainfo=dict(classes=(...))'
+        )
     if isinstance(classes, str):
         if not os.path.isfile(classes):
             raise LocalLearningError(
                 f'{where}.metainfo.classes={classes!r} is no file with names: a single class is '
-                f'written with a comma, ({classes!r}, )')
+                f'written with a comma, ({classes!r}, )'
+            )
         classes = list_from_file(classes)
     return classes
 
 
 def _is_coco_file(kind: Optional[type]) -> bool:
     # By name, as above. Panoptic segmentation reads files in another way.
-    owners = [next((base for base in getattr(kind, '__mro__', ()) if method in vars(base)), None)
-              for method in ('load_data_list', 'parse_data_info')]
+    owners = [
+        next((base for base in getattr(kind, '__mro__', ()) if method in vars(base)), None)
+        for method in ('load_data_list', 'parse_data_info')
+    ]
     return all(getattr(owner, '__name__', '') == 'CocoDataset' for owner in owners)
 
 
@@ -204,23 +221,33 @@ def _coco_file(dataset: dict, kind: type, where: str) -> COCOFile:
     if 'img' not in prefix:
         raise LocalLearningError(
             f"{where}.data_prefix has no img: set data_prefix=dict(img='FOLDER/'), the folder that "
-            'the names of images start from')
+            'the names of images start from'
+        )
     ann_file = _join(root, dataset.get('ann_file') or '')
     if not os.path.isfile(ann_file):
         raise LocalLearningError(
             f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the JSON file with '
-            'images, annotations and categories')
+            'images, annotations and categories'
+        )
     own = not (dataset.get('metainfo') or {}).get('classes')
     testing = bool(dataset.get('test_mode'))
     filters = {} if testing else dataset.get('filter_cfg') or {}
     # A test may go without objects, an evaluation needs them.
-    reads = [step for step in dataset.get('pipeline') or [] if step.get('with_bbox')
-             or step.get('with_mask')]
+    reads = [
+        step
+        for step in dataset.get('pipeline') or []
+        if step.get('with_bbox') or step.get('with_mask')
+    ]
     return COCOFile(
-        ann_file, _join(root, prefix['img']) or root, _classes_of(dataset, kind, where),
-        kind.__name__ if own else None, not testing or bool(reads),
-        any(step.get('with_mask') for step in reads), bool(filters.get('filter_empty_gt')),
-        filters.get('min_size', 0))
+        ann_file,
+        _join(root, prefix['img']) or root,
+        _classes_of(dataset, kind, where),
+        kind.__name__ if own else None,
+        not testing or bool(reads),
+        any(step.get('with_mask') for step in reads),
+        bool(filters.get('filter_empty_gt')),
+        filters.get('min_size', 0),
+    )
 
 
 def _is_closed_json(path: str) -> bool:

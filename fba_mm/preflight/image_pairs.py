@@ -1,4 +1,5 @@
 """Faults of image pairs, found before a network that enlarges is trained on them."""
+
 import os
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
@@ -20,6 +21,7 @@ class Pair(NamedTuple):
         img: Low resolution.
         gt: High resolution.
     """
+
     img: str
     gt: str
 
@@ -54,8 +56,10 @@ def pairs_of(dataset: dict, kind: Optional[type]) -> Optional[List[Pair]]:
     # It fills the templates of names in, in place.
     settings['filename_tmpl'] = dict(settings.get('filename_tmpl') or {})
     settings['lazy_init'] = True  # else it fails by itself on an empty folder
-    return sorted(Pair(info['img_path'], info['gt_path'])
-                  for info in kind(pipeline=[], **settings).load_data_list())
+    return sorted(
+        Pair(info['img_path'], info['gt_path'])
+        for info in kind(pipeline=[], **settings).load_data_list()
+    )
 
 
 def check_pairs(dataset: dict, where: str, pairs: Sequence[Pair], generator: dict) -> None:
@@ -75,13 +79,15 @@ def check_pairs(dataset: dict, where: str, pairs: Sequence[Pair], generator: dic
     if not pairs:
         raise LocalLearningError(
             f'{where} holds no image: check data_root and data_prefix, or build pairs with '
-            'tools/dataset_converters/build_photo_pairs.py')
+            'tools/dataset_converters/build_photo_pairs.py'
+        )
     scale = scale_of(generator)
     patch = _setting(dataset, 'PairedRandomCrop', 'gt_patch_size')
     if scale is not None and patch is not None and patch % scale:
         raise LocalLearningError(
-            f'{where}: gt_patch_size={patch} cannot be divided by the network\'s scale {scale}: '
-            f'set it to {max(patch // scale, 1) * scale}')
+            f"{where}: gt_patch_size={patch} cannot be divided by the network's scale {scale}: "
+            f'set it to {max(patch // scale, 1) * scale}'
+        )
     if not dataset.get('ann_file'):
         _check_partners(where, pairs)
     colour = _setting(dataset, 'LoadImageFromFile', 'color_type') or 'color'
@@ -95,17 +101,20 @@ def check_pairs(dataset: dict, where: str, pairs: Sequence[Pair], generator: dic
             raise LocalLearningError(
                 f'{where}: {pair.img} has {small_height}x{small_width} px, {pair.gt} '
                 f'{height}x{width}, but {one}: check data_prefix.img and upscale_factor, or build '
-                'pairs with tools/dataset_converters/build_photo_pairs.py')
+                'pairs with tools/dataset_converters/build_photo_pairs.py'
+            )
         if patch is not None and min(width, height) < patch:
             raise LocalLearningError(
                 f'{where}: {pair.gt} has {height}x{width} px, less than gt_patch_size={patch}: '
-                'take smaller patches, or remove the image')
+                'take smaller patches, or remove the image'
+            )
         channels = (generator.get('backbone') or generator).get('in_channels', 3)
         # Read in colour, grey files get three equal channels.
         if colour != 'color' and channels == 3 and mode in _GREY:
             raise LocalLearningError(
                 f'{where}: {pair.img} is grey and read with color_type={colour!r}, but the network '
-                "takes 3 channels: set color_type='color' in LoadImageFromFile")
+                "takes 3 channels: set color_type='color' in LoadImageFromFile"
+            )
 
 
 def _check_partners(where: str, pairs: Sequence[Pair]) -> None:
@@ -113,13 +122,17 @@ def _check_partners(where: str, pairs: Sequence[Pair]) -> None:
     for folder in {os.path.dirname(pair.gt) for pair in pairs}:
         known = {os.path.basename(pair.gt) for pair in pairs if os.path.dirname(pair.gt) == folder}
         suffixes = {os.path.splitext(name)[1] for name in known}
-        alone = sorted(name for name in os.listdir(folder)
-                       if name not in known and os.path.splitext(name)[1] in suffixes)
+        alone = sorted(
+            name
+            for name in os.listdir(folder)
+            if name not in known and os.path.splitext(name)[1] in suffixes
+        )
         if alone:
             raise LocalLearningError(
                 f'{where}: {os.path.join(folder, alone[0])} has no low-resolution partner'
                 f'{f", nor have {len(alone) - 1} others" if len(alone) > 1 else ""}: put it there, '
-                'or list the pairs that are to be read in an ann_file')
+                'or list the pairs that are to be read in an ann_file'
+            )
 
 
 def _setting(dataset: dict, step: str, key: str) -> Optional[object]:
@@ -134,10 +147,12 @@ def _header(path: str, where: str, pair: Pair) -> Tuple[Tuple[int, int], str]:
         other = pair.img if path == pair.gt else pair.gt
         raise LocalLearningError(
             f'{where}: {path} does not exist, the other half of {other}: put it there, remove '
-            'that, or check data_prefix and filename_tmpl')
+            'that, or check data_prefix and filename_tmpl'
+        )
     try:
         with Image.open(path) as image:
             return image.size, image.mode
     except (OSError, SyntaxError) as error:
         raise LocalLearningError(
-            f'{where}: {path} cannot be read as an image, copy it again or remove it') from error
+            f'{where}: {path} cannot be read as an image, copy it again or remove it'
+        ) from error

@@ -1,4 +1,5 @@
 """Faults of segmentation data, found before a network is trained on it."""
+
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -30,6 +31,7 @@ class LabelMap(NamedTuple):
         img: The image.
         seg_map: The label of each of its pixels.
     """
+
     img: str
     seg_map: str
 
@@ -44,6 +46,7 @@ class Labelled(NamedTuple):
         starts_at_one: Whether 0 stands for pixels without a class (``reduce_zero_label``).
         turns_images: Whether images are read as cameras say that they are to be looked at.
     """
+
     maps: List[LabelMap]
     count: int
     ignored: Tuple[int, ...]
@@ -74,17 +77,28 @@ def labelled(dataset: dict, kind: type) -> Optional[Labelled]:
     steps = [type_name(step.get('type')) for step in dataset.get('pipeline') or []]
     if 'LoadAnnotations' not in steps:
         return None
-    settings = {key: value for key, value in dataset.items()
-                if key not in ('type', 'pipeline', '_scope_')}
+    settings = {
+        key: value for key, value in dataset.items() if key not in ('type', 'pipeline', '_scope_')
+    }
     settings['lazy_init'] = True  # Listed here, not by it: it would go on to serialize the list.
     built = kind(pipeline=[], **settings)
-    found = [LabelMap(one['img_path'], one['seg_map_path']) for one in built.load_data_list()
-             if one.get('seg_map_path')]
+    found = [
+        LabelMap(one['img_path'], one['seg_map_path'])
+        for one in built.load_data_list()
+        if one.get('seg_map_path')
+    ]
     count = len(built.label_map or built.metainfo.get('classes') or ())
-    turns = not any(str(step.get('color_type', '')).endswith('_ignore_orientation')
-                    for step in dataset.get('pipeline') or [])
-    return Labelled(found, count + bool(built.reduce_zero_label), (255, built.ignore_index),
-                    bool(built.reduce_zero_label), turns)
+    turns = not any(
+        str(step.get('color_type', '')).endswith('_ignore_orientation')
+        for step in dataset.get('pipeline') or []
+    )
+    return Labelled(
+        found,
+        count + bool(built.reduce_zero_label),
+        (255, built.ignore_index),
+        bool(built.reduce_zero_label),
+        turns,
+    )
 
 
 def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
@@ -104,16 +118,19 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
     prefix = dataset.get('data_prefix')
     if not data.maps and prefix is not None and not prefix.get('seg_map_path'):
         raise LocalLearningError(
-            f'{where} has no masks to learn from: set data_prefix.seg_map_path to their folder')
+            f'{where} has no masks to learn from: set data_prefix.seg_map_path to their folder'
+        )
     if not data.maps:
         raise LocalLearningError(
             f'{where} holds no image: check data_root, data_prefix and img_suffix '
-            f'({dataset.get("img_suffix", ".jpg")} unless the data set has another)')
+            f'({dataset.get("img_suffix", ".jpg")} unless the data set has another)'
+        )
     if data.count == data.starts_at_one:
         raise LocalLearningError(
             f'{where}: {type_name(dataset["type"])} has no classes of its own: name those of the '
-            'data as metainfo=dict(classes=(...), palette=[...])')
-    own = data.maps[get_rank()::get_world_size()]
+            'data as metainfo=dict(classes=(...), palette=[...])'
+        )
+    own = data.maps[get_rank() :: get_world_size()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         found: Iterable[Found] = pool.map(lambda files: _look_at(files, data), own)
         if len(own) > _MANY:
@@ -143,7 +160,8 @@ def _check_variety(where: str, found: List['Found'], data: Labelled) -> None:
             raise LocalLearningError(
                 f'{where}: apart from {ignored}, which training passes over, all masks together '
                 f'have {only}: number the {data.count} classes from 0 in the masks, such as '
-                f'{data.maps[0].seg_map}, with 1 in the place of 255')
+                f'{data.maps[0].seg_map}, with 1 in the place of 255'
+            )
         labels.update(more)
 
 
@@ -154,6 +172,7 @@ class Found(NamedTuple):
         fault: What is wrong with them, and the mend; None if nothing is.
         labels: Those in the mask, as far as it was read.
     """
+
     fault: Optional[str]
     labels: Sequence[int] = ()
 
@@ -168,10 +187,15 @@ def _fault(files: LabelMap, data: Labelled, labels: List[int]) -> Optional[str]:
     if not os.path.isfile(files.img):
         return f'{files.img} does not exist: put it there, or take it out of ann_file'
     if not os.path.isfile(files.seg_map):
-        made = ("mmseg's tools/dataset_converters/cityscapes.py makes it"
-                if files.seg_map.endswith('labelTrainIds.png') else 'put it there')
-        return (f'{files.seg_map} does not exist, the mask of {files.img}: {made}, or check '
-                'data_prefix.seg_map_path and seg_map_suffix')
+        made = (
+            "mmseg's tools/dataset_converters/cityscapes.py makes it"
+            if files.seg_map.endswith('labelTrainIds.png')
+            else 'put it there'
+        )
+        return (
+            f'{files.seg_map} does not exist, the mask of {files.img}: {made}, or check '
+            'data_prefix.seg_map_path and seg_map_suffix'
+        )
     if not files.seg_map.lower().endswith(_READ):
         return None
     try:
@@ -183,22 +207,28 @@ def _fault(files: LabelMap, data: Labelled, labels: List[int]) -> Optional[str]:
                     size = size[::-1]
         with Image.open(files.seg_map) as mask:
             if mask.mode not in _LABELS:
-                return (f'{files.seg_map} is a picture in colours ({mask.mode}), not one label for '
-                        'each pixel: convert it to labels')
+                return (
+                    f'{files.seg_map} is a picture in colours ({mask.mode}), not one label for '
+                    'each pixel: convert it to labels'
+                )
             labels.extend(_labels_in(mask))
             mask_size = mask.size
     except (OSError, SyntaxError, ValueError) as error:
         return f'{files.img} and {files.seg_map} cannot be read ({error}): copy them again'
     if size not in (None, mask_size):
-        return (f'{files.seg_map} has {mask_size[1]}x{mask_size[0]} px, {files.img} '
-                f'{size[1]}x{size[0]}: they are to be of one size')
+        return (
+            f'{files.seg_map} has {mask_size[1]}x{mask_size[0]} px, {files.img} '
+            f'{size[1]}x{size[0]}: they are to be of one size'
+        )
     unknown = [label for label in labels if label >= data.count and label not in data.ignored]
     if unknown:
         mend = 'mend the mask, or name all classes of the data as metainfo=dict(classes=(...))'
         if max(unknown) == data.count and not data.starts_at_one:
             mend = f'set reduce_zero_label=True if 0 stands for pixels without a class, or {mend}'
-        return (f'{files.seg_map} has label {unknown[0]}, but the classes are 0 to '
-                f'{data.count - 1}, and 255 is passed over: {mend}')
+        return (
+            f'{files.seg_map} has label {unknown[0]}, but the classes are 0 to '
+            f'{data.count - 1}, and 255 is passed over: {mend}'
+        )
     return None
 
 
@@ -223,7 +253,8 @@ def heads_of(model: nn.Module) -> Iterator[Tuple[str, int]]:
         for i, head in enumerate(heads):
             classes = getattr(head, 'num_classes', None)
             if isinstance(classes, int) and (
-                    name == 'decode_head' or getattr(head, 'out_channels', classes) == classes):
+                name == 'decode_head' or getattr(head, 'out_channels', classes) == classes
+            ):
                 yield f'{name}.{i}' if isinstance(found, nn.ModuleList) else name, classes
 
 
@@ -243,4 +274,5 @@ def check_head_classes(where: str, counts: Sequence[Tuple[int, str]], model: nn.
             if classes != count:
                 raise LocalLearningError(
                     f'{where}: {what}, but model.{name}.num_classes={classes}: set that to '
-                    f'{count}, in all heads and in the auxiliary networks too, or give other data')
+                    f'{count}, in all heads and in the auxiliary networks too, or give other data'
+                )

@@ -1,4 +1,5 @@
 """The model wrapper that several processes train with."""
+
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATA_SAMPLERS, MODEL_WRAPPERS
@@ -28,14 +29,17 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
     wrapper = cfg.get('model_wrapper_cfg')
     if wrapper is None:
         # MMEngine's own choice, but for local learning.
-        wrapper = dict(type='LocalDataParallel' if local else 'MMDistributedDataParallel',
-                       broadcast_buffers=False)
+        wrapper = dict(
+            type='LocalDataParallel' if local else 'MMDistributedDataParallel',
+            broadcast_buffers=False,
+        )
     kind = wrapper.setdefault('type', 'MMDistributedDataParallel')
     kind = registered(MODEL_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
     if kind is None:
         raise LocalLearningError(
-            f"model_wrapper_cfg.type={wrapper['type']!r} is not registered: check its spelling, or "
-            'leave model_wrapper_cfg out')
+            f'model_wrapper_cfg.type={wrapper["type"]!r} is not registered: check its spelling, or '
+            'leave model_wrapper_cfg out'
+        )
     if issubclass(kind, LocalModuleParallel):
         if training:
             _read_all_images(cfg)
@@ -47,7 +51,8 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
         raise LocalLearningError(
             f'model_wrapper_cfg.type={type_name(wrapper["type"])} would not reduce the gradients '
             "of local losses between processes: set it to 'LocalDataParallel', or leave "
-            'model_wrapper_cfg out')
+            'model_wrapper_cfg out'
+        )
     if get_device() == 'cpu' and issubclass(kind, DistributedDataParallel):
         wrapper.setdefault('device_ids', None)  # MMEngine would give it a GPU.
     cfg.model_wrapper_cfg = wrapper

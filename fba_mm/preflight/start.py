@@ -1,4 +1,5 @@
 """The part of a training in which faults of a config show, and nothing can be lost."""
+
 import logging
 import random
 import traceback
@@ -27,8 +28,9 @@ def build_loops(runner: Runner) -> None:
     Raises:
         LocalLearningError: They can't be built, or would never do anything.
     """
-    with readable_errors('train_dataloader or train_cfg cannot be built',
-                         'check its dataset and the data'):
+    with readable_errors(
+        'train_dataloader or train_cfg cannot be built', 'check its dataset and the data'
+    ):
         loop = runner.train_loop
     by_iter = isinstance(loop, IterBasedTrainLoop)
     _check_batches(loop.dataloader, 'train_dataloader', by_iter)
@@ -38,40 +40,49 @@ def build_loops(runner: Runner) -> None:
             raise LocalLearningError(f'train_cfg.{name}={value}: give a number from 1')
     if runner.cfg.get('val_dataloader') is None:
         return
-    with readable_errors('val_dataloader or val_evaluator cannot be built',
-                         'check its dataset and the data'):
+    with readable_errors(
+        'val_dataloader or val_evaluator cannot be built', 'check its dataset and the data'
+    ):
         loop = runner.val_loop
     if loop is not None:
         _check_metric_names(runner)
         for i, (dataloader, _) in enumerate(_validated_on(loop)):
-            _check_batches(dataloader, f'val_dataloader (number {i + 1})' if i else
-                           'val_dataloader')
+            _check_batches(
+                dataloader, f'val_dataloader (number {i + 1})' if i else 'val_dataloader'
+            )
 
 
 def _check_metric_names(runner: Runner) -> None:
     """Refuse hooks that wait for a metric which no evaluator gives, as far as names tell."""
-    metrics = [metric for _, evaluator in _validated_on(runner.val_loop)
-               for metric in getattr(evaluator, 'metrics', [])]
+    metrics = [
+        metric
+        for _, evaluator in _validated_on(runner.val_loop)
+        for metric in getattr(evaluator, 'metrics', [])
+    ]
     prefixes = {getattr(metric, 'prefix', None) for metric in metrics}
     if not prefixes or None in prefixes:
         return
     for hook in runner.hooks:
         wanted = getattr(hook, 'key_indicators', None) if getattr(hook, 'save_best', None) else None
         for name in (*(wanted or ()), getattr(hook, 'monitor', None)):
-            if isinstance(name, str) and name != 'auto' and '/'.join(
-                    name.split('/')[:-1]) not in prefixes:
+            if (
+                isinstance(name, str)
+                and name != 'auto'
+                and '/'.join(name.split('/')[:-1]) not in prefixes
+            ):
                 raise LocalLearningError(
                     f'{type(hook).__name__} waits for the metric {name!r}, but those of '
                     f'val_evaluator start with {", ".join(sorted(f"{p}/" for p in prefixes))}: '
-                    "give such a name, or 'auto'")
+                    "give such a name, or 'auto'"
+                )
 
 
 def _check_batches(dataloader: Any, where: str, by_iter: bool = False) -> None:
     """Refuse data in which there is no batch."""
     # Samplers that start again when they are through have a length all the same.
     if not isinstance(dataloader, DataLoader) or (
-            by_iter and 'Infinite' in type(dataloader.sampler).__name__
-            and len(dataloader.dataset)):
+        by_iter and 'Infinite' in type(dataloader.sampler).__name__ and len(dataloader.dataset)
+    ):
         return
     try:
         batches, images = len(dataloader), len(dataloader.dataset)
@@ -79,12 +90,14 @@ def _check_batches(dataloader: Any, where: str, by_iter: bool = False) -> None:
         return
     if not images:
         raise LocalLearningError(
-            f'{where}.dataset has no images: check its ann_file, metainfo and filter_cfg')
+            f'{where}.dataset has no images: check its ann_file, metainfo and filter_cfg'
+        )
     if not batches:
         raise LocalLearningError(
             f'{where} has no batch: the images of this process are fewer than batch_size='
             f'{dataloader.batch_sampler.batch_size}, and drop_last=True ({images} images in all): '
-            'set drop_last=False, or a smaller batch_size')
+            'set drop_last=False, or a smaller batch_size'
+        )
 
 
 @contextmanager
@@ -134,7 +147,9 @@ class _Start(Hook):
     def before_train(self, runner: Runner) -> None:
         # Other wrappers have parts of the model in each process.
         whole = not is_model_wrapper(runner.model) or type(runner.model) in (
-            LocalDataParallel, MMDistributedDataParallel)
+            LocalDataParallel,
+            MMDistributedDataParallel,
+        )
         if runner.cfg.get('val_dataloader') is not None and whole:
             self.what = 'one image was validated on before training, and failed'
             validate_one(runner)
@@ -156,8 +171,7 @@ def validate_one(runner: Runner) -> None:
     was_training = model.training
     states = random.getstate(), np.random.get_state()
     loop = runner.val_loop
-    with torch.random.fork_rng(), torch.no_grad(), autocast(
-            enabled=getattr(loop, 'fp16', False)):
+    with torch.random.fork_rng(), torch.no_grad(), autocast(enabled=getattr(loop, 'fp16', False)):
         model.eval()
         for dataloader, evaluator in _validated_on(loop):
             batch = dataloader.collate_fn([dataloader.dataset[0]])
@@ -175,15 +189,23 @@ def validate_one(runner: Runner) -> None:
 def _validated_on(loop: Any) -> Iterator[Tuple[DataLoader, Any]]:
     # mmagic's loop has several.
     several = hasattr(loop, 'dataloaders')
-    return zip(loop.dataloaders if several else [loop.dataloader],
-               loop.evaluators if several else [loop.evaluator])
+    return zip(
+        loop.dataloaders if several else [loop.dataloader],
+        loop.evaluators if several else [loop.evaluator],
+    )
 
 
 def _write_traceback(runner: Runner, error: Exception) -> None:
     """Where a user finds it who wants it, and not on the screen."""
     record = logging.LogRecord(
-        runner.logger.name, logging.ERROR, __file__, 0, 'The start of training failed', None,
-        (type(error), error, error.__traceback__))
+        runner.logger.name,
+        logging.ERROR,
+        __file__,
+        0,
+        'The start of training failed',
+        None,
+        (type(error), error, error.__traceback__),
+    )
     for handler in runner.logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.emit(record)

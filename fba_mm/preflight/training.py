@@ -1,4 +1,5 @@
 """What can be found wrong with a training config before anything is trained or written."""
+
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
@@ -36,18 +37,21 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
     if len(fba_hooks) > 1:
         raise LocalLearningError(
             f'custom_hooks has {len(fba_hooks)} FBAHooks: modules would be trained as many times, '
-            'leave one')
+            'leave one'
+        )
     local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
     if not fba_hooks and any(m.num_modules > 1 for m in local):
         raise LocalLearningError(
             'the model has a LocalBackbone, but custom_hooks has no FBAHook to train it: add '
-            "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py")
+            "custom_hooks = [dict(type='FBAHook')], or inherit configs/_base_/fba.py"
+        )
     if fba_hooks:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
         wrapper = registered(OPTIM_WRAPPERS, kind, cfg) if isinstance(kind, str) else kind
         if wrapper is None:
             raise LocalLearningError(
-                f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'")
+                f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'"
+            )
         hook = fba_hooks[0]
         scope = hook.get('scope', 'past') if isinstance(hook, dict) else hook.bank.scope
         check_local_training(model, wrapper, scope)
@@ -56,7 +60,8 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
     if isinstance(optimizer, str) and registered(OPTIMIZERS, optimizer, cfg) is None:
         raise LocalLearningError(
             f'optim_wrapper.optimizer.type={optimizer!r} is not registered: check its spelling, as '
-            "in 'SGD' and 'AdamW'")
+            "in 'SGD' and 'AdamW'"
+        )
     with readable_errors('the optimizer wrapper cannot be built'), config_scope(cfg):
         optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     check_param_groups(optim_wrapper, model)

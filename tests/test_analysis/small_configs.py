@@ -1,4 +1,5 @@
 """Configs of small models, to profile."""
+
 from mmengine.config import Config
 
 from fba_mm import localize
@@ -9,10 +10,15 @@ from ..super_resolution import edsr, editor
 
 def detector(**backbone) -> Config:
     """A stock RetinaNet."""
-    return Config(dict(
-        default_scope='mmdet',
-        model=retinanet(num_modules=None, **backbone),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, momentum=.9))))
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=retinanet(num_modules=None, **backbone),
+            optim_wrapper=dict(
+                type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9)
+            ),
+        )
+    )
 
 
 def local_detector(num_modules=3, light=False, **kwargs) -> Config:
@@ -22,25 +28,42 @@ def local_detector(num_modules=3, light=False, **kwargs) -> Config:
 
 def super_resolution(network=edsr, num_blocks: int = 6, **kwargs) -> Config:
     """A stock model of mmagic, which has a generator for a backbone."""
-    return Config(dict(
-        default_scope='mmagic',
-        model=editor(None, network=network, num_blocks=num_blocks, **kwargs),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3))))
+    return Config(
+        dict(
+            default_scope='mmagic',
+            model=editor(None, network=network, num_blocks=num_blocks, **kwargs),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=1e-3)),
+        )
+    )
 
 
 def classifier(norm: str = 'GN', **backbone) -> Config:
     """A stock classifier whose images don't see each other, unless ``norm`` is BN."""
     norm_cfg = dict(type='GN', num_groups=4) if norm == 'GN' else dict(type=norm)
-    resnet = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, norm_cfg=norm_cfg,
-                  zero_init_residual=False)
+    resnet = dict(
+        type='ResNet',
+        depth=18,
+        base_channels=8,
+        stem_channels=8,
+        norm_cfg=norm_cfg,
+        zero_init_residual=False,
+    )
     resnet.update(backbone)
-    return Config(dict(
-        default_scope='mmpretrain',
-        data_preprocessor=dict(num_classes=5, mean=[127.5] * 3, std=[64.] * 3),
-        model=dict(
-            type='ImageClassifier',
-            backbone=resnet,
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=5, in_channels=64,
-                      loss=dict(type='CrossEntropyLoss'))),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.01, momentum=.9))))
+    return Config(
+        dict(
+            default_scope='mmpretrain',
+            data_preprocessor=dict(num_classes=5, mean=[127.5] * 3, std=[64.0] * 3),
+            model=dict(
+                type='ImageClassifier',
+                backbone=resnet,
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(
+                    type='LinearClsHead',
+                    num_classes=5,
+                    in_channels=64,
+                    loss=dict(type='CrossEntropyLoss'),
+                ),
+            ),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        )
+    )

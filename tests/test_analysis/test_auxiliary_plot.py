@@ -1,4 +1,5 @@
 """What is drawn of an auxiliary network is what ran."""
+
 import pytest
 from matplotlib.image import imread
 
@@ -12,8 +13,12 @@ from .small_configs import classifier, local_detector
 
 def traced(cfg, shape, num_modules=None, **auxiliary):
     if num_modules is not None:
-        cfg.model.backbone = dict(type='LocalBackbone', backbone=cfg.model.backbone,
-                                  num_modules=num_modules, auxiliary=auxiliary)
+        cfg.model.backbone = dict(
+            type='LocalBackbone',
+            backbone=cfg.model.backbone,
+            num_modules=num_modules,
+            auxiliary=auxiliary,
+        )
         cfg.custom_hooks = [dict(type='FBAHook')]
         cfg.optim_wrapper.type = 'LocalOptimWrapper'
     step = TrainingStep(cfg)
@@ -29,8 +34,9 @@ def test_own_layers_in_the_order_in_which_they_ran():
     assert [run.module for run in runs] == [1, 2, 3]
     for run, auxiliary in zip(runs, model.backbone.auxiliary):
         assert [(layer.name, layer.kind, layer.shape) for layer in run.layers] == [
-            ('Linear', 'auxiliary', '5')]
-        assert run.losses == ('loss_cls', )
+            ('Linear', 'auxiliary', '5')
+        ]
+        assert run.losses == ('loss_cls',)
         assert run.parameters == sum(p.numel() for p in auxiliary.parameters())
         assert int(run.shape.split('×')[0]) == auxiliary.cut_point.channels
 
@@ -48,7 +54,8 @@ def test_a_shared_head_is_told_from_the_own_blocks(tmp_path):
 def test_averaged_blocks_and_branches(tmp_path):
     """MAN++ runs two blocks on the module's output, one of them an average."""
     _, runs = traced(
-        classifier(), (2, 3, 32, 32), 4, type='MAN++', num_classes=5, host=dict(type='Greedy'))
+        classifier(), (2, 3, 32, 32), 4, type='MAN++', num_classes=5, host=dict(type='Greedy')
+    )
     first, second, last = runs[0].layers
     assert [first.kind, second.kind, last.kind] == ['auxiliary', 'averaged', 'auxiliary']
     assert [first.branches, second.branches, last.branches] == [False, True, False]

@@ -1,4 +1,5 @@
 """The sweep over a collection finds what trains, what is refused, and what is broken."""
+
 import copy
 from unittest import mock
 
@@ -6,8 +7,15 @@ import pytest
 from mmengine.config import Config
 
 from fba_mm.analysis import collection_sweep
-from fba_mm.analysis.collection_sweep import (Verdict, collection, compatibility_table, sample,
-                                              small, small_digest, try_config)
+from fba_mm.analysis.collection_sweep import (
+    Verdict,
+    collection,
+    compatibility_table,
+    sample,
+    small,
+    small_digest,
+    try_config,
+)
 from fba_mm.config import load_config
 from fba_mm.local.auxiliary.slm import SLM
 from fba_mm.local.task_loss import map_losses
@@ -18,9 +26,13 @@ from ..conftest import retinanet
 def config(**changes) -> Config:
     model = retinanet(num_modules=None)
     model.update(changes)
-    return Config(dict(
-        default_scope='mmdet', model=model,
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))))
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=model,
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01)),
+        )
+    )
 
 
 def verdict_on(cfg: Config) -> Verdict:
@@ -36,9 +48,13 @@ def test_a_config_that_trains():
 
 
 def test_a_backbone_that_cannot_be_cut():
-    stage = dict(num_modules=1, num_branches=1, block='BASIC', num_blocks=(1, ), num_channels=(8, ))
-    branches = {f'stage{n}': dict(stage, num_branches=n, num_blocks=(1, ) * n,
-                                  num_channels=(8, 16, 32, 64)[:n]) for n in range(1, 5)}
+    stage = dict(num_modules=1, num_branches=1, block='BASIC', num_blocks=(1,), num_channels=(8,))
+    branches = {
+        f'stage{n}': dict(
+            stage, num_branches=n, num_blocks=(1,) * n, num_channels=(8, 16, 32, 64)[:n]
+        )
+        for n in range(1, 5)
+    }
     cfg = config(backbone=dict(type='mmdet.HRNet', extra=branches))
     cfg.model.neck.in_channels = [8, 16, 32, 64]
     verdict = verdict_on(cfg)
@@ -103,20 +119,30 @@ def test_heads_that_ask_for_the_epoch():
     cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
     cfg.model.neck.update(in_channels=[8, 16, 32, 64], out_channels=16)
     cfg.model.bbox_head.update(
-        in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3, num_dcn=0,
-        norm_cfg=dict(type='GN', num_groups=4, requires_grad=True))
+        in_channels=16,
+        feat_channels=16,
+        stacked_convs=1,
+        num_classes=3,
+        num_dcn=0,
+        norm_cfg=dict(type='GN', num_groups=4, requires_grad=True),
+    )
     verdict = verdict_on(cfg)
     assert verdict.outcome == 'trains', verdict
 
 
-@pytest.mark.parametrize('name', [
-    'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024', 'pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512',
-    'deeplabv3/deeplabv3_r50-d8_4xb4-40k_voc12aug-512x512',
-    'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024',
+        'pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512',
+        'deeplabv3/deeplabv3_r50-d8_4xb4-40k_voc12aug-512x512',
+        'swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512',
+    ],
+)
 def test_segmentors(name):
     cfg = load_config(f'mmseg::{name}.py')
     _narrow(cfg.model)
-    verdict = try_config(name, cfg, sizes=(64, ))
+    verdict = try_config(name, cfg, sizes=(64,))
     assert verdict.outcome == 'trains' and verdict.model == 'EncoderDecoder', verdict
 
 
@@ -126,7 +152,7 @@ def test_detectors_that_read_text():
     cfg.model.backbone.update(embed_dims=12, num_heads=[1, 2, 3, 6])
     cfg.model.neck.in_channels = [24, 48, 96]
     before = copy.deepcopy(cfg._cfg_dict)
-    verdict = try_config('glip', cfg, sizes=(64, ))
+    verdict = try_config('glip', cfg, sizes=(64,))
     assert verdict.outcome == 'trains' and verdict.model == 'GLIP', verdict
     assert cfg._cfg_dict == before
 
@@ -147,28 +173,44 @@ def _narrow(part: dict) -> None:
 
 
 def test_small():
-    cfg = config(backbone=dict(
-        type='ResNet', depth=101, frozen_stages=1, norm_eval=True,
-        norm_cfg=dict(type='SyncBN', requires_grad=False),
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet101')))
+    cfg = config(
+        backbone=dict(
+            type='ResNet',
+            depth=101,
+            frozen_stages=1,
+            norm_eval=True,
+            norm_cfg=dict(type='SyncBN', requires_grad=False),
+            init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet101'),
+        )
+    )
     cfg.model.data_preprocessor = dict(
         type='DetDataPreprocessor',
-        batch_augments=[dict(type='BatchFixedSizePad', size=(1024, 1024))])
+        batch_augments=[dict(type='BatchFixedSizePad', size=(1024, 1024))],
+    )
     cfg.load_from, cfg.model.test_cfg.max_per_img = 'somewhere', 1000
     cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     made = small(cfg)
     assert made.model.backbone == dict(
-        type='ResNet', depth=50, frozen_stages=-1, norm_eval=False,
-        norm_cfg=dict(type='BN', requires_grad=True), init_cfg=None)
+        type='ResNet',
+        depth=50,
+        frozen_stages=-1,
+        norm_eval=False,
+        norm_cfg=dict(type='BN', requires_grad=True),
+        init_cfg=None,
+    )
     assert made.model.data_preprocessor.batch_augments is None
     assert made.load_from is None and made.model.test_cfg.max_per_img == 32
-    assert made.optim_wrapper == dict(
-        type='OptimWrapper', optimizer=dict(type='SGD', lr=.01))
+    assert made.optim_wrapper == dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01))
 
 
-@pytest.mark.parametrize('init, kept', [
-    (dict(checkpoint='https://host/weights.pth'), None), ('torchvision://resnet18', None),
-    (dict(type='Xavier', layer='Conv2d'), dict(type='Xavier', layer='Conv2d'))])
+@pytest.mark.parametrize(
+    'init, kept',
+    [
+        (dict(checkpoint='https://host/weights.pth'), None),
+        ('torchvision://resnet18', None),
+        (dict(type='Xavier', layer='Conv2d'), dict(type='Xavier', layer='Conv2d')),
+    ],
+)
 def test_nothing_is_fetched(init, kept):
     cfg = small(config(backbone=dict(type='ResNet', init_cfg=init)))
     assert cfg.model.backbone.init_cfg == kept
@@ -176,8 +218,13 @@ def test_nothing_is_fetched(init, kept):
 
 def test_configs_that_differ_in_schedule_alone():
     cfg, longer, deeper = config(), config(), config()
-    longer.merge_from_dict({'train_cfg.max_epochs': 24, 'optim_wrapper.optimizer.lr': .1,
-                            'model.backbone.frozen_stages': 1})
+    longer.merge_from_dict(
+        {
+            'train_cfg.max_epochs': 24,
+            'optim_wrapper.optimizer.lr': 0.1,
+            'model.backbone.frozen_stages': 1,
+        }
+    )
     cfg.model.backbone.frozen_stages = -1
     deeper.model.backbone.depth = 34
     assert small_digest(cfg) == small_digest(longer) != small_digest(deeper)
@@ -197,17 +244,21 @@ def test_sample():
 
 
 def test_table():
-    table = compatibility_table([
-        Verdict('a.py', 'M', 'ResNet'), Verdict('b.py', 'M', 'ResNet', 'refused', 'too | bad'),
-        Verdict('c.py', 'M', 'HRNet', 'refused', 'too | bad'), Verdict('d.py', outcome='not tried')
-    ])
+    table = compatibility_table(
+        [
+            Verdict('a.py', 'M', 'ResNet'),
+            Verdict('b.py', 'M', 'ResNet', 'refused', 'too | bad'),
+            Verdict('c.py', 'M', 'HRNet', 'refused', 'too | bad'),
+            Verdict('d.py', outcome='not tried'),
+        ]
+    )
     lines = table.splitlines()
     assert lines[2] == '| ResNet | 2 | 1 | 1 | 0 | 0 |'
     assert '| **all** | 4 | 1 | 2 | 0 | 1 |' in lines
     assert '| refused | too / bad | `b.py`, `c.py` |' in lines
 
 
-@pytest.mark.parametrize('sizes, outcome', [((32, 64), 'trains'), ((32, ), 'not tried')])
+@pytest.mark.parametrize('sizes, outcome', [((32, 64), 'trains'), ((32,), 'not tried')])
 def test_larger_images_where_a_model_needs_them(sizes, outcome):
     original = collection_sweep.synthetic_batch
 

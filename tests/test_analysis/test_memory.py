@@ -32,7 +32,7 @@ def both_ways(request, monkeypatch):
 
 
 def numbers(requires_grad=False) -> Tensor:
-    return torch.linspace(0.1, 1., 256, requires_grad=requires_grad)
+    return torch.linspace(0.1, 1.0, 256, requires_grad=requires_grad)
 
 
 class Pair(Tensor):
@@ -57,8 +57,9 @@ def peak_at_the_allocator(step) -> int:
     """The most bytes that the CPU allocator had handed out while the step ran without any mode."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    events = [event for event in profiler.profiler.kineto_results.events()
-              if event.name() == '[memory]']
+    events = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]'
+    ]
     assert events
     allocated = np.cumsum([event.nbytes() for event in events])
     return int(allocated.max())
@@ -66,7 +67,6 @@ def peak_at_the_allocator(step) -> int:
 
 @pytest.mark.usefixtures('both_ways')
 class TestWhatCounts:
-
     def test_a_new_tensor_counts_its_bytes_until_it_dies(self):
         with StorageTracker() as tracker:
             a = torch.ones(10)
@@ -98,7 +98,7 @@ class TestWhatCounts:
             with torch.no_grad():
                 parameter.add_(1).mul_(2)
             views = [parameter.view(2, 5), parameter[1:], parameter.detach(), parameter.data]
-            torch._foreach_add_([parameter.data], 1.)
+            torch._foreach_add_([parameter.data], 1.0)
             assert tracker.current == tracker.peak == 0
         assert len(views) == 4
 
@@ -150,7 +150,7 @@ class TestWhatCounts:
 
     def test_python_data_counts_and_shared_numpy_memory_does_not(self):
         with StorageTracker() as tracker:
-            a = torch.tensor([1., 2., 3.])
+            a = torch.tensor([1.0, 2.0, 3.0])
             assert tracker.current == 12
             b = torch.from_numpy(np.ones(100))
             c = b.view(10, 10)
@@ -161,7 +161,7 @@ class TestWhatCounts:
         x = torch.ones(4, 8)
         with StorageTracker() as tracker:
             values, indices = x.max(dim=1)
-            copies = torch._foreach_add([x, x], 1.)
+            copies = torch._foreach_add([x, x], 1.0)
         assert tracker.current == 4 * 4 + 4 * 8 + 2 * 128
         assert len(values) == len(indices) == 4 and len(copies) == 2
 
@@ -190,7 +190,6 @@ class TestWhatCounts:
 
 @pytest.mark.usefixtures('both_ways')
 class TestTrainingStep:
-
     def test_linear_chain_byte_for_byte(self):
         net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
         x = torch.ones(4, 8)
@@ -205,13 +204,17 @@ class TestTrainingStep:
             tracker.reset_peak()
             loss.backward()
             # Most is alive when the first layer has its gradients:
-            assert tracker.peak == sum([
-                4,  # the loss
-                4,  # the gradient of the loss, which the sum's backward expands to a view
-                16 * 2 * 4, 2 * 4,  # the gradients of the second layer
-                hidden,  # the gradient before ReLU; that after it and `hidden` itself are gone
-                8 * 16 * 4, 16 * 4,  # the gradients of the first layer
-            ])
+            assert tracker.peak == sum(
+                [
+                    4,  # the loss
+                    4,  # the gradient of the loss, which the sum's backward expands to a view
+                    16 * 2 * 4,
+                    2 * 4,  # the gradients of the second layer
+                    hidden,  # the gradient before ReLU; that after it and `hidden` itself are gone
+                    8 * 16 * 4,
+                    16 * 4,  # the gradients of the first layer
+                ]
+            )
             # The parameters' gradients and the loss stay.
             gradients = (8 * 16 + 16 + 16 * 2 + 2) * 4
             assert tracker.current == gradients + 4
@@ -250,7 +253,6 @@ class TestTrainingStep:
     def test_save_for_backward_of_a_custom_function(self):
 
         class Cube(torch.autograd.Function):
-
             @staticmethod
             def forward(ctx, x):
                 square = x * x
@@ -259,7 +261,7 @@ class TestTrainingStep:
 
             @staticmethod
             def backward(ctx, grad):
-                square, = ctx.saved_tensors
+                (square,) = ctx.saved_tensors
                 return 3 * square * grad
 
         x = numbers(requires_grad=True)
@@ -291,7 +293,6 @@ class TestTrainingStep:
     def test_in_python_a_sum_takes_new_memory(self):
 
         class Twice(torch.autograd.Function):
-
             @staticmethod
             def forward(ctx, x):
                 return 2 * x
@@ -347,8 +348,10 @@ class TestTrainingStep:
         kept = 1 + 4
         gradients = 2 if use_reentrant else 1
         the_loss_and_its_gradient = 4 + 4
-        assert peaks == [(8 + 1) * KIB + the_loss_and_its_gradient,
-                         (kept + gradients) * KIB + the_loss_and_its_gradient]
+        assert peaks == [
+            (8 + 1) * KIB + the_loss_and_its_gradient,
+            (kept + gradients) * KIB + the_loss_and_its_gradient,
+        ]
 
     def test_the_cache_of_autocast_counts(self):
         linear = nn.Linear(64, 64, bias=False)
@@ -395,8 +398,9 @@ class TestAgainstTheAllocator:
     def checkpointed(x):
         for _ in range(3):
             # The random state that it would keep is made without an op.
-            x = checkpoint(TestAgainstTheAllocator.residual, x, use_reentrant=False,
-                           preserve_rng_state=False)
+            x = checkpoint(
+                TestAgainstTheAllocator.residual, x, use_reentrant=False, preserve_rng_state=False
+            )
         return x
 
     @staticmethod
@@ -405,10 +409,11 @@ class TestAgainstTheAllocator:
         return y.exp() * y.sin() + y.cos()
 
     @pytest.mark.parametrize(
-        'forward', ['residual', 'gather', 'maximum', 'top_values', 'checkpointed', 'used_by_three'])
+        'forward', ['residual', 'gather', 'maximum', 'top_values', 'checkpointed', 'used_by_three']
+    )
     def test_same_peak(self, forward):
         forward = getattr(self, forward)
-        x = torch.linspace(0.1, 1., 2**16, requires_grad=True)
+        x = torch.linspace(0.1, 1.0, 2**16, requires_grad=True)
 
         def step():
             forward(x).sum().backward()
@@ -423,7 +428,7 @@ class TestAgainstTheAllocator:
 
     def test_the_correction_is_needed(self, monkeypatch):
         """Or the tests above would show nothing."""
-        x = torch.linspace(0.1, 1., 2**16, requires_grad=True)
+        x = torch.linspace(0.1, 1.0, 2**16, requires_grad=True)
         monkeypatch.setattr(memory, '_IN_PLACE_WITHOUT_A_MODE', frozenset())
         expected = peak_at_the_allocator(lambda: self.gather(x).sum().backward())
         x.grad = None
@@ -434,7 +439,6 @@ class TestAgainstTheAllocator:
 
 @pytest.mark.usefixtures('both_ways')
 class TestLifetimes:
-
     def test_nothing_is_kept_alive(self):
         with StorageTracker() as tracker:
             a = torch.ones(10)
@@ -526,7 +530,6 @@ class TestLifetimes:
 
 
 class TestWatch:
-
     def test_modules_optimizers_and_tensors(self):
         net = nn.BatchNorm1d(8)  # 2 parameters and 2 buffers of 8 numbers, 1 counter of 8 bytes
         net.weight.grad = torch.ones(8)
@@ -548,7 +551,6 @@ class TestWatch:
 
 
 class TestTimeline:
-
     def test_one_sample_per_change(self):
         with StorageTracker() as tracker:
             a = torch.ones(10)
@@ -560,7 +562,7 @@ class TestTimeline:
         seconds, nbytes = zip(*tracker.timeline)
         assert nbytes == (0, 40, 60, 24)
         assert list(seconds) == sorted(seconds) and seconds[0] >= 0
-        (name, moment), = tracker.marks
+        ((name, moment),) = tracker.marks
         assert name == 'half'
         assert seconds[2] <= moment <= seconds[3]
         assert len(b) + len(c) == 6
@@ -601,7 +603,6 @@ class TestTimeline:
 
 
 class TestMeasureStep:
-
     def test_on_the_cpu(self):
         net = nn.Linear(8, 8, bias=False)
         x = torch.ones(4, 8)
@@ -617,7 +618,7 @@ class TestMeasureStep:
         assert found.peak_bytes == 8 * 8 * 4 + 4 + 4  # the weight's gradient, the loss and its own
         assert max(nbytes for _, nbytes in found.timeline) == found.peak_bytes
         assert found.timeline[-1][1] == 0
-        (name, moment), = found.marks
+        ((name, moment),) = found.marks
         assert name == 'backward' and 0 < moment < found.seconds
         assert found.timeline[-1][0] <= found.seconds
 
@@ -661,8 +662,9 @@ class TestOnCuda:
         tracker.times_asked = 0
         monkeypatch.setattr(torch.cuda, 'memory_allocated', memory_allocated)
         monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda device: tracker.peak)
-        monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats',
-                            lambda device: tracker.reset_peak())
+        monkeypatch.setattr(
+            torch.cuda, 'reset_peak_memory_stats', lambda device: tracker.reset_peak()
+        )
         with tracker:
             yield tracker
 

@@ -1,4 +1,5 @@
 """How many modules fit a budget, found on tensors without memory."""
+
 import copy
 import gc
 from unittest import mock
@@ -32,7 +33,7 @@ def changed(cfg: Config, **wrapper) -> Config:
 
 
 def with_adam(cfg: Config) -> Config:
-    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=.01)
+    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=0.01)
     return cfg
 
 
@@ -45,15 +46,15 @@ CONFIGS = {
     'whole bank': lambda: local_detector(scope='all'),
     'frozen stages': lambda: localize(detector(frozen_stages=1), 3),
     'activation checkpointing': lambda: localize(detector(with_cp=True), 2),
-    'clipping': lambda: changed(local_detector(), clip_grad=dict(max_norm=1.)),
+    'clipping': lambda: changed(local_detector(), clip_grad=dict(max_norm=1.0)),
     'mixed precision': lambda: changed(
-        local_detector(), type='AmpLocalOptimWrapper', dtype='bfloat16'),
+        local_detector(), type='AmpLocalOptimWrapper', dtype='bfloat16'
+    ),
     'Adam': lambda: with_adam(local_detector()),
     'classifier': lambda: localize(classifier('BN'), 4),
     'stock super-resolution': super_resolution,
     'super-resolution': lambda: localize(super_resolution(), 3),
-    'super-resolution with many kept maps': lambda: localize(
-        super_resolution(rdn), 'blocks'),
+    'super-resolution with many kept maps': lambda: localize(super_resolution(rdn), 'blocks'),
 }
 
 
@@ -107,12 +108,11 @@ def test_nothing_is_computed():
     one = predict_memory(cfg, shape).total
     assert one > 2**40
     cfg.model.backbone.num_modules = 'blocks'
-    assert predict_memory(cfg, shape).total < .8 * one
+    assert predict_memory(cfg, shape).total < 0.8 * one
 
 
 def test_a_loss_that_leaves_torch():
     class NumpyHead(RetinaHead):
-
         def loss_by_feat_single(self, cls_score, *args, **kwargs):
             cls_score.detach().numpy()
             return super().loss_by_feat_single(cls_score, *args, **kwargs)
@@ -124,7 +124,7 @@ def test_a_loss_that_leaves_torch():
     found = predict_memory(cfg, SHAPE)
     assert found.guessed_loss
     assert found.resident == whole.resident
-    assert .8 * whole.peak < found.peak < whole.peak
+    assert 0.8 * whole.peak < found.peak < whole.peak
 
 
 def test_copies_of_simulated_tensors():
@@ -137,7 +137,6 @@ def test_copies_of_simulated_tensors():
 
 def test_what_cannot_be_simulated():
     class StubbornHead(RetinaHead):
-
         def forward(self, x):
             x[0].detach().numpy()
             return super().forward(x)
@@ -145,8 +144,11 @@ def test_what_cannot_be_simulated():
     MODELS.register_module(name='StubbornHead', module=StubbornHead, force=True)
     cfg = local_detector()
     cfg.model.bbox_head.type = 'StubbornHead'
-    with pytest.raises(LocalLearningError, match=r'2×3×96×96 cannot be simulated \(.*numpy.*'
-                       'give num_modules a number'):
+    with pytest.raises(
+        LocalLearningError,
+        match=r'2×3×96×96 cannot be simulated \(.*numpy.*'
+        'give num_modules a number',
+    ):
         fit_modules(cfg, '1GB', SHAPE)
 
 
@@ -165,7 +167,7 @@ def test_the_fewest_that_fit():
         assert found.model.backbone.num_modules == fewest
         lines = [line for line in lines if line.startswith('num_modules=')]
         tried = [line.split(':')[0].split('=')[1] for line in lines]
-        assert tried == [repr(number) for number in list(totals)[:list(totals).index(fewest) + 1]]
+        assert tried == [repr(number) for number in list(totals)[: list(totals).index(fewest) + 1]]
         assert lines[-1].endswith('fits') and 'does not fit' not in lines[-1]
         assert all('does not fit' in line for line in lines[:-1])
     assert len({totals[1], totals[2], totals['blocks']}) == 3
@@ -186,9 +188,12 @@ def test_none_fits():
     cfg = localize(classifier(), 1)
     one = predict_memory(cfg, SHAPE)
     budget = one.resident + one.peak // 10
-    with pytest.raises(LocalLearningError, match=rf"memory_budget={budget} \(.*MiB\) is less than any number "
-                       r"of modules takes on batches of 2×3×96×96: the least is \d.* MiB, with "
-                       r"num_modules=.*: take smaller images"):
+    with pytest.raises(
+        LocalLearningError,
+        match=rf'memory_budget={budget} \(.*MiB\) is less than any number '
+        r'of modules takes on batches of 2×3×96×96: the least is \d.* MiB, with '
+        r'num_modules=.*: take smaller images',
+    ):
         fit_modules(cfg, budget, SHAPE, lambda line: None)
 
 
@@ -239,11 +244,14 @@ def test_localize():
         localize(detector(), 4, memory_budget='8GB')
 
 
-@pytest.mark.parametrize('backbone, words', [
-    (dict(num_modules='auto', memory_budget='8GB'), 'before the model is built'),
-    (dict(num_modules='auto'), 'needs a budget'),
-    (dict(memory_budget='8GB'), 'leave the budget out'),
-])
+@pytest.mark.parametrize(
+    'backbone, words',
+    [
+        (dict(num_modules='auto', memory_budget='8GB'), 'before the model is built'),
+        (dict(num_modules='auto'), 'needs a budget'),
+        (dict(memory_budget='8GB'), 'leave the budget out'),
+    ],
+)
 def test_a_model_does_not_choose_itself(backbone, words):
     cfg = local_detector().model
     cfg.backbone.update(backbone)
@@ -261,8 +269,10 @@ def test_budgets(budget, nbytes):
     assert check_budget('auto', budget)
 
 
-@pytest.mark.parametrize('budget', [
-    '8', 8, '8 G', '-8GB', 'GB', '', '8GB 2', 'inf', float('inf'), float('nan'), True, [8], '1e9'])
+@pytest.mark.parametrize(
+    'budget',
+    ['8', 8, '8 G', '-8GB', 'GB', '', '8GB 2', 'inf', float('inf'), float('nan'), True, [8], '1e9'],
+)
 def test_budgets_that_are_none(budget):
     with pytest.raises(LocalLearningError, match="give it with a unit, as '8GB'"):
         parse_memory(budget)
@@ -272,4 +282,4 @@ def test_the_default_of_a_shipped_config():
     """What docs/memory.md says of RetinaNet-R50 at full size; as shipped it takes 3,969 MiB."""
     cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
     found = predict_memory(cfg, (2, 3, 800, 1333))
-    assert found.total / 2**20 == pytest.approx(1187, rel=.01) and not found.guessed_loss
+    assert found.total / 2**20 == pytest.approx(1187, rel=0.01) and not found.guessed_loss

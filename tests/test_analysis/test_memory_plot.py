@@ -8,15 +8,19 @@ from fba_mm.analysis.memory_plot import MIB, draw_memory
 from fba_mm.errors import LocalLearningError
 
 
-def step_memory(peak_mib=8, seconds=2., marks=()) -> StepMemory:
-    timeline = [(0., 0), (seconds / 4, peak_mib * MIB // 2), (seconds / 2, peak_mib * MIB),
-                (seconds * 0.75, MIB)]
+def step_memory(peak_mib=8, seconds=2.0, marks=()) -> StepMemory:
+    timeline = [
+        (0.0, 0),
+        (seconds / 4, peak_mib * MIB // 2),
+        (seconds / 2, peak_mib * MIB),
+        (seconds * 0.75, MIB),
+    ]
     return StepMemory(peak_mib * MIB, 100, timeline, list(marks), seconds)
 
 
 def drawn_line(axes, number):
     """The x and y of a variant's line; after each comes its peak's marker."""
-    line, marker = axes.lines[2 * number:2 * number + 2]
+    line, marker = axes.lines[2 * number : 2 * number + 2]
     assert line.get_drawstyle() == 'steps-post'
     return list(line.get_xdata()), list(line.get_ydata()), marker
 
@@ -26,8 +30,12 @@ def values(axes):
 
 
 def overlap(texts):
-    boxes = [super(type(text), text).get_window_extent() if hasattr(text, 'xy')
-             else text.get_window_extent() for text in texts]
+    boxes = [
+        super(type(text), text).get_window_extent()
+        if hasattr(text, 'xy')
+        else text.get_window_extent()
+        for text in texts
+    ]
     return any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
@@ -42,8 +50,8 @@ def test_the_saved_picture(tmp_path):
 
 
 def test_lines_equal_the_timelines_in_seconds(tmp_path):
-    timelines = {'BP': step_memory(8), 'local': step_memory(3, seconds=5.)}
-    axes, = draw_memory(timelines, tmp_path / 'memory.png', x_axis='seconds').axes
+    timelines = {'BP': step_memory(8), 'local': step_memory(3, seconds=5.0)}
+    (axes,) = draw_memory(timelines, tmp_path / 'memory.png', x_axis='seconds').axes
     for number, memory in enumerate(timelines.values()):
         x, y, marker = drawn_line(axes, number)
         seconds, nbytes = zip(*memory.timeline)
@@ -56,8 +64,8 @@ def test_lines_equal_the_timelines_in_seconds(tmp_path):
 
 
 def test_shares_stretch_every_step_to_the_same_width(tmp_path):
-    timelines = {'BP': step_memory(8), 'local': step_memory(3, seconds=5.)}
-    axes, = draw_memory(timelines, tmp_path / 'memory.png').axes
+    timelines = {'BP': step_memory(8), 'local': step_memory(3, seconds=5.0)}
+    (axes,) = draw_memory(timelines, tmp_path / 'memory.png').axes
     for number in range(2):
         x, _, marker = drawn_line(axes, number)
         assert x == pytest.approx([0, 25, 50, 75, 100])
@@ -72,26 +80,27 @@ def test_a_measured_step(tmp_path):
         x.sum()
 
     found = measure_step(step)
-    axes, = draw_memory({'exp': found}, tmp_path / 'memory.png', x_axis='seconds').axes
+    (axes,) = draw_memory({'exp': found}, tmp_path / 'memory.png', x_axis='seconds').axes
     x, y, _ = drawn_line(axes, 0)
-    assert [height * MIB for height in y] == [
-        0, MIB, 2 * MIB, MIB, MIB + 4, 0, 0]
+    assert [height * MIB for height in y] == [0, MIB, 2 * MIB, MIB, MIB + 4, 0, 0]
     assert x[:-1] == [moment for moment, _ in found.timeline]
     assert x[-1] == found.seconds
 
 
 def test_marks_are_drawn_lightly_and_named(tmp_path):
-    memory = step_memory(marks=[('backward', 1.), ('update', 1.5)])
-    axes, = draw_memory({'BP': memory}, tmp_path / 'memory.png', x_axis='seconds').axes
-    assert [line.get_xdata()[0] for line in axes.lines[2:]] == [1., 1.5]
+    memory = step_memory(marks=[('backward', 1.0), ('update', 1.5)])
+    (axes,) = draw_memory({'BP': memory}, tmp_path / 'memory.png', x_axis='seconds').axes
+    assert [line.get_xdata()[0] for line in axes.lines[2:]] == [1.0, 1.5]
     assert all(line.get_alpha() < 0.5 for line in axes.lines[2:])
     assert [text.get_text() for text in axes.texts if text not in values(axes)] == [
-        'backward', 'update']
+        'backward',
+        'update',
+    ]
 
 
 def test_texts_do_not_hide_each_other(tmp_path):
-    memory = step_memory(marks=[('backward', 1.), ('update', 1.01)])
-    axes, = draw_memory({str(i): memory for i in range(5)}, tmp_path / 'memory.png').axes
+    memory = step_memory(marks=[('backward', 1.0), ('update', 1.01)])
+    (axes,) = draw_memory({str(i): memory for i in range(5)}, tmp_path / 'memory.png').axes
     assert len(values(axes)) == 5
     assert not overlap(values(axes))
     names = [text for text in axes.texts if text not in values(axes) and text.get_visible()]
@@ -101,7 +110,7 @@ def test_texts_do_not_hide_each_other(tmp_path):
 def test_a_peak_between_the_samples_is_drawn_at_its_height(tmp_path):
     memory = step_memory(8)
     memory.peak_bytes = 120 * MIB  # as on CUDA, where the line is read at the borders of modules
-    axes, = draw_memory({'BP': memory}, tmp_path / 'memory.png').axes
+    (axes,) = draw_memory({'BP': memory}, tmp_path / 'memory.png').axes
     _, y, marker = drawn_line(axes, 0)
     assert max(y) == 8
     assert marker.get_xydata().tolist() == [[50, 120]]
@@ -110,13 +119,13 @@ def test_a_peak_between_the_samples_is_drawn_at_its_height(tmp_path):
 
 
 def test_what_falls_below_the_baseline_is_shown(tmp_path):
-    memory = StepMemory(MIB, 9 * MIB, [(0., 0), (1., MIB), (2., -4 * MIB)], [], 3.)
-    axes, = draw_memory({'BP': memory}, tmp_path / 'memory.png').axes
+    memory = StepMemory(MIB, 9 * MIB, [(0.0, 0), (1.0, MIB), (2.0, -4 * MIB)], [], 3.0)
+    (axes,) = draw_memory({'BP': memory}, tmp_path / 'memory.png').axes
     assert axes.get_ylim()[0] < -4
 
 
 def test_a_step_without_any_tensor(tmp_path):
-    axes, = draw_memory({'nothing': measure_step(lambda: None)}, tmp_path / 'memory.png').axes
+    (axes,) = draw_memory({'nothing': measure_step(lambda: None)}, tmp_path / 'memory.png').axes
     assert [text.get_text() for text in values(axes)] == ['0.0 MiB']
 
 

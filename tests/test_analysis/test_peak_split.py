@@ -14,8 +14,8 @@ def net():
     return nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
 
 
-def sgd(net, momentum=0.):
-    return torch.optim.SGD(net.parameters(), lr=.1, momentum=momentum)
+def sgd(net, momentum=0.0):
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
 
 
 def split(**sizes):
@@ -67,7 +67,7 @@ def test_the_bank_is_what_it_holds_at_the_peak(net):
 
 
 def test_what_the_first_step_makes_of_the_optimizer_state(net):
-    optimizer = sgd(net, momentum=.9)
+    optimizer = sgd(net, momentum=0.9)
 
     def step():
         net(torch.ones(4, 8)).sum().backward()
@@ -79,7 +79,8 @@ def test_what_the_first_step_makes_of_the_optimizer_state(net):
         with PeakSplit(net, optimizer) as tracker:
             step()
         assert tracker.split() == split(
-            gradients=2 * WEIGHT, optimizer_state=expected, activations=4000)
+            gradients=2 * WEIGHT, optimizer_state=expected, activations=4000
+        )
 
 
 def test_parameters_made_anew(net):
@@ -98,8 +99,7 @@ def test_gradients_that_meet(net):
     # When the last layer's first use is differentiated: what its second use gave is a gradient
     # already, what is to be added is not. Beside them the loss and its gradient, and y, the output
     # of the layer below and the gradients of both.
-    assert tracker.split() == split(
-        gradients=2 * WEIGHT, activations=WEIGHT + 4 + 4 + 4 * 8 * 4)
+    assert tracker.split() == split(gradients=2 * WEIGHT, activations=WEIGHT + 4 + 4 + 4 * 8 * 4)
     assert sum(tracker.split().values()) == tracker.peak
 
 
@@ -130,14 +130,16 @@ def test_frozen_parameters_get_no_hook(net):
 
 def test_what_stays_between_steps(net):
     net.add_module('norm', nn.BatchNorm1d(8))
-    optimizer = sgd(net, momentum=.9)
+    optimizer = sgd(net, momentum=0.9)
     net(torch.ones(4, 8)).sum().backward()
     optimizer.step()
     norm, buffers = 2 * 8 * 4, 2 * 8 * 4 + 8
     assert resident_bytes(net, optimizer) == dict(
-        parameters=2 * WEIGHT + norm + buffers, optimizer_state=2 * WEIGHT + norm, auxiliary=0)
+        parameters=2 * WEIGHT + norm + buffers, optimizer_state=2 * WEIGHT + norm, auxiliary=0
+    )
     assert resident_bytes(net, optimizer, [net.norm]) == dict(
-        parameters=2 * WEIGHT, optimizer_state=2 * WEIGHT, auxiliary=norm + buffers + norm)
+        parameters=2 * WEIGHT, optimizer_state=2 * WEIGHT, auxiliary=norm + buffers + norm
+    )
     net[1].weight = net[0].weight
     assert resident_bytes(net, sgd(net))['parameters'] == WEIGHT + norm + buffers
 
@@ -157,5 +159,6 @@ def test_a_peak_that_is_known_one_op_later(net, somebody_keeps_it):
         loss.backward()
     # The gradient of z, the doubled one and, if the former is kept, their sum: the weight's.
     assert tracker.split() == split(
-        gradients=WEIGHT, activations=(2 if somebody_keeps_it else 1) * WEIGHT + 4 + 4)
+        gradients=WEIGHT, activations=(2 if somebody_keeps_it else 1) * WEIGHT + 4 + 4
+    )
     assert sum(tracker.split().values()) == tracker.peak

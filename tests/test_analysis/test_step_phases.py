@@ -16,17 +16,29 @@ def phases_of(cfg):
     return step, data, found
 
 
-LOCAL = ['forward', 'module 1', 'module 1 backward', 'module 2', 'module 2 backward', 'module 3',
-         'module 3 backward', 'update']
+LOCAL = [
+    'forward',
+    'module 1',
+    'module 1 backward',
+    'module 2',
+    'module 2 backward',
+    'module 3',
+    'module 3 backward',
+    'update',
+]
 
 
-@pytest.mark.parametrize('cfg, names', [
-    (detector, ['forward', 'backward', 'update']),
-    (local_detector, LOCAL),
-    (lambda: local_detector(scope='all'), LOCAL),
-    (lambda: local_detector(apply='eager'), LOCAL),
-    (lambda: local_detector(num_modules=1), ['forward', 'backward', 'update']),
-], ids=['stock', 'local', 'looking ahead', 'eager', 'K = 1'])
+@pytest.mark.parametrize(
+    'cfg, names',
+    [
+        (detector, ['forward', 'backward', 'update']),
+        (local_detector, LOCAL),
+        (lambda: local_detector(scope='all'), LOCAL),
+        (lambda: local_detector(apply='eager'), LOCAL),
+        (lambda: local_detector(num_modules=1), ['forward', 'backward', 'update']),
+    ],
+    ids=['stock', 'local', 'looking ahead', 'eager', 'K = 1'],
+)
 def test_names_in_order(cfg, names):
     _, _, found = phases_of(cfg())
     assert [name for name, _ in found.phases] == [name for name, _ in found.marks] == names
@@ -51,6 +63,14 @@ def test_all_is_left_as_it_was():
 
 
 def test_a_module_is_its_forward_and_its_backward():
-    assert module_peaks([('forward', 9), ('module 1', 4), ('module 1 backward', 6), ('module 2', 7),
-                         ('module 2 backward', 5), ('update', 8)]) == [6, 7]
+    assert module_peaks(
+        [
+            ('forward', 9),
+            ('module 1', 4),
+            ('module 1 backward', 6),
+            ('module 2', 7),
+            ('module 2 backward', 5),
+            ('update', 8),
+        ]
+    ) == [6, 7]
     assert module_peaks([('forward', 9), ('backward', 4)]) == []

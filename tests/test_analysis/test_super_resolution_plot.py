@@ -1,12 +1,17 @@
 """Super-resolution side by side."""
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from mmengine.registry import MODELS
 from PIL import Image
 
-from fba_mm.analysis.super_resolution_plot import (draw_super_resolution, enlarge, hardest_place,
-                                                   psnr_on_luma)
+from fba_mm.analysis.super_resolution_plot import (
+    draw_super_resolution,
+    enlarge,
+    hardest_place,
+    psnr_on_luma,
+)
 from fba_mm.errors import LocalLearningError
 
 from ..super_resolution import editor
@@ -18,8 +23,9 @@ def photo(height=60, width=72, seed=0):
 
 
 def halved(image):
-    return np.asarray(Image.fromarray(image).resize(
-        (image.shape[1] // 2, image.shape[0] // 2), Image.BICUBIC))
+    return np.asarray(
+        Image.fromarray(image).resize((image.shape[1] // 2, image.shape[0] // 2), Image.BICUBIC)
+    )
 
 
 def test_a_model_enlarges():
@@ -33,15 +39,16 @@ def test_a_model_enlarges():
 def test_psnr_equals_the_formula():
     """Luma of ITU-R BT.601, on the picture without its border."""
     truth = photo()
-    image = np.clip(truth.astype(int) + np.random.default_rng(1).integers(-9, 10, truth.shape),
-                    0, 255).astype(np.uint8)
+    image = np.clip(
+        truth.astype(int) + np.random.default_rng(1).integers(-9, 10, truth.shape), 0, 255
+    ).astype(np.uint8)
 
     def luma(rgb):
         return rgb[2:-2, 2:-2].astype(float) @ (65.481, 128.553, 24.966) / 255 + 16
 
     error = np.mean(np.square(luma(image) - luma(truth)))
     expected = 10 * np.log10(255**2 / error)
-    assert psnr_on_luma(image, truth, 2) == pytest.approx(expected, abs=.01)
+    assert psnr_on_luma(image, truth, 2) == pytest.approx(expected, abs=0.01)
 
 
 def test_the_hardest_place():
@@ -58,12 +65,15 @@ def test_the_picture(tmp_path):
     figure = draw_super_resolution([row, row], tmp_path / 'new/compare.png', 2, ['one', 'two'], 24)
     assert imread(tmp_path / 'new/compare.png').ndim == 3
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == [*(['one'] + (c := ['low resolution', 'bicubic', 'FBA', 'ground truth'])),
-                      *(['two'] + c)]
+    assert titles == [
+        *(['one'] + (c := ['low resolution', 'bicubic', 'FBA', 'ground truth'])),
+        *(['two'] + c),
+    ]
     assert figure.axes[2].get_xlabel() == f'{psnr_on_luma(bicubic, truth, 2):.2f} dB'
     x, y = hardest_place(bicubic, truth, 24)
-    np.testing.assert_array_equal(figure.axes[4].images[0].get_array(),
-                                  truth[y:y + 24, x:x + 24])
+    np.testing.assert_array_equal(
+        figure.axes[4].images[0].get_array(), truth[y : y + 24, x : x + 24]
+    )
     assert set(row) == {'low', 'truth', 'FBA'}
 
 

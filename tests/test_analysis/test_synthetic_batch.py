@@ -15,27 +15,60 @@ from .small_configs import classifier, detector, super_resolution
 
 
 def pipeline(*transforms, **dataset):
-    return Config(dict(train_dataloader=dict(
-        batch_size=3, dataset=dict(pipeline=list(transforms), **dataset))))
+    return Config(
+        dict(
+            train_dataloader=dict(batch_size=3, dataset=dict(pipeline=list(transforms), **dataset))
+        )
+    )
 
 
-@pytest.mark.parametrize('cfg, size', [
-    (pipeline(dict(type='Resize', scale=(1333, 800), keep_ratio=True)), (800, 1333)),
-    (pipeline(dict(type='Resize', scale=(320, 200), keep_ratio=False)), (200, 320)),
-    (pipeline(dict(type='RandomChoiceResize', scales=[(480, 1333), (800, 1333)])), (800, 1333)),
-    (pipeline(dict(type='RandomResizedCrop', scale=224), dict(type='RandomFlip')), (224, 224)),
-    (pipeline(dict(type='Resize', scale=(640, 480)), dict(type='RandomCrop', crop_size=(96, 128))),
-     (96, 128)),
-    (pipeline(dict(type='Resize', scale=(640, 480)),
-              dict(type='RandomCrop', crop_type='relative_range', crop_size=(.3, .7))), (480, 640)),
-    (pipeline(dict(type='RandomChoice', transforms=[
-        [dict(type='Resize', scale=64)], [dict(type='Resize', scale=96)]])), (96, 96)),
-    (pipeline(dict(type='Mosaic', img_scale=(640, 320)),
-              dataset=dict(pipeline=[dict(type='Resize', scale=32)])), (320, 640)),
-    (pipeline(dict(type='SetValues', dictionary=dict(scale=3)),
-              dict(type='PairedRandomCrop', gt_patch_size=144)), (48, 48)),
-    (pipeline(dict(type='LoadImageFromFile')), (256, 256)),
-], ids=str)
+@pytest.mark.parametrize(
+    'cfg, size',
+    [
+        (pipeline(dict(type='Resize', scale=(1333, 800), keep_ratio=True)), (800, 1333)),
+        (pipeline(dict(type='Resize', scale=(320, 200), keep_ratio=False)), (200, 320)),
+        (pipeline(dict(type='RandomChoiceResize', scales=[(480, 1333), (800, 1333)])), (800, 1333)),
+        (pipeline(dict(type='RandomResizedCrop', scale=224), dict(type='RandomFlip')), (224, 224)),
+        (
+            pipeline(
+                dict(type='Resize', scale=(640, 480)), dict(type='RandomCrop', crop_size=(96, 128))
+            ),
+            (96, 128),
+        ),
+        (
+            pipeline(
+                dict(type='Resize', scale=(640, 480)),
+                dict(type='RandomCrop', crop_type='relative_range', crop_size=(0.3, 0.7)),
+            ),
+            (480, 640),
+        ),
+        (
+            pipeline(
+                dict(
+                    type='RandomChoice',
+                    transforms=[[dict(type='Resize', scale=64)], [dict(type='Resize', scale=96)]],
+                )
+            ),
+            (96, 96),
+        ),
+        (
+            pipeline(
+                dict(type='Mosaic', img_scale=(640, 320)),
+                dataset=dict(pipeline=[dict(type='Resize', scale=32)]),
+            ),
+            (320, 640),
+        ),
+        (
+            pipeline(
+                dict(type='SetValues', dictionary=dict(scale=3)),
+                dict(type='PairedRandomCrop', gt_patch_size=144),
+            ),
+            (48, 48),
+        ),
+        (pipeline(dict(type='LoadImageFromFile')), (256, 256)),
+    ],
+    ids=str,
+)
 def test_size_from_the_pipeline(cfg, size):
     assert batch_shape(cfg) == (3, 3, *size)
 
@@ -63,7 +96,7 @@ def test_a_segmentors_batch_has_the_shape_that_is_asked_for():
 
 def test_shape_of_a_config_that_says_nothing():
     assert batch_shape(Config()) == (2, 3, 256, 256)
-    assert batch_shape(Config(dict(data_preprocessor=dict(mean=[0.])))) == (2, 1, 256, 256)
+    assert batch_shape(Config(dict(data_preprocessor=dict(mean=[0.0])))) == (2, 1, 256, 256)
 
 
 def with_channels(cfg, channels):
@@ -71,14 +104,19 @@ def with_channels(cfg, channels):
     cfg.model.backbone.in_channels = channels
     for part in (cfg.model, cfg):
         if 'data_preprocessor' in part:
-            part.data_preprocessor.update(mean=[127.5] * channels, std=[64.] * channels)
+            part.data_preprocessor.update(mean=[127.5] * channels, std=[64.0] * channels)
     return cfg
 
 
-@pytest.mark.parametrize('cfg, channels, auxiliary', [
-    (detector, 1, 'pooled'), (classifier, 1, None), (classifier, 4, None),
-    (classifier, 1, dict(type='InfoPro', num_classes=5)),
-])
+@pytest.mark.parametrize(
+    'cfg, channels, auxiliary',
+    [
+        (detector, 1, 'pooled'),
+        (classifier, 1, None),
+        (classifier, 4, None),
+        (classifier, 1, dict(type='InfoPro', num_classes=5)),
+    ],
+)
 def test_images_of_other_channels_than_three(cfg, channels, auxiliary):
     cfg = localize(with_channels(cfg(), channels), 2, auxiliary=auxiliary)
     assert batch_shape(cfg) == (2, channels, 256, 256)
@@ -146,8 +184,8 @@ def test_a_model_that_learns_masks_gets_masks():
     masks = torch.from_numpy(instances.masks.masks)
     assert masks.shape == (8, 64, 64)
     left, top, right, bottom = instances.bboxes[0].round().long()
-    assert masks[0, top:bottom + 1, left:right + 1].all()
-    assert masks[0].sum() == masks[0, top:bottom + 1, left:right + 1].sum()
+    assert masks[0, top : bottom + 1, left : right + 1].all()
+    assert masks[0].sum() == masks[0, top : bottom + 1, left : right + 1].sum()
     assert step(data)['loss_mask'] > 0
 
 
@@ -194,11 +232,14 @@ def test_single_images():
         assert single['data_samples'][0] is batch['data_samples'][i]
 
 
-@pytest.mark.parametrize('shape, message', [
-    ((2, 3, 0, 64), '2×3×0×64: give four positive numbers'),
-    ((2, 3, 64), 'give four positive numbers'),
-    ((2, 1, 64, 64), '1 channels, the model.*takes 3'),
-])
+@pytest.mark.parametrize(
+    'shape, message',
+    [
+        ((2, 3, 0, 64), '2×3×0×64: give four positive numbers'),
+        ((2, 3, 64), 'give four positive numbers'),
+        ((2, 1, 64, 64), '1 channels, the model.*takes 3'),
+    ],
+)
 def test_shapes_that_cannot_be(shape, message):
     model = TrainingStep(detector()).model
     with pytest.raises(LocalLearningError, match=message):

@@ -36,7 +36,12 @@ def profiles(lines):
 
 def test_the_split_is_the_whole(profiles):
     assert [profile.kind for profile in profiles] == [
-        'local', 'bp', 'checkpointing', 'accumulation', 'forward']
+        'local',
+        'bp',
+        'checkpointing',
+        'accumulation',
+        'forward',
+    ]
     for profile in profiles:
         assert set(profile.at_peak) == set(ROLES)
         assert sum(profile.at_peak.values()) == profile.memory.peak_bytes > 0
@@ -65,15 +70,21 @@ def test_what_belongs_to_whom(profiles):
         assert stock.resident['parameters'] == local.resident['parameters']
         assert not stock.modules
     # One momentum for each parameter; buffers have none, and running statistics aside are small.
-    assert bp.resident['optimizer_state'] == pytest.approx(bp.resident['parameters'], rel=.05)
+    assert bp.resident['optimizer_state'] == pytest.approx(bp.resident['parameters'], rel=0.05)
     assert forward.resident['optimizer_state'] == 0 == forward.at_peak['gradients']
     assert forward.memory.peak_bytes < checkpointing.memory.peak_bytes < bp.memory.peak_bytes
 
 
 def test_others_take_turns_without_twins():
     first = profile_training(local_detector(), SHAPE, ['bp'], rounds=0, report=lambda line: None)
-    both = profile_training(local_detector(), SHAPE, ['bp'], rounds=1, report=lambda line: None,
-                            others=[local_detector(num_modules='blocks', light=True)])
+    both = profile_training(
+        local_detector(),
+        SHAPE,
+        ['bp'],
+        rounds=1,
+        report=lambda line: None,
+        others=[local_detector(num_modules='blocks', light=True)],
+    )
     assert [p.kind for p in both] == ['local', 'bp', 'local']
     assert [p.memory.peak_bytes for p in both[:2]] == [p.memory.peak_bytes for p in first]
     assert len(both[2].modules) > len(both[0].modules)
@@ -91,42 +102,63 @@ def test_modules(profiles):
 
 def test_the_bank_is_seen_while_it_is_held():
     """The first module has the largest peak: only looking ahead has filled the bank by then."""
-    for scope, banked in (('all', 2 * 4 * (8 * 64**2 + 16 * 32**2 + 32 * 16**2 + 64 * 8**2)),
-                          ('past', 0), ('off', 0)):
-        local = profile_training(local_detector(scope=scope), (2, 3, 256, 256), [], rounds=0,
-                                 report=lambda line: None)[0]
+    for scope, banked in (
+        ('all', 2 * 4 * (8 * 64**2 + 16 * 32**2 + 32 * 16**2 + 64 * 8**2)),
+        ('past', 0),
+        ('off', 0),
+    ):
+        local = profile_training(
+            local_detector(scope=scope), (2, 3, 256, 256), [], rounds=0, report=lambda line: None
+        )[0]
         assert local.peak_phase == 'module 1'
         assert local.at_peak['bank'] == banked
 
 
 def test_maps_kept_for_a_skip_are_the_banks():
-    local = profile_training(localize(super_resolution(), 3), (2, 3, 16, 16), [], rounds=0,
-                             report=lambda line: None)[0]
+    local = profile_training(
+        localize(super_resolution(), 3), (2, 3, 16, 16), [], rounds=0, report=lambda line: None
+    )[0]
     assert local.peak_phase.startswith('module 2')
     assert local.at_peak['bank'] == 4 * 2 * 8 * 16**2  # the first map
     assert [segments for segments, _ in local.modules] == [
-        'stem ... body.1', 'body.2 ... body.3', 'body.4 ... tail']
+        'stem ... body.1',
+        'body.2 ... body.3',
+        'body.4 ... tail',
+    ]
 
 
 def test_progress_and_time(profiles, lines):
     assert [line.split(':')[0] for line in lines] == [
-        *(profile.name for profile in profiles), 'timing, round 1 of 1']
+        *(profile.name for profile in profiles),
+        'timing, round 1 of 1',
+    ]
     assert all(len(profile.seconds) == 1 and profile.median_seconds > 0 for profile in profiles)
 
 
 def profile(kind, peak, *seconds):
-    memory = StepMemory(peak, 0, [(0., 0), (1., peak)], [], 2., [('forward', 1), ('update', peak)])
-    return VariantProfile(kind, kind, memory, dict(dict.fromkeys(ROLES, 0), activations=peak),
-                          dict(parameters=7, optimizer_state=0, auxiliary=0), [], list(seconds))
+    memory = StepMemory(
+        peak, 0, [(0.0, 0), (1.0, peak)], [], 2.0, [('forward', 1), ('update', peak)]
+    )
+    return VariantProfile(
+        kind,
+        kind,
+        memory,
+        dict(dict.fromkeys(ROLES, 0), activations=peak),
+        dict(parameters=7, optimizer_state=0, auxiliary=0),
+        [],
+        list(seconds),
+    )
 
 
 def test_ratios_are_of_medians():
-    profiles = [profile('local', 3 * MIB, 9., 3., 2.), profile('bp', 6 * MIB, 1., 1., 7.)]
+    profiles = [profile('local', 3 * MIB, 9.0, 3.0, 2.0), profile('bp', 6 * MIB, 1.0, 1.0, 7.0)]
     assert ratios(profiles[0], profiles) == dict(
-        peak_to_bp=.5, time_to_bp=3., peak_to_checkpointing=None, time_to_checkpointing=None)
+        peak_to_bp=0.5, time_to_bp=3.0, peak_to_checkpointing=None, time_to_checkpointing=None
+    )
     untimed = [profile('local', 3 * MIB), profile('checkpointing', MIB)]
     assert ratios(untimed[0], untimed) == dict(
-        peak_to_bp=None, time_to_bp=None, peak_to_checkpointing=3., time_to_checkpointing=None)
+        peak_to_bp=None, time_to_bp=None, peak_to_checkpointing=3.0, time_to_checkpointing=None
+    )
     assert profiles[0].peak_phase == 'update'
 
 
@@ -153,7 +185,8 @@ def test_files(profiles, tmp_path):
     assert local['peak_bytes'] == profiles[0].memory.peak_bytes == sum(local['at_peak'].values())
     assert local['peak_to_bp'] == local['peak_bytes'] / found['variants'][1]['peak_bytes']
     assert [module['peak_bytes'] for module in local['modules']] == [
-        peak for _, peak in profiles[0].modules]
+        peak for _, peak in profiles[0].modules
+    ]
     assert imread(tmp_path / 'new/memory.png').shape == (750, 1350, 3)
 
 
@@ -194,7 +227,7 @@ def test_on_cuda_the_allocator_has_the_word(monkeypatch):
     monkeypatch.setattr(training_profile, 'check_device', lambda device: None)
     monkeypatch.setattr(torch.cuda, 'synchronize', synchronized.append)
     monkeypatch.setattr(training_profile.Twin, 'build', lambda twin, device: TrainingStep(twin.cfg))
-    bp, = profile_training(detector(), SHAPE, [], 'cuda', rounds=1, report=lambda line: None)
+    (bp,) = profile_training(detector(), SHAPE, [], 'cuda', rounds=1, report=lambda line: None)
     assert bp.at_peak['allocator'] == MIB
     assert sum(bp.at_peak.values()) == bp.memory.peak_bytes
     assert synchronized == ['cuda', 'cuda']

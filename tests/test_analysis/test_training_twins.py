@@ -27,8 +27,9 @@ def gradients(twin, images=4, size=32):
     torch.manual_seed(0)
     step = twin.build()
     data = synthetic_batch(step.model, (images, 3, size, size))
-    with mock.patch.object(step.optim_wrapper, 'step') as applied, \
-            mock.patch.object(step.optim_wrapper, 'zero_grad'):
+    with mock.patch.object(step.optim_wrapper, 'step') as applied, mock.patch.object(
+        step.optim_wrapper, 'zero_grad'
+    ):
         twin.run(step, data)
     return applied.call_count, {
         name: p.grad for name, p in step.model.named_parameters() if p.grad is not None
@@ -45,7 +46,7 @@ def test_the_same_gradients_by_another_way(kind, make, count):
     assert found.keys() == expected.keys() and len(found) == count
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
-    assert max(grad.abs().max() for grad in expected.values()) > .01
+    assert max(grad.abs().max() for grad in expected.values()) > 0.01
 
 
 def test_accumulation_and_checkpointing_keep_less():
@@ -56,9 +57,9 @@ def test_accumulation_and_checkpointing_keep_less():
         twin.run(step, data)
         peaks[kind] = measure_step(lambda: twin.run(step, data)).peak_bytes
     # Measured: 0.38, 0.80 and 0.41.
-    assert peaks['forward'] < .45 * peaks['bp']
-    assert .5 * peaks['bp'] < peaks['checkpointing'] < .85 * peaks['bp']
-    assert peaks['accumulation'] < .5 * peaks['bp']
+    assert peaks['forward'] < 0.45 * peaks['bp']
+    assert 0.5 * peaks['bp'] < peaks['checkpointing'] < 0.85 * peaks['bp']
+    assert peaks['accumulation'] < 0.5 * peaks['bp']
 
 
 def test_forward_computes_the_loss_and_nothing_else():
@@ -74,7 +75,11 @@ def test_a_local_config_and_its_stock_twins():
     local, *others = training_twins(local_detector(light=True, apply='eager'), 2)
     assert local.name == 'local, K=3, eager' and local.cfg.model.backbone.type == 'LocalBackbone'
     assert [twin.name for twin in others] == [
-        'BP', 'BP, checkpointing', 'BP, accumulation', 'forward and loss']
+        'BP',
+        'BP, checkpointing',
+        'BP, accumulation',
+        'forward and loss',
+    ]
     for twin in others:
         assert twin.cfg.model.backbone.type == 'mmdet.ResNet' and not twin.cfg.custom_hooks
         assert twin.cfg.optim_wrapper.type == 'OptimWrapper'
@@ -92,13 +97,17 @@ def test_a_generator_and_its_stock_twins():
         step = twin.build()
         data = synthetic_batch(step.model, (2, 3, 16, 16))
         peaks[twin.kind] = measure_step(lambda: twin.run(step, data)).peak_bytes
-    assert peaks['checkpointing'] < .9 * peaks['bp']
+    assert peaks['checkpointing'] < 0.9 * peaks['bp']
 
 
-@pytest.mark.parametrize('kinds, images, expected', [
-    ([], 2, ['bp']), (['checkpointing'], 2, ['bp', 'checkpointing']),
-    (['accumulation', 'forward'], 1, ['bp', 'forward']),
-])
+@pytest.mark.parametrize(
+    'kinds, images, expected',
+    [
+        ([], 2, ['bp']),
+        (['checkpointing'], 2, ['bp', 'checkpointing']),
+        (['accumulation', 'forward'], 1, ['bp', 'forward']),
+    ],
+)
 def test_which_twins(kinds, images, expected):
     assert list(by_kind(detector(), images, kinds=kinds)) == expected
 
@@ -114,11 +123,17 @@ def test_back_propagation_keeps_everything():
 def test_nothing_is_loaded():
     cfg = detector()
     pretrained = dict(type='Pretrained', checkpoint='torchvision://resnet50')
-    cfg.merge_from_dict(dict(
-        load_from='a.pth', model=dict(
-            init_cfg=pretrained, backbone=dict(init_cfg=pretrained),
-            neck=dict(init_cfg=[dict(type='Xavier', layer='Conv2d'), pretrained]),
-            bbox_head=dict(init_cfg=dict(type='Normal', layer='Conv2d', std=.01)))))
+    cfg.merge_from_dict(
+        dict(
+            load_from='a.pth',
+            model=dict(
+                init_cfg=pretrained,
+                backbone=dict(init_cfg=pretrained),
+                neck=dict(init_cfg=[dict(type='Xavier', layer='Conv2d'), pretrained]),
+                bbox_head=dict(init_cfg=dict(type='Normal', layer='Conv2d', std=0.01)),
+            ),
+        )
+    )
     for kind in ({}, {'num_modules': 3}):
         twins = training_twins(localize(cfg, **kind) if kind else cfg, 2)
         for twin in twins:
@@ -150,8 +165,11 @@ class Plain(nn.Module):
 
         def layer():
             return nn.Sequential(
-                nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1), nn.Tanh(),
-                nn.Conv2d(width, width, 3, padding=1))
+                nn.ReLU(inplace=True),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.Tanh(),
+                nn.Conv2d(width, width, 3, padding=1),
+            )
 
         self.stem = nn.Conv2d(3, width, 1)
         self.layers = nn.ModuleList([layer(), layer()])
@@ -175,7 +193,7 @@ def test_layers_without_the_option():
         peak = measure_step(lambda: net(images).square().mean().backward()).peak_bytes
         found.append((peak, [p.grad for p in net.parameters()]))
     (bp_peak, expected), (peak, grads) = found
-    assert peak < .85 * bp_peak
+    assert peak < 0.85 * bp_peak
     torch.testing.assert_close(grads, expected)
     assert all(grad is not None for grad in grads)
 
@@ -185,21 +203,30 @@ def test_nothing_to_checkpoint():
         checkpoint_layers(nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize('backbone, expected', [
-    (dict(type='ResNet', depth=18), True), (dict(type='mmdet.ResNeXt', depth=50), True),
-    (dict(type='ResNet_CIFAR', depth=18), True), (dict(type='VGG', depth=11), False),
-    (dict(type=Plain), False), (dict(type='Unheard'), False),
-])
+@pytest.mark.parametrize(
+    'backbone, expected',
+    [
+        (dict(type='ResNet', depth=18), True),
+        (dict(type='mmdet.ResNeXt', depth=50), True),
+        (dict(type='ResNet_CIFAR', depth=18), True),
+        (dict(type='VGG', depth=11), False),
+        (dict(type=Plain), False),
+        (dict(type='Unheard'), False),
+    ],
+)
 def test_who_takes_the_option(backbone, expected):
     cfg = Config(dict(default_scope='mmpretrain', model=dict(backbone=backbone)))
     assert takes_with_cp(cfg) == expected
 
 
-@pytest.mark.parametrize('spoil, message', [
-    (lambda cfg: cfg.pop('model'), 'no model'),
-    (lambda cfg: cfg.pop('optim_wrapper'), 'no optim_wrapper'),
-    (lambda cfg: cfg.model.pop('backbone'), 'no model.backbone'),
-])
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda cfg: cfg.pop('model'), 'no model'),
+        (lambda cfg: cfg.pop('optim_wrapper'), 'no optim_wrapper'),
+        (lambda cfg: cfg.model.pop('backbone'), 'no model.backbone'),
+    ],
+)
 def test_incomplete_configs(spoil, message):
     cfg = detector()
     spoil(cfg)

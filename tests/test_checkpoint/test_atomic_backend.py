@@ -1,4 +1,5 @@
 """Files that are there completely, or not at all."""
+
 from pathlib import Path
 
 import pytest

@@ -1,4 +1,5 @@
 """What was written is what is read, at every door."""
+
 import zipfile
 
 import pytest
@@ -22,10 +23,17 @@ def flip(path, value, bit=6, byte=3):
 def damaged(tmp_path):
     """A checkpoint in which 0.09 has become 3e37."""
     path = tmp_path / 'epoch_1.pth'
-    torch.save(dict(state_dict=dict(x=torch.full((9, ), .09)), optimizer={}, message_hub={},
-                    meta=dict(epoch=1, iter=1)), path)
+    torch.save(
+        dict(
+            state_dict=dict(x=torch.full((9,), 0.09)),
+            optimizer={},
+            message_hub={},
+            meta=dict(epoch=1, iter=1),
+        ),
+        path,
+    )
     check_sums(path)
-    flip(path, .09)
+    flip(path, 0.09)
     assert torch.load(path)['state_dict']['x'][0] > 1e37  # torch doesn't look.
     return path
 
@@ -40,7 +48,7 @@ def test_a_flipped_bit_is_seen(damaged):
 
 def test_whichever_bit_is_flipped(tmp_path):
     """The file is refused, or the bit was between what is read."""
-    path, weights = tmp_path / 'x.pth', dict(x=torch.full((9, ), .09), y=torch.arange(5))
+    path, weights = tmp_path / 'x.pth', dict(x=torch.full((9,), 0.09), y=torch.arange(5))
     torch.save(weights, path)
     content, refused = path.read_bytes(), 0
     for bit in range(0, len(content) * 8, 97):

@@ -1,4 +1,5 @@
 """Comparing checkpoints with a model."""
+
 import copy
 import logging
 
@@ -17,7 +18,7 @@ def _differs(model, seed=1):
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
-            tensor.add_((torch.rand(tensor.shape, generator=generator) - .5) * .05)
+            tensor.add_((torch.rand(tensor.shape, generator=generator) - 0.5) * 0.05)
     return model
 
 
@@ -28,9 +29,12 @@ def _predictions(model):
 
 def _equal(ours, theirs):
     return all(
-        torch.equal(a.bboxes, b.bboxes) and torch.equal(a.scores, b.scores)
-        and torch.equal(a.labels, b.labels) and len(a) for a, b in zip(ours, theirs))
-
+        torch.equal(a.bboxes, b.bboxes)
+        and torch.equal(a.scores, b.scores)
+        and torch.equal(a.labels, b.labels)
+        and len(a)
+        for a, b in zip(ours, theirs)
+    )
 
 
 @pytest.mark.parametrize('num_modules', [1, 4, 'blocks'])
@@ -47,17 +51,24 @@ def test_stock_checkpoint_loads_into_the_wrapped_model(num_modules, tmp_path, ca
         assert torch.equal(tensor, auxiliary[name])
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda s: s.pop('neck.fpn_convs.0.conv.weight'), ['missing keys', 'neck.fpn_convs.0']),
-    (lambda s: s.pop('backbone.layer3.0.conv1.weight'), ['missing keys', 'layer3.0.conv1.weight']),
-    (lambda s: s.update({'neck.extra': torch.ones(1)}), ['unexpected key', 'neck.extra']),
-], ids=['neck', 'backbone', 'extra'])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda s: s.pop('neck.fpn_convs.0.conv.weight'), ['missing keys', 'neck.fpn_convs.0']),
+        (
+            lambda s: s.pop('backbone.layer3.0.conv1.weight'),
+            ['missing keys', 'layer3.0.conv1.weight'],
+        ),
+        (lambda s: s.update({'neck.extra': torch.ones(1)}), ['unexpected key', 'neck.extra']),
+    ],
+    ids=['neck', 'backbone', 'extra'],
+)
 def test_real_mismatch_is_in_the_log(change, words, tmp_path):
     state_dict = build(retinanet(num_modules=None)).state_dict()
     change(state_dict)
     torch.save(dict(state_dict=state_dict), tmp_path / 'stock.pth')
     log = _load(build(retinanet()), tmp_path / 'stock.pth')
-    mismatch = log[log.index('do not match exactly'):]
+    mismatch = log[log.index('do not match exactly') :]
     for word in words:
         assert word in mismatch
     assert '.auxiliary.' not in mismatch
@@ -113,8 +124,9 @@ def test_resume_takes_no_more_than_the_model_has(tmp_path):
     """Weights that are left over mean that another config was trained."""
     model, path = build(retinanet()), str(tmp_path / 'x.pth')
     state_dict = dict(model.state_dict(), **{'backbone.auxiliary.3.weight': torch.ones(1)})
-    torch.save(dict(state_dict=state_dict, meta=dict(epoch=1, iter=1), message_hub={},
-                    optimizer={}), path)
+    torch.save(
+        dict(state_dict=state_dict, meta=dict(epoch=1, iter=1), message_hub={}, optimizer={}), path
+    )
     check_fit(model, path, 'test')
     with pytest.raises(LocalLearningError, match='such as backbone.auxiliary.3.weight'):
         check_fit(model, path, 'resume')
@@ -122,6 +134,10 @@ def test_resume_takes_no_more_than_the_model_has(tmp_path):
 
 def test_state_dict_of_other_writers():
     weights = {'a': torch.ones(1)}
-    for checkpoint in (weights, dict(state_dict=weights, meta={}), dict(model=weights, epoch=3),
-                       {'module.a': weights['a']}):
+    for checkpoint in (
+        weights,
+        dict(state_dict=weights, meta={}),
+        dict(model=weights, epoch=3),
+        {'module.a': weights['a']},
+    ):
         assert state_dict_of(checkpoint) == weights

@@ -1,4 +1,5 @@
 """Exporting and writing checkpoints."""
+
 import os
 import stat
 
@@ -15,7 +16,7 @@ def _differs(model, seed=1):
     generator = torch.Generator().manual_seed(seed)
     for tensor in model.state_dict().values():
         if tensor.is_floating_point():
-            tensor.add_((torch.rand(tensor.shape, generator=generator) - .5) * .05)
+            tensor.add_((torch.rand(tensor.shape, generator=generator) - 0.5) * 0.05)
     return model
 
 
@@ -26,24 +27,32 @@ def _predictions(model):
 
 def _equal(ours, theirs):
     return all(
-        torch.equal(a.bboxes, b.bboxes) and torch.equal(a.scores, b.scores)
-        and torch.equal(a.labels, b.labels) and len(a) for a, b in zip(ours, theirs))
-
+        torch.equal(a.bboxes, b.bboxes)
+        and torch.equal(a.scores, b.scores)
+        and torch.equal(a.labels, b.labels)
+        and len(a)
+        for a, b in zip(ours, theirs)
+    )
 
 
 @pytest.mark.parametrize('auxiliary', [dict(type='SLM'), own_head()], ids=['shared', 'own head'])
 @pytest.mark.parametrize('num_modules', [1, 4, 'stages'])
 def test_export_predicts_the_same(num_modules, auxiliary, tmp_path):
     model = _differs(build(retinanet(num_modules=num_modules, auxiliary=auxiliary)))
-    whole = dict(state_dict=model.state_dict(), optimizer={'x': 1}, message_hub={},
-                 meta=dict(epoch=3, config='text', dataset_meta=dict(classes=('a', ))))
+    whole = dict(
+        state_dict=model.state_dict(),
+        optimizer={'x': 1},
+        message_hub={},
+        meta=dict(epoch=3, config='text', dataset_meta=dict(classes=('a',))),
+    )
     exported = export_checkpoint(model, whole)
     assert set(exported) == {'meta', 'state_dict'}
-    assert exported['meta'] == dict(epoch=3, dataset_meta=dict(classes=('a', )))
+    assert exported['meta'] == dict(epoch=3, dataset_meta=dict(classes=('a',)))
     write_checkpoint(exported, str(tmp_path / 'new/stock.pth'))
     stock = build(retinanet(num_modules=None))
-    stock.load_state_dict(read_checkpoint(str(tmp_path / 'new/stock.pth'))['state_dict'],
-                          strict=True)
+    stock.load_state_dict(
+        read_checkpoint(str(tmp_path / 'new/stock.pth'))['state_dict'], strict=True
+    )
     assert _equal(_predictions(stock), _predictions(model))
     assert set(whole) == {'state_dict', 'optimizer', 'message_hub', 'meta'}, 'it was changed'
 
@@ -52,7 +61,8 @@ def test_export_of_weights_from_several_processes():
     model = build(retinanet())
     saved = dict(state_dict={f'module.{k}': v for k, v in model.state_dict().items()})
     build(retinanet(num_modules=None)).load_state_dict(
-        export_checkpoint(model, saved)['state_dict'], strict=True)
+        export_checkpoint(model, saved)['state_dict'], strict=True
+    )
 
 
 def test_export_without_a_local_backbone():

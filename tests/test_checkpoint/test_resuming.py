@@ -1,4 +1,5 @@
 """The checkpoint that training goes on from."""
+
 import os
 from unittest import mock
 
@@ -13,8 +14,15 @@ from fba_mm.checkpoint import find_resumable
 def work_dir(tmp_path):
     for i in (1, 2, 3):
         path = tmp_path / f'epoch_{i}.pth'
-        torch.save(dict(state_dict=dict(x=torch.ones(999)), optimizer={}, message_hub={},
-                        meta=dict(epoch=i, iter=i)), path)
+        torch.save(
+            dict(
+                state_dict=dict(x=torch.ones(999)),
+                optimizer={},
+                message_hub={},
+                meta=dict(epoch=i, iter=i),
+            ),
+            path,
+        )
         os.utime(path, (i, i))
     (tmp_path / 'last_checkpoint').write_text(str(path))
     return tmp_path

@@ -1,4 +1,5 @@
 """Reading checkpoints without running code from them."""
+
 import os
 
 import numpy as np
@@ -14,8 +15,27 @@ from tests.conftest import build, retinanet
 from tests.test_tools.in_process import untouched_process
 
 
-@pytest.mark.parametrize('dtype', ['f2', 'f4', 'f8', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8',
-                                   'c8', 'c16', '?', 'U5', 'S5'])
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        'f2',
+        'f4',
+        'f8',
+        'i1',
+        'i2',
+        'i4',
+        'i8',
+        'u1',
+        'u2',
+        'u4',
+        'u8',
+        'c8',
+        'c16',
+        '?',
+        'U5',
+        'S5',
+    ],
+)
 def test_numpy_values_of_every_kind(dtype, tmp_path):
     array = np.arange(3).astype(dtype)
     content = dict(state_dict={}, meta=dict(array=array, scalar=array[1], kind=array.dtype))
@@ -27,7 +47,7 @@ def test_numpy_values_of_every_kind(dtype, tmp_path):
 
 
 def test_log_history_keeps_its_statistics(tmp_path):
-    buffer = HistoryBuffer([1., 2., 6.], [1, 1, 1])
+    buffer = HistoryBuffer([1.0, 2.0, 6.0], [1, 1, 1])
     torch.save(dict(meta={}, message_hub=dict(log_scalars=dict(loss=buffer))), tmp_path / 'x.pth')
     read = read_checkpoint(str(tmp_path / 'x.pth'))['message_hub']['log_scalars']['loss']
     assert read.statistics('mean') == 3 and read.statistics('max') == 6
@@ -46,10 +66,19 @@ def test_model_zoo_style(tmp_path):
     model = build(retinanet(num_modules=None))
     torch.save(
         dict(
-            meta=dict(CLASSES=('a', 'b', 'c'), PALETTE=[(1, 2, 3)] * 3, mmdet_version='2.11.0',
-                      config='model = dict()', epoch=12, iter=100, hook_msgs={}),
-            state_dict={f'module.{k}': v for k, v in model.state_dict().items()}),
-        tmp_path / 'zoo.pth')
+            meta=dict(
+                CLASSES=('a', 'b', 'c'),
+                PALETTE=[(1, 2, 3)] * 3,
+                mmdet_version='2.11.0',
+                config='model = dict()',
+                epoch=12,
+                iter=100,
+                hook_msgs={},
+            ),
+            state_dict={f'module.{k}': v for k, v in model.state_dict().items()},
+        ),
+        tmp_path / 'zoo.pth',
+    )
     path = str(tmp_path / 'zoo.pth')
     checkpoint = read_checkpoint(path)
     assert checkpoint['meta']['CLASSES'] == ('a', 'b', 'c')
@@ -62,32 +91,49 @@ def test_model_zoo_style(tmp_path):
             check_fit(wrapped, path, 'resume')
 
 
-@pytest.mark.parametrize('info', [
-    dict(best_ckpt='/elsewhere'), dict(best_ckpt='/elsewhere/best_x.pth'),
-    {'best_ckpt_coco/bbox_mAP': '../best_x.pth'}, dict(best_ckpt='{here}/photos'),
-    dict(best_ckpt=['{here}']), dict(keep_ckpt_ids=[1, '/../../elsewhere/model'])
-], ids=str)
+@pytest.mark.parametrize(
+    'info',
+    [
+        dict(best_ckpt='/elsewhere'),
+        dict(best_ckpt='/elsewhere/best_x.pth'),
+        {'best_ckpt_coco/bbox_mAP': '../best_x.pth'},
+        dict(best_ckpt='{here}/photos'),
+        dict(best_ckpt=['{here}']),
+        dict(keep_ckpt_ids=[1, '/../../elsewhere/model']),
+    ],
+    ids=str,
+)
 def test_names_of_files_to_delete_are_dropped(info, tmp_path):
     """CheckpointHook deletes what the former best checkpoint is said to be called."""
-    info = {key: value.format(here=tmp_path) if isinstance(value, str) else value
-            for key, value in info.items()}
+    info = {
+        key: value.format(here=tmp_path) if isinstance(value, str) else value
+        for key, value in info.items()
+    }
     path = str(tmp_path / 'x.pth')
-    torch.save(dict(message_hub=dict(log_scalars={}, resumed_keys={},
-                                     runtime_info=dict(info, iter=3))), path)
+    torch.save(
+        dict(message_hub=dict(log_scalars={}, resumed_keys={}, runtime_info=dict(info, iter=3))),
+        path,
+    )
     assert read_checkpoint(path)['message_hub']['runtime_info'] == dict(iter=3)
     assert read_checkpoint(path, trust=True)['message_hub']['runtime_info'] == dict(info, iter=3)
 
 
 def test_names_of_the_training_itself_stay(tmp_path):
     path = str(tmp_path / 'x.pth')
-    info = dict(best_ckpt=str(tmp_path / 'best_coco_bbox_mAP_epoch_1.pth'), best_score=.5,
-                keep_ckpt_ids=[1, 2])
+    info = dict(
+        best_ckpt=str(tmp_path / 'best_coco_bbox_mAP_epoch_1.pth'),
+        best_score=0.5,
+        keep_ckpt_ids=[1, 2],
+    )
     torch.save(dict(message_hub=dict(runtime_info=info)), path)
     assert read_checkpoint(path)['message_hub']['runtime_info'] == info
 
 
-@pytest.mark.parametrize('content', [dict(meta=[1]), dict(message_hub=3),
-                                     dict(message_hub=dict(runtime_info=[]))], ids=str)
+@pytest.mark.parametrize(
+    'content',
+    [dict(meta=[1]), dict(message_hub=3), dict(message_hub=dict(runtime_info=[]))],
+    ids=str,
+)
 def test_parts_of_another_kind(content, tmp_path):
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(LocalLearningError, match='is corrupt or no checkpoint'):
@@ -104,8 +150,9 @@ def test_home_directory(tmp_path, monkeypatch):
 def test_guard_whatever_the_environment_says(forced, tmp_path, monkeypatch):
     if forced:
         monkeypatch.setenv(forced, '1')
-    torch.save(dict(state_dict=build(retinanet()).state_dict(), meta={'x': slice(1)}),
-               tmp_path / 'a.pth')
+    torch.save(
+        dict(state_dict=build(retinanet()).state_dict(), meta={'x': slice(1)}), tmp_path / 'a.pth'
+    )
     with untouched_process():
         guard_checkpoints()
         # MMEngine's list for the loaders that read by themselves; older versions have none.
@@ -120,9 +167,8 @@ def test_guard_whatever_the_environment_says(forced, tmp_path, monkeypatch):
 
 
 class _Touch:
-
     def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
-        return os.system, (f"touch '{self.path}'", )
+        return os.system, (f"touch '{self.path}'",)

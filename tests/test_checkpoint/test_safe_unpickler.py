@@ -1,4 +1,5 @@
 """What checkpoints consist of is read as ``torch.load`` reads it; nothing else is read at all."""
+
 import codecs
 import collections
 import io
@@ -15,18 +16,38 @@ from fba_mm.checkpoint.safe_unpickler import UnsafePickle, _Unpickler, load_safe
 
 
 def _checkpoint() -> dict:
-    weights = collections.OrderedDict(weight=torch.arange(6.).view(2, 3).t(),
-                                      half=torch.ones(2, dtype=torch.bfloat16))
+    weights = collections.OrderedDict(
+        weight=torch.arange(6.0).view(2, 3).t(), half=torch.ones(2, dtype=torch.bfloat16)
+    )
     weights._metadata = collections.OrderedDict({'': dict(version=2)})
     return dict(
         state_dict=weights,
-        meta=dict(epoch=3, classes=('a', 'b'), words={'x', 'y'}, part=slice(1, None), raw=b'\x00\xff',
-                  none=None, size=torch.Size([1, 2]), kind=torch.float16, big=2**70, z=1 + 2j),
+        meta=dict(
+            epoch=3,
+            classes=('a', 'b'),
+            words={'x', 'y'},
+            part=slice(1, None),
+            raw=b'\x00\xff',
+            none=None,
+            size=torch.Size([1, 2]),
+            kind=torch.float16,
+            big=2**70,
+            z=1 + 2j,
+        ),
         message_hub=dict(
-            log_scalars=collections.OrderedDict(loss=HistoryBuffer([3., 2., 1.], [1, 1, 1])),
-            numbers=[np.float32(.5), np.int64(7), np.bool_(True), np.arange(3, dtype='>i2'),
-                     np.array(['ab', 'c']), np.array([b'xyz']), np.zeros((2, 0))]),
-        optimizer=dict(state={0: dict(exp_avg=torch.rand(2, 2))}))
+            log_scalars=collections.OrderedDict(loss=HistoryBuffer([3.0, 2.0, 1.0], [1, 1, 1])),
+            numbers=[
+                np.float32(0.5),
+                np.int64(7),
+                np.bool_(True),
+                np.arange(3, dtype='>i2'),
+                np.array(['ab', 'c']),
+                np.array([b'xyz']),
+                np.zeros((2, 0)),
+            ],
+        ),
+        optimizer=dict(state={0: dict(exp_avg=torch.rand(2, 2))}),
+    )
 
 
 def _same(a, b) -> bool:
@@ -47,16 +68,15 @@ def _same(a, b) -> bool:
 @pytest.mark.parametrize('protocol', [2, 4])
 def test_what_checkpoints_consist_of(protocol, zipped, tmp_path):
     path = tmp_path / 'a.pth'
-    torch.save(_checkpoint(), path, pickle_protocol=protocol,
-               _use_new_zipfile_serialization=zipped)
+    torch.save(_checkpoint(), path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     for file in (str(path), path, io.BytesIO(path.read_bytes())):
         found = load_safely(file, 'cpu')
         assert _same(torch.load(path, weights_only=False), found)
     assert found['state_dict']._metadata == {'': dict(version=2)}
     history = found['message_hub']['log_scalars']['loss']
-    assert (history.mean(2), history.statistics('current')) == (1.5, 1.)
-    history.update(5.)
-    assert history.max() == 5.
+    assert (history.mean(2), history.statistics('current')) == (1.5, 1.0)
+    history.update(5.0)
+    assert history.max() == 5.0
 
 
 def test_tensors_leave_hooks_and_attributes_behind(tmp_path):
@@ -103,28 +123,42 @@ REFUSED = dict(
     encoding=_As(codecs.encode, 'ab', 'rot13'),
     attribute=_As(getattr, HistoryBuffer, '__init__'),
     attribute_of_another=_As(getattr, torch.Tensor, 'mean'),
-    call_of_a_value=_As(np.ndarray, (2, ), np.dtype('f8')),
-    call_of_a_method=_As(HistoryBuffer.mean, HistoryBuffer([1.], [1])),
-    state_of_a_function=_built(_REBUILD, (None, dict(__defaults__=(1, )))),
-    state_of_a_class=_built('mmengine.logging.history_buffer.HistoryBuffer',
-                            (None, dict(update=torch.Size))),
-    state_of_a_history=pickle.PROTO + b'\x02' + pickle.GLOBAL +
-    b'mmengine.logging.history_buffer\nHistoryBuffer\n' + pickle.EMPTY_TUPLE + pickle.NEWOBJ +
-    pickle.dumps(dict(_log_history=1, _count_history=2, max_length=3), 2)[2:-1] + pickle.BUILD +
-    pickle.STOP,
-    instance=pickle.PROTO + b'\x02' + pickle.GLOBAL + b'torch\nTensor\n' + pickle.EMPTY_TUPLE +
-    pickle.NEWOBJ + pickle.STOP,
-    items_of_a_size=_As(torch.Size, (1, ), items=[1, 2]),
+    call_of_a_value=_As(np.ndarray, (2,), np.dtype('f8')),
+    call_of_a_method=_As(HistoryBuffer.mean, HistoryBuffer([1.0], [1])),
+    state_of_a_function=_built(_REBUILD, (None, dict(__defaults__=(1,)))),
+    state_of_a_class=_built(
+        'mmengine.logging.history_buffer.HistoryBuffer', (None, dict(update=torch.Size))
+    ),
+    state_of_a_history=pickle.PROTO
+    + b'\x02'
+    + pickle.GLOBAL
+    + b'mmengine.logging.history_buffer\nHistoryBuffer\n'
+    + pickle.EMPTY_TUPLE
+    + pickle.NEWOBJ
+    + pickle.dumps(dict(_log_history=1, _count_history=2, max_length=3), 2)[2:-1]
+    + pickle.BUILD
+    + pickle.STOP,
+    instance=pickle.PROTO
+    + b'\x02'
+    + pickle.GLOBAL
+    + b'torch\nTensor\n'
+    + pickle.EMPTY_TUPLE
+    + pickle.NEWOBJ
+    + pickle.STOP,
+    items_of_a_size=_As(torch.Size, (1,), items=[1, 2]),
     pairs_of_an_array=_As(bytearray, b'ab', pairs=[(0, 1)]),
     objects=np.array([None, 1]),
     objects_in_a_record=_As(np.dtype, [('a', 'O')]),
-    dtype_with_flags=_As(np.dtype, 'f8', False, True, state=_PLAIN[:-1] + (1, )),
+    dtype_with_flags=_As(np.dtype, 'f8', False, True, state=_PLAIN[:-1] + (1,)),
     dtype_with_fields=_As(np.dtype, 'V8', False, True),
     extension=pickle.PROTO + b'\x02' + pickle.EXT1 + b'\x01' + pickle.STOP,
     old_instance=pickle.MARK + pickle.INST + b'torch\nSize\n' + pickle.STOP,
     persistent=pickle.PERSID + b'1\n' + pickle.STOP,
-    module=pickle.PROTO + b'\x02' + pickle.dumps(('module', 1, 2, 3), 2)[2:-1] +
-    pickle.BINPERSID + pickle.STOP,
+    module=pickle.PROTO
+    + b'\x02'
+    + pickle.dumps(('module', 1, 2, 3), 2)[2:-1]
+    + pickle.BINPERSID
+    + pickle.STOP,
 )
 
 
@@ -155,14 +189,14 @@ def _rewritten(good, path, name, change):
 
 
 def test_storage_that_is_shorter_than_it_says(tmp_path):
-    torch.save(torch.arange(100.), tmp_path / 'good.pth')
+    torch.save(torch.arange(100.0), tmp_path / 'good.pth')
     path = _rewritten(tmp_path / 'good.pth', tmp_path / 'bad.pth', 'data/0', lambda data: data[:8])
     with pytest.raises(pickle.UnpicklingError, match='fewer bytes'):
         load_safely(path)
 
 
 def test_two_records_of_one_name(tmp_path):
-    torch.save(torch.arange(100.), tmp_path / 'a.pth')
+    torch.save(torch.arange(100.0), tmp_path / 'a.pth')
     with zipfile.ZipFile(tmp_path / 'a.pth', 'a') as archive:
         with pytest.warns(UserWarning, match='Duplicate'):
             archive.writestr(next(n for n in archive.namelist() if n.endswith('data/0')), b'12')

@@ -1,4 +1,5 @@
 """Deformable convolution and attention through mmcv's public names against explicit sampling."""
+
 import itertools
 import math
 import sys
@@ -50,9 +51,12 @@ def deform_conv_reference(layer, x, offset, mask=None):
             parts = []
             for group in range(layer.deform_groups):
                 dy, dx = offset[image, group, i, j, :, row, column]
-                planes = x[image, group * deform_channels:(group + 1) * deform_channels]
-                part = bilinear(planes, row * stride[0] - padding[0] + i * dilation[0] + dy,
-                                column * stride[1] - padding[1] + j * dilation[1] + dx)
+                planes = x[image, group * deform_channels : (group + 1) * deform_channels]
+                part = bilinear(
+                    planes,
+                    row * stride[0] - padding[0] + i * dilation[0] + dy,
+                    column * stride[1] - padding[1] + j * dilation[1] + dx,
+                )
                 if mask is not None:
                     part = part * mask[image, group, i, j, row, column]
                 parts.append(part)
@@ -67,22 +71,41 @@ def deform_conv_reference(layer, x, offset, mask=None):
 
 SETTINGS = [
     dict(kernel_size=3, padding=1),
-    dict(kernel_size=(3, 2), stride=(2, 1), padding=(2, 1), dilation=(2, 1), groups=2,
-         deform_groups=2),
+    dict(
+        kernel_size=(3, 2),
+        stride=(2, 1),
+        padding=(2, 1),
+        dilation=(2, 1),
+        groups=2,
+        deform_groups=2,
+    ),
 ]
 
 
 def make_inputs(layer, device, batch=2, height=5, width=6):
     generator = torch.Generator().manual_seed(0)
     plain = torch.nn.functional.conv2d(
-        torch.zeros(batch, 4, height, width), torch.zeros(layer.weight.shape), None, layer.stride,
-        layer.padding, layer.dilation, layer.groups)
+        torch.zeros(batch, 4, height, width),
+        torch.zeros(layer.weight.shape),
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+    )
     points = layer.deform_groups * layer.weight[0, 0].numel()
-    shapes = [(batch, 4, height, width), (batch, 2 * points) + plain.shape[2:],
-              (batch, points) + plain.shape[2:]]
+    shapes = [
+        (batch, 4, height, width),
+        (batch, 2 * points) + plain.shape[2:],
+        (batch, points) + plain.shape[2:],
+    ]
     # Spread out by more than a pixel, so that samples leave the map.
-    return [(torch.randn(shape, generator=generator, dtype=torch.float64) *
-             1.5).to(device).requires_grad_() for shape in shapes]
+    return [
+        (torch.randn(shape, generator=generator, dtype=torch.float64) * 1.5)
+        .to(device)
+        .requires_grad_()
+        for shape in shapes
+    ]
 
 
 def assert_same(actual, expected, leaves):
@@ -131,9 +154,10 @@ def test_offsets_of_a_larger_map(device):
 
     def larger(values):
         numbers = torch.randn(
-            len(values), values.shape[1], 2 * height, 2 * width, dtype=values.dtype, device=device)
+            len(values), values.shape[1], 2 * height, 2 * width, dtype=values.dtype, device=device
+        )
         flat = numbers.flatten(1)
-        flat[:, :values[0].numel()] = values.detach().flatten(1)
+        flat[:, : values[0].numel()] = values.detach().flatten(1)
         return flat.view_as(numbers).requires_grad_()
 
     large_offset, large_mask = larger(offset), larger(mask)
@@ -144,9 +168,9 @@ def test_offsets_of_a_larger_map(device):
     found = torch.autograd.grad(output.square().sum(), [x, large_offset, large_mask])
     torch.testing.assert_close(found[0], grads[0])
     for large, gradient in zip(found[1:], grads[1:]):
-        read = large.flatten(1)[:, :gradient[0].numel()]
+        read = large.flatten(1)[:, : gradient[0].numel()]
         torch.testing.assert_close(read, gradient.flatten(1))
-        assert not large.flatten(1)[:, gradient[0].numel():].any()
+        assert not large.flatten(1)[:, gradient[0].numel() :].any()
 
 
 def test_no_offset_is_a_convolution(device):
@@ -160,7 +184,7 @@ def test_no_offset_is_a_convolution(device):
 @pytest.mark.parametrize('kind', [DeformConv2d, ModulatedDeformConv2d])
 def test_deform_conv_in_half_precision(device, kind, dtype):
     layer = kind(4, 6, 3, padding=1).double().to(device)
-    inputs = make_inputs(layer, device)[:3 if kind is ModulatedDeformConv2d else 2]
+    inputs = make_inputs(layer, device)[: 3 if kind is ModulatedDeformConv2d else 2]
     narrow = [x.detach().to(dtype).requires_grad_() for x in inputs]
     wide = [x.detach().double().requires_grad_() for x in narrow]
     output, expected = layer(*narrow), layer(*wide)
@@ -179,7 +203,7 @@ def attention_reference(value, shapes, locations, weights):
     for image, query, head in itertools.product(range(batch), range(queries), range(heads)):
         total, start = 0, 0
         for level, (height, width) in enumerate(shapes.tolist()):
-            planes = value[image, start:start + height * width, head].T.view(-1, height, width)
+            planes = value[image, start : start + height * width, head].T.view(-1, height, width)
             start += height * width
             for point in range(points):
                 x, y = locations[image, query, head, level, point]

@@ -1,4 +1,5 @@
 """When the stand-in for mmcv._ext takes its place, and what else it answers."""
+
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -20,8 +21,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_python(script):
-    result = subprocess.run([sys.executable, '-c', script], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    result = subprocess.run(
+        [sys.executable, '-c', script],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert result.returncode == 0, result.stdout
     return result.stdout
 
@@ -71,17 +77,20 @@ def test_absent_extension_is_replaced_without_a_warning(not_installed):
     assert mmcv._ext is sys.modules['mmcv._ext']
 
 
-@pytest.mark.parametrize('error', [
-    ImportError('_ext.so: undefined symbol: _ZN3c10'),
-    OSError('libtorch_cuda.so: cannot open shared object file'),
-    ModuleNotFoundError("No module named 'mmcv_plugin'", name='mmcv_plugin'),
-])
+@pytest.mark.parametrize(
+    'error',
+    [
+        ImportError('_ext.so: undefined symbol: _ZN3c10'),
+        OSError('libtorch_cuda.so: cannot open shared object file'),
+        ModuleNotFoundError("No module named 'mmcv_plugin'", name='mmcv_plugin'),
+    ],
+)
 def test_extension_that_does_not_load_is_named_and_replaced(not_installed, error):
     sys.meta_path.insert(0, FakeExtension(error))
     with pytest.warns(UserWarning) as caught:
         assert install_mmcv_ops() == 'stand-in'
         assert install_mmcv_ops() == 'stand-in'
-    message, = [str(warning.message) for warning in caught]
+    (message,) = [str(warning.message) for warning in caught]
     assert 'compiled ops failed to import' in message and str(error) in message
     assert 'torchvision and torch answer' in message and 'pip install' in message
     assert sys.modules['mmcv._ext'].nms is nms_ops.nms
@@ -118,8 +127,10 @@ def test_is_found_where_mmcv_looks_for_it(stand_in):
     if sys.version_info < (3, 12):  # deprecated, then removed; mmcv.utils.check_ops_exist
         assert pkgutil.find_loader('mmcv._ext') is not None
     from mmengine.utils.dl_utils.misc import mmcv_full_available
+
     assert mmcv_full_available()
     from mmcv.utils import ext_loader
+
     assert ext_loader.load_ext('_ext', ['nms', 'carafe_forward']) is stand_in
 
 
@@ -135,12 +146,15 @@ def test_other_ops_can_be_imported_but_not_called(stand_in):
     assert stand_in.carafe_forward.__name__ == 'carafe_forward'
 
 
-@pytest.mark.parametrize('installed, command', [
-    ('onedl-mmcv', '--no-binary onedl-mmcv onedl-mmcv==2.1.0`'),
-    ('mmcv', '--no-binary mmcv mmcv==2.1.0`'),
-    ('mmcv-lite', 'run `pip uninstall mmcv-lite && MMCV_WITH_OPS=1 pip install'),
-    (None, '--no-binary mmcv mmcv`'),
-])
+@pytest.mark.parametrize(
+    'installed, command',
+    [
+        ('onedl-mmcv', '--no-binary onedl-mmcv onedl-mmcv==2.1.0`'),
+        ('mmcv', '--no-binary mmcv mmcv==2.1.0`'),
+        ('mmcv-lite', 'run `pip uninstall mmcv-lite && MMCV_WITH_OPS=1 pip install'),
+        (None, '--no-binary mmcv mmcv`'),
+    ],
+)
 def test_the_mend_names_the_installed_distribution(stand_in, monkeypatch, installed, command):
     from importlib import metadata
 
@@ -164,12 +178,13 @@ def test_python_protocols_get_no_answer(stand_in, name):
 def test_environment_report(stand_in, monkeypatch):
     import mmcv.ops
     import mmcv.utils
+
     monkeypatch.setattr(sys.modules['mmcv.ops.info'], 'ext_module', stand_in)
     assert 'not compiled' in mmcv.utils.collect_env()['MMCV Compiler']
 
 
 def test_mmdet_imports_in_a_fresh_process():
-    output = run_python('''
+    output = run_python("""
 import sys, fba_mm.compat
 assert fba_mm.compat.install_mmcv_ops() in ('stand-in', 'compiled')
 assert not any(name.startswith('mmdet') for name in sys.modules)
@@ -177,13 +192,13 @@ import mmdet.models, mmdet.apis
 from mmdet.registry import MODELS
 assert 'FasterRCNN' in MODELS and 'DCNv2' in MODELS
 print('imported')
-''')
+""")
     assert 'imported' in output
     assert 'not compiled' not in output, output
 
 
 def test_modules_that_were_imported_too_early_get_the_ops():
-    run_python('''
+    run_python("""
 import sys
 sys.modules['mmcv._ext'] = None  # absent, also on a machine with compiled mmcv
 import mmcv.cnn.bricks.transformer as transformer
@@ -206,7 +221,7 @@ import numpy as np
 masks = structures.BitmapMasks(np.ones((1, 8, 8), np.uint8), 8, 8)
 box = np.array([[0., 0., 8., 8.]], np.float32)
 assert masks.crop_and_resize(box, (4, 4), np.array([0])).masks.all()
-''')
+""")
 
 
 def test_compiled_ops_set_aside(not_installed, monkeypatch):

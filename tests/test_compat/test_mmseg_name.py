@@ -1,4 +1,5 @@
 """mmseg is found where it is installed, and is missed in one line where it isn't."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,9 @@ NAME = 'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py'
 
 def name_with(distribution: bool, module: bool) -> str:
     """What MMEngine looks for, with these installed."""
-    with mock.patch.dict(MODULE2PACKAGE, mmseg='mmsegmentation'), \
-            mock.patch.object(mmseg_name, 'is_installed', lambda name: distribution), \
-            mock.patch.object(mmseg_name, 'find_spec', lambda name: object() if module else None):
+    with mock.patch.dict(MODULE2PACKAGE, mmseg='mmsegmentation'), mock.patch.object(
+        mmseg_name, 'is_installed', lambda name: distribution
+    ), mock.patch.object(mmseg_name, 'find_spec', lambda name: object() if module else None):
         install_mmseg_name()
         return MODULE2PACKAGE['mmseg']
 
@@ -57,6 +58,7 @@ for config in ('configs/segmentation/ade20k/fcn_r50_fba.py', 'mmseg::fcn/fcn_une
     else:
         raise AssertionError(config)
 """
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True,
-                          text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
 """RoIAlign and RoIPool through mmcv's public modules against loops over bins and samples."""
+
 import math
 import sys
 
@@ -22,15 +23,19 @@ def answered_here(monkeypatch):
 
 
 def make_inputs(device, dtype=torch.float64):
-    features = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0),
-                           dtype=torch.float64)
-    rois = torch.tensor([
-        [0, 1.3, 2.1, 9.7, 8.6],
-        [1, 0.2, 0.4, 13.1, 11.3],  # the whole map
-        [0, -4.1, -3.3, 4.2, 18.9],  # over the border on three sides
-        [1, 3.7, 4.4, 4.1, 4.9],  # inside a pixel
-        [0, 40., 40., 50., 50.],  # outside
-    ], dtype=torch.float64)
+    features = torch.randn(
+        2, 3, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    rois = torch.tensor(
+        [
+            [0, 1.3, 2.1, 9.7, 8.6],
+            [1, 0.2, 0.4, 13.1, 11.3],  # the whole map
+            [0, -4.1, -3.3, 4.2, 18.9],  # over the border on three sides
+            [1, 3.7, 4.4, 4.1, 4.9],  # inside a pixel
+            [0, 40.0, 40.0, 50.0, 50.0],  # outside
+        ],
+        dtype=torch.float64,
+    )
     return features.to(device, dtype).requires_grad_(), rois.to(device, dtype)
 
 
@@ -42,8 +47,12 @@ def bilinear(plane, y, x):
     top, left = int(y), int(x)
     bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
     dy, dx = y - top, x - left
-    return ((1 - dy) * (1 - dx) * plane[top, left] + (1 - dy) * dx * plane[top, right] +
-            dy * (1 - dx) * plane[bottom, left] + dy * dx * plane[bottom, right])
+    return (
+        (1 - dy) * (1 - dx) * plane[top, left]
+        + (1 - dy) * dx * plane[top, right]
+        + dy * (1 - dx) * plane[bottom, left]
+        + dy * dx * plane[bottom, right]
+    )
 
 
 def roi_align_reference(features, rois, sampling_ratio, mode, aligned):
@@ -59,9 +68,13 @@ def roi_align_reference(features, rois, sampling_ratio, mode, aligned):
             for row in range(BINS[0]):
                 for column in range(BINS[1]):
                     samples = [
-                        bilinear(plane, y1 + (row + (i + 0.5) / grid_y) * bin_y,
-                                 x1 + (column + (j + 0.5) / grid_x) * bin_x)
-                        for i in range(grid_y) for j in range(grid_x)
+                        bilinear(
+                            plane,
+                            y1 + (row + (i + 0.5) / grid_y) * bin_y,
+                            x1 + (column + (j + 0.5) / grid_x) * bin_x,
+                        )
+                        for i in range(grid_y)
+                        for j in range(grid_x)
                     ]
                     total = torch.stack(samples)
                     outputs.append(total.mean() if mode == 'avg' else total.max())
@@ -81,7 +94,8 @@ def roi_pool_reference(features, rois):
                     left = math.floor(x1 + column * bin_x)
                     right = math.ceil(x1 + (column + 1) * bin_x)
                     pixels = [
-                        plane[y, x] for y in range(max(top, 0), min(bottom, height))
+                        plane[y, x]
+                        for y in range(max(top, 0), min(bottom, height))
                         for x in range(max(left, 0), min(right, width))
                     ]
                     outputs.append(torch.stack(pixels).max() if pixels else plane.sum() * 0)
@@ -91,7 +105,7 @@ def roi_pool_reference(features, rois):
 def assert_same(actual, expected, features):
     torch.testing.assert_close(actual, expected)
     grad = torch.randn(actual.shape, dtype=actual.dtype).to(actual.device)
-    wanted, = torch.autograd.grad(expected, features, grad)
+    (wanted,) = torch.autograd.grad(expected, features, grad)
     assert wanted.abs().sum() > 0
     torch.testing.assert_close(torch.autograd.grad(actual, features, grad)[0], wanted)
 
@@ -113,8 +127,9 @@ def test_roi_align_gradient_by_matrices(sampling_ratio, aligned):
     features, rois = make_inputs('cpu')
     expected = roi_align_reference(features, rois, sampling_ratio, 'avg', aligned)
     grad = torch.randn_like(expected)
-    actual = roi_ops._roi_align_gradient_by_matrices(grad, rois, features.shape, BINS, SCALE,
-                                                     sampling_ratio, aligned)
+    actual = roi_ops._roi_align_gradient_by_matrices(
+        grad, rois, features.shape, BINS, SCALE, sampling_ratio, aligned
+    )
     torch.testing.assert_close(actual, torch.autograd.grad(expected, features, grad)[0])
 
 
@@ -133,12 +148,12 @@ def test_roi_align_under_deterministic_algorithms(device, mode, monkeypatch):
 
 def test_region_without_area(device):
     features, _ = make_inputs(device)
-    rois = torch.tensor([[0, 4., 4., 4., 4.]], dtype=features.dtype, device=device)
+    rois = torch.tensor([[0, 4.0, 4.0, 4.0, 4.0]], dtype=features.dtype, device=device)
     for mode in ('avg', 'max'):
         output = RoIAlign(BINS, SCALE, 0, mode)(features, rois)
         assert output.abs().max() == 0
         assert torch.autograd.grad(output.sum(), features)[0].abs().max() == 0
-    rois[0, 3:] = 2.  # mirrored
+    rois[0, 3:] = 2.0  # mirrored
     output = RoIPool(BINS, SCALE)(features, rois)
     assert output.abs().max() == 0
     assert torch.autograd.grad(output.sum(), features)[0].abs().max() == 0
@@ -185,4 +200,7 @@ def test_half_precision(device, layer, dtype):
     tolerance = 0.1 if getattr(layer, 'pool_mode', '') == 'max' else 0.01
     torch.testing.assert_close(
         torch.autograd.grad(output.sum(), narrow)[0].double(),
-        torch.autograd.grad(expected.sum(), wide)[0], rtol=tolerance, atol=tolerance)
+        torch.autograd.grad(expected.sum(), wide)[0],
+        rtol=tolerance,
+        atol=tolerance,
+    )

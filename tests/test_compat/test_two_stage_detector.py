@@ -1,4 +1,5 @@
 """A small Mask R-CNN on the stand-in: NMS of proposals, RoIAlign for boxes, masks and targets."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ install_mmcv_ops()
 def model(device):
     from mmdet.registry import MODELS
     from mmdet.utils import register_all_modules
+
     register_all_modules(init_default_scope=False)
     config = Config.fromstring("_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'", '.py').model
     config.backbone.update(depth=18, init_cfg=None, frozen_stages=-1)
@@ -27,7 +29,7 @@ def model(device):
     config.train_cfg.rcnn.sampler.num = 32
     config.train_cfg.rpn_proposal.nms_pre = 200
     config.test_cfg.rpn.update(nms_pre=100, max_per_img=20)
-    config.test_cfg.rcnn.score_thr = 0.
+    config.test_cfg.rcnn.score_thr = 0.0
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
         yield MODELS.build(config).to(device)
@@ -36,15 +38,24 @@ def model(device):
 def make_batch(size=96):
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
+
     image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
-    sample = DetDataSample(metainfo=dict(
-        img_shape=(size, size), ori_shape=(size, size), scale_factor=(1., 1.),
-        pad_shape=(size, size), batch_input_shape=(size, size)))
+    sample = DetDataSample(
+        metainfo=dict(
+            img_shape=(size, size),
+            ori_shape=(size, size),
+            scale_factor=(1.0, 1.0),
+            pad_shape=(size, size),
+            batch_input_shape=(size, size),
+        )
+    )
     mask = np.zeros((1, size, size), np.uint8)
     mask[0, 20:70, 10:60] = 1
     sample.gt_instances = InstanceData(
-        bboxes=torch.tensor([[10., 20., 60., 70.]]), labels=torch.tensor([1]),
-        masks=BitmapMasks(mask, size, size))
+        bboxes=torch.tensor([[10.0, 20.0, 60.0, 70.0]]),
+        labels=torch.tensor([1]),
+        masks=BitmapMasks(mask, size, size),
+    )
     return dict(inputs=[image], data_samples=[sample])
 
 
@@ -67,7 +78,7 @@ def test_trains_a_step_and_predicts(model):
     model.eval()
     with torch.no_grad():
         batch = model.data_preprocessor(make_batch(), training=False)
-        prediction, = model(**batch, mode='predict')
+        (prediction,) = model(**batch, mode='predict')
     instances = prediction.pred_instances
     assert 0 < len(instances) <= 100
     assert torch.isfinite(instances.bboxes).all()

@@ -1,4 +1,5 @@
 """Batches from the device: what mmpretrain's pipeline and preprocessor give, but all at once."""
+
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures('mmpretrain_scope')
 MEAN, STD = [125.3, 123.0, 113.9], [51.6, 50.8, 51.3]
 CROP = dict(type='RandomCrop', crop_size=32, padding=4)
 REFLECTED = [dict(type='ReflectPad', padding=4), dict(type='RandomCrop', crop_size=32)]
-FLIP = dict(type='RandomFlip', prob=.5, direction='horizontal')
+FLIP = dict(type='RandomFlip', prob=0.5, direction='horizontal')
 PACK = dict(type='PackInputs')
 
 
@@ -42,7 +43,7 @@ def _digits(*pipeline, split='test', **kwargs):
 def test_crops_and_mirrors_as_mmpretrain(crop, monkeypatch):
     """Equal to mmpretrain's transforms and preprocessor, bit for bit, wherever they cut."""
     images = _images()
-    augmentation = Augmentation(4, .5, reflect=crop is REFLECTED)
+    augmentation = Augmentation(4, 0.5, reflect=crop is REFLECTED)
     corners, mirrored = augmentation.draw(20, np.random.default_rng(0))
     corners[:2] = torch.tensor([[0, 8], [8, 0]])
     ours = augmentation.apply(images, corners, mirrored)
@@ -64,13 +65,13 @@ def test_crops_and_mirrors_as_mmpretrain(crop, monkeypatch):
 
 
 def test_everything_is_drawn_equally_often():
-    corners, mirrored = Augmentation(4, .5).draw(81000, np.random.default_rng(0))
+    corners, mirrored = Augmentation(4, 0.5).draw(81000, np.random.default_rng(0))
     counts = np.bincount((corners[:, 0] * 9 + corners[:, 1]).numpy(), minlength=81)
     # 1,000 each, with a standard deviation of 31.
     assert len(counts) == 81 and abs(counts - 1000).max() < 150
-    assert abs(mirrored.float().mean() - .5) < .01
-    assert not Augmentation(4, 0.).draw(1000, np.random.default_rng(0))[1].any()
-    assert Augmentation(4, 1.).draw(1000, np.random.default_rng(0))[1].all()
+    assert abs(mirrored.float().mean() - 0.5) < 0.01
+    assert not Augmentation(4, 0.0).draw(1000, np.random.default_rng(0))[1].any()
+    assert Augmentation(4, 1.0).draw(1000, np.random.default_rng(0))[1].all()
 
 
 def test_nothing_to_do_copies_nothing():
@@ -82,8 +83,9 @@ def test_nothing_to_do_copies_nothing():
 
 def test_images_that_are_not_square():
     images = torch.arange(2 * 3 * 4 * 6, dtype=torch.uint8).view(2, 3, 4, 6)
-    out = Augmentation(1, .5).apply(
-        images, torch.tensor([[1, 1], [1, 1]]), torch.tensor([False, True]))
+    out = Augmentation(1, 0.5).apply(
+        images, torch.tensor([[1, 1], [1, 1]]), torch.tensor([False, True])
+    )
     assert torch.equal(out[0], images[0]) and torch.equal(out[1], images[1].flip(-1))
 
 
@@ -109,7 +111,7 @@ def _epoch(batches):
 
 
 def test_epochs_differ_and_can_be_repeated():
-    kwargs = dict(augmentation=Augmentation(4, .5), seed=3)
+    kwargs = dict(augmentation=Augmentation(4, 0.5), seed=3)
     batches = DeviceBatches(_images(), torch.zeros(20), 6, **kwargs)
     first, second = _epoch(batches), _epoch(batches)
     assert not torch.equal(first, second)
@@ -117,7 +119,7 @@ def test_epochs_differ_and_can_be_repeated():
     for skip in (0, 2):  # Stopped at the end of the epoch before, and within this one.
         resumed.sampler.set_epoch(1)
         resumed.skip = skip
-        assert torch.equal(_epoch(resumed), second[skip * 6:])
+        assert torch.equal(_epoch(resumed), second[skip * 6 :])
     assert not torch.equal(_epoch(DeviceBatches(_images(), torch.zeros(20), 6)), first)
 
 
@@ -135,9 +137,15 @@ def test_a_classifier_learns_the_same_as_from_a_dataloader(joint):
     data = next(iter(batches))
     assert len(data['data_samples']) == (1 if joint else 8)
     losses = []
-    for one in (data, dict(inputs=list(_images(8)),
-                           data_samples=DeviceBatches(_images(8), labels, 8, shuffle=False)
-                           ._samples(labels, torch.arange(8)))):
+    for one in (
+        data,
+        dict(
+            inputs=list(_images(8)),
+            data_samples=DeviceBatches(_images(8), labels, 8, shuffle=False)._samples(
+                labels, torch.arange(8)
+            ),
+        ),
+    ):
         one = model.data_preprocessor(one, True)
         losses.append(model(**one, mode='loss')['loss'])
     assert torch.equal(*losses) and losses[0] > 0
@@ -149,19 +157,23 @@ def test_predictions():
     with torch.no_grad():
         found = model.test_step(data)
     assert [sample.gt_label.item() for sample in found] == [i % 5 for i in range(8)]
-    assert all(sample.pred_score.shape == (5, ) and sample.img_shape == (32, 32)
-               for sample in found)
+    assert all(sample.pred_score.shape == (5,) and sample.img_shape == (32, 32) for sample in found)
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(images=_images().float()), 'torch.float32'),
-    (dict(images=_images()[0]), r'\(3, 32, 32\)'),
-    (dict(labels=torch.zeros(19)), 'one label per image'), (dict(batch_size=0), 'batch_size=0'),
-    (dict(images=_images()[:0], labels=torch.zeros(0)), 'at least one'),
-    (dict(labels=torch.full((20, ), 10), metainfo=dict(classes=range(10))), 'from 10 to 10'),
-    (dict(labels=torch.full((20, ), -1)), 'from -1'), (dict(mean=MEAN), 'both mean and std'),
-    (dict(batch_size=21, drop_last=True), 'leaves nothing'),
-])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(images=_images().float()), 'torch.float32'),
+        (dict(images=_images()[0]), r'\(3, 32, 32\)'),
+        (dict(labels=torch.zeros(19)), 'one label per image'),
+        (dict(batch_size=0), 'batch_size=0'),
+        (dict(images=_images()[:0], labels=torch.zeros(0)), 'at least one'),
+        (dict(labels=torch.full((20,), 10), metainfo=dict(classes=range(10))), 'from 10 to 10'),
+        (dict(labels=torch.full((20,), -1)), 'from -1'),
+        (dict(mean=MEAN), 'both mean and std'),
+        (dict(batch_size=21, drop_last=True), 'leaves nothing'),
+    ],
+)
 def test_arguments(kwargs, words):
     kwargs = dict(dict(images=_images(), labels=torch.zeros(20), batch_size=4), **kwargs)
     with pytest.raises(LocalLearningError, match=words) as info:
@@ -172,12 +184,18 @@ def test_arguments(kwargs, words):
 # From a data set
 
 
-@pytest.mark.parametrize('pipeline, expected', [
-    ([*REFLECTED, PACK], Augmentation(4, 0., True)),
-    ([CROP, FLIP, PACK], Augmentation(4, .5)), ([CROP, PACK], Augmentation(4, 0.)),
-    ([FLIP, CROP, PACK], Augmentation(4, .5)), ([PACK], Augmentation()), ([], Augmentation()),
-    ([dict(type='RandomCrop', crop_size=32)], Augmentation()),
-])
+@pytest.mark.parametrize(
+    'pipeline, expected',
+    [
+        ([*REFLECTED, PACK], Augmentation(4, 0.0, True)),
+        ([CROP, FLIP, PACK], Augmentation(4, 0.5)),
+        ([CROP, PACK], Augmentation(4, 0.0)),
+        ([FLIP, CROP, PACK], Augmentation(4, 0.5)),
+        ([PACK], Augmentation()),
+        ([], Augmentation()),
+        ([dict(type='RandomCrop', crop_size=32)], Augmentation()),
+    ],
+)
 def test_takes_augmentation_from_the_pipeline(pipeline, expected):
     batches = DeviceBatches.from_dataset(_digits(*pipeline, indices=10), 4)
     assert batches.augmentation == expected
@@ -187,15 +205,18 @@ def test_takes_augmentation_from_the_pipeline(pipeline, expected):
 def test_hooks_switch_the_pipeline():
     """They look behind the loader, and behind every data set that has one inside."""
     batches = DeviceBatches.from_dataset(_digits(CROP, FLIP, PACK, indices=10), 4)
-    runner = SimpleNamespace(train_loop=SimpleNamespace(dataloader=batches), epoch=1,
-                             logger=mock.Mock(), _resume=False)
+    runner = SimpleNamespace(
+        train_loop=SimpleNamespace(dataloader=batches), epoch=1, logger=mock.Mock(), _resume=False
+    )
     recipe = dict(action_epoch=2, train_pipeline=[dict(CROP, padding=2), PACK])
     SwitchRecipeHook([recipe]).before_train_epoch(runner)
-    assert batches.augmentation == Augmentation(2, 0.)
+    assert batches.augmentation == Augmentation(2, 0.0)
     assert batches.dataset.pipeline.transforms[0].padding == 2
     assert len(batches.dataset) == 10 and not hasattr(batches.dataset, 'dataset')
     resize = dict(action_epoch=2, train_pipeline=[dict(type='Resize', scale=16), PACK])
-    with pytest.raises(LocalLearningError, match='makes its images by .Resize.*EpochBasedTrainLoop'):
+    with pytest.raises(
+        LocalLearningError, match='makes its images by .Resize.*EpochBasedTrainLoop'
+    ):
         SwitchRecipeHook([resize]).before_train_epoch(runner)
 
 
@@ -206,9 +227,15 @@ def test_reads_what_the_data_set_holds():
     assert batches.labels.tolist() == dataset.get_gt_labels().tolist()
 
 
-@pytest.mark.parametrize('count, expected', [
-    (4, [0, 95, 191, 286]), (382, range(382)), (1000, range(382)), (1, [0]),
-])
+@pytest.mark.parametrize(
+    'count, expected',
+    [
+        (4, [0, 95, 191, 286]),
+        (382, range(382)),
+        (1000, range(382)),
+        (1, [0]),
+    ],
+)
 def test_part_of_a_data_set(count, expected):
     dataset = _digits()
     batches = DeviceBatches.from_dataset(dataset, 64, count, shuffle=False)
@@ -250,10 +277,13 @@ def test_images_of_different_sizes(folder):
         DeviceBatches.from_dataset(_folder(folder, PACK), 6)
 
 
-@pytest.mark.parametrize('image, words', [
-    (np.zeros((32, 32), np.uint8), r'image 0 is torch.uint8 of \(32, 32\)'),
-    (np.zeros((32, 32, 3), np.float32), 'image 0 is torch.float32 of'),
-])
+@pytest.mark.parametrize(
+    'image, words',
+    [
+        (np.zeros((32, 32), np.uint8), r'image 0 is torch.uint8 of \(32, 32\)'),
+        (np.zeros((32, 32, 3), np.float32), 'image 0 is torch.float32 of'),
+    ],
+)
 def test_images_of_another_form(image, words, monkeypatch):
     dataset = _digits(indices=2)
     monkeypatch.setattr(dataset, 'get_data_info', lambda i: dict(img=image, gt_label=0))
@@ -261,19 +291,31 @@ def test_images_of_another_form(image, words, monkeypatch):
         DeviceBatches.from_dataset(dataset, 2)
 
 
-@pytest.mark.parametrize('transform', [
-    dict(type='ColorJitter', brightness=.1), dict(CROP, pad_if_needed=True),
-    dict(CROP, padding=(1, 2)), dict(CROP, pad_val=7), dict(FLIP, direction='vertical'),
-    dict(type='RandomResizedCrop', scale=32),
-], ids=lambda transform: transform['type'])
+@pytest.mark.parametrize(
+    'transform',
+    [
+        dict(type='ColorJitter', brightness=0.1),
+        dict(CROP, pad_if_needed=True),
+        dict(CROP, padding=(1, 2)),
+        dict(CROP, pad_val=7),
+        dict(FLIP, direction='vertical'),
+        dict(type='RandomResizedCrop', scale=32),
+    ],
+    ids=lambda transform: transform['type'],
+)
 def test_transforms_without_a_form_on_the_device(transform):
     with pytest.raises(LocalLearningError, match=f'{transform["type"]}.*no form on the') as e:
         DeviceBatches.from_dataset(_digits(transform, PACK, indices=2), 2)
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('pipeline, message', [
-    (REFLECTED[:1], 'no RandomCrop behind it'), ([REFLECTED[0], CROP], 'RandomCrop.*no form on the')])
+@pytest.mark.parametrize(
+    'pipeline, message',
+    [
+        (REFLECTED[:1], 'no RandomCrop behind it'),
+        ([REFLECTED[0], CROP], 'RandomCrop.*no form on the'),
+    ],
+)
 def test_padding_alone_and_twice(pipeline, message):
     with pytest.raises(LocalLearningError, match=message):
         DeviceBatches.from_dataset(_digits(*pipeline, indices=2), 2)
@@ -281,5 +323,4 @@ def test_padding_alone_and_twice(pipeline, message):
 
 def test_resizing_after_a_crop_is_refused():
     with pytest.raises(LocalLearningError, match='no form on the device'):
-        DeviceBatches.from_dataset(
-            _digits(CROP, dict(type='Resize', scale=(16, 16)), indices=2), 2)
+        DeviceBatches.from_dataset(_digits(CROP, dict(type='Resize', scale=(16, 16)), indices=2), 2)

@@ -31,8 +31,13 @@ def contents(root):
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    return build_digits_on_photos(tmp_path_factory.mktemp('digits') / 'set', num_train=30,
-                                  num_val=16, image_size=(HEIGHT, WIDTH), seed=1)
+    return build_digits_on_photos(
+        tmp_path_factory.mktemp('digits') / 'set',
+        num_train=30,
+        num_val=16,
+        image_size=(HEIGHT, WIDTH),
+        seed=1,
+    )
 
 
 @pytest.fixture(scope='module')
@@ -40,15 +45,22 @@ def sources():
     """Every bundled photo by its file name, read without the package under test."""
     skimage = pytest.importorskip('skimage')
     sklearn = pytest.importorskip('sklearn')
-    folders = [Path(skimage.__file__).parent / 'data',
-               Path(sklearn.__file__).parent / 'datasets' / 'images']
-    return {path.name: Image.open(path).convert('RGB') for folder in folders
-            for path in folder.iterdir() if path.suffix in ('.png', '.jpg')}
+    folders = [
+        Path(skimage.__file__).parent / 'data',
+        Path(sklearn.__file__).parent / 'datasets' / 'images',
+    ]
+    return {
+        path.name: Image.open(path).convert('RGB')
+        for folder in folders
+        for path in folder.iterdir()
+        if path.suffix in ('.png', '.jpg')
+    }
 
 
 @pytest.fixture(scope='module')
 def samples():
     from sklearn.datasets import load_digits
+
     return load_digits()
 
 
@@ -56,15 +68,16 @@ def ink(root, split, coco, image, photo):
     """How far each pixel is from the photo, brightness and contrast fitted outside the boxes."""
     picture = np.asarray(Image.open(root / split / image['file_name']), dtype=float)
     x, y, w, h = image['crop']
-    background = np.asarray(photo.crop((x, y, x + w, y + h)).resize((WIDTH, HEIGHT),
-                                                                    Image.BICUBIC), dtype=float)
+    background = np.asarray(
+        photo.crop((x, y, x + w, y + h)).resize((WIDTH, HEIGHT), Image.BICUBIC), dtype=float
+    )
     if image['flipped']:
         background = background[:, ::-1]
     free = np.ones(picture.shape[:2], dtype=bool)
     for a in coco['annotations']:
         if a['image_id'] == image['id']:
             x, y, w, h = a['bbox']
-            free[max(0, y - 1):y + h + 1, max(0, x - 1):x + w + 1] = False
+            free[max(0, y - 1) : y + h + 1, max(0, x - 1) : x + w + 1] = False
     fit = free[..., None] & (picture > 5) & (picture < 250)
     gain, offset = np.polyfit(background[fit], picture[fit], 1)
     return np.abs(picture - (gain * background + offset).clip(0, 255)).max(-1), free
@@ -93,8 +106,10 @@ def test_no_photo_and_no_sample_is_in_both_splits(built, samples):
         key = 'images' if field == 'photo' else 'annotations'
         used = [{entry[field] for entry in coco[key]} for coco in (train, val)]
         assert used[0] and used[1] and used[0].isdisjoint(used[1])
-        pool = [set(coco['info']['photos'] if field == 'photo' else coco['info']['digits']
-                    ['indices']) for coco in (train, val)]
+        pool = [
+            set(coco['info']['photos'] if field == 'photo' else coco['info']['digits']['indices'])
+            for coco in (train, val)
+        ]
         assert used[0] <= pool[0] and used[1] <= pool[1] and pool[0].isdisjoint(pool[1])
     assert len(pool[0] | pool[1]) == len(samples.target) == 1797
     files = [{p['file'] for p in coco['info']['photos'].values()} for coco in (train, val)]
@@ -104,7 +119,7 @@ def test_no_photo_and_no_sample_is_in_both_splits(built, samples):
 def test_no_handwritten_form_is_cut_by_the_split(built, samples):
     # All writers copied the same digits, and a form starts with 0123456789 three times.
     start = annotations_of(built, 'val')['info']['digits']['indices'][0]
-    assert samples.target[start:start + 30].tolist() == list(range(10)) * 3
+    assert samples.target[start : start + 30].tolist() == list(range(10)) * 3
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -121,12 +136,13 @@ def test_boxes_are_tight_around_ink(built, sources, split):
     coco = annotations_of(built, split)
     photos = coco['info']['photos']
     for image in coco['images']:
-        distance, _ = ink(built, split, coco, image,
-                          sources[Path(photos[image['photo']]['file']).name])
+        distance, _ = ink(
+            built, split, coco, image, sources[Path(photos[image['photo']]['file']).name]
+        )
         for a in coco['annotations']:
             if a['image_id'] == image['id']:
                 x, y, w, h = a['bbox']
-                box = distance[y:y + h, x:x + w]
+                box = distance[y : y + h, x : x + w]
                 for edge in (box[:2], box[-2:], box[:, :2], box[:, -2:]):
                     assert edge.max() > 25, a
 
@@ -147,9 +163,9 @@ def test_ink_is_the_recorded_sample(built, sources, samples, split):
         plain = Image.fromarray(samples.images[a['digit_index']].astype(np.float32))
         plain = np.pad(np.asarray(plain.resize((128, 128), Image.BILINEAR)), 1) > 6
         rows, columns = np.flatnonzero(plain.any(1)), np.flatnonzero(plain.any(0))
-        plain = Image.fromarray(plain[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1])
+        plain = Image.fromarray(plain[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
         expected = np.asarray(plain.resize((w, h)), dtype=float)
-        drawn = distance[y:y + h, x:x + w] > 30
+        drawn = distance[y : y + h, x : x + w] > 30
         correlations.append(np.corrcoef(drawn.ravel(), expected.ravel())[0, 1])
     assert len(correlations) >= 15
     assert min(correlations) > 0.4 and np.median(correlations) > 0.75
@@ -170,8 +186,12 @@ def test_boxes_keep_to_size_image_and_each_other(built):
                 assert min(w, h) >= 1 and a['area'] == w * h and a['iscrowd'] == 0
                 sizes.append(max(w, h))
             for a, b in combinations([a['bbox'] for a in own], 2):
-                shared = np.prod([max(0, min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]))
-                                  for i in (0, 1)])
+                shared = np.prod(
+                    [
+                        max(0, min(a[i] + a[i + 2], b[i] + b[i + 2]) - max(a[i], b[i]))
+                        for i in (0, 1)
+                    ]
+                )
                 assert shared < 0.05 * min(a[2] * a[3], b[2] * b[3])
     assert min(sizes) >= 12 and max(sizes) <= 96  # two thirds of 144
     # Log-uniform: half of them below the geometric mean, with all ranges present.
@@ -199,17 +219,17 @@ def test_masks_are_the_ink_of_the_boxes(tmp_path):
         for one in coco['annotations']:
             x, y, w, h = one['bbox']
             labels = found[one['image_id']]
-            ink = labels[y:y + h, x:x + w] == one['category_id'] + 1
-            assert ink.mean() > .1
+            ink = labels[y : y + h, x : x + w] == one['category_id'] + 1
+            assert ink.mean() > 0.1
             shares.append(ink.mean())
             # Tight around what can be seen, but for what a later digit covers.
-            assert ink.any(0).mean() > .8 and ink.any(1).mean() > .8
+            assert ink.any(0).mean() > 0.8 and ink.any(1).mean() > 0.8
         for image_id, labels in found.items():
             inside = np.zeros(labels.shape, bool)
             for x, y, w, h in (a['bbox'] for a in coco['annotations'] if a['image_id'] == image_id):
-                inside[y:y + h, x:x + w] = True
+                inside[y : y + h, x : x + w] = True
             assert not labels[~inside].any() and labels.max() <= 10
-    assert np.mean(shares) < .8  # Not the boxes.
+    assert np.mean(shares) < 0.8  # Not the boxes.
     # A complete set is kept, of the other kind refused, and replaced where that is asked for.
     assert build_digits_on_photos(root, masks=True, **settings) == root
     with pytest.raises(LocalLearningError, match='masks=True, not False'):
@@ -224,8 +244,14 @@ def test_masks_are_the_ink_of_the_boxes(tmp_path):
 
 
 def test_digit_size_and_number_are_options(tmp_path):
-    root = build_digits_on_photos(tmp_path / 'set', num_train=6, num_val=1, image_size=128,
-                                  digits_per_image=(2, 2), digit_size=(20, 24))
+    root = build_digits_on_photos(
+        tmp_path / 'set',
+        num_train=6,
+        num_val=1,
+        image_size=128,
+        digits_per_image=(2, 2),
+        digit_size=(20, 24),
+    )
     coco = annotations_of(root, 'train')
     assert len(coco['annotations']) == 12
     assert {max(a['bbox'][2:]) for a in coco['annotations']} <= set(range(20, 25))
@@ -237,9 +263,14 @@ def test_digit_size_and_number_are_options(tmp_path):
 def test_pycocotools_scores_the_ground_truth_perfectly(built, capsys):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
+
     truth = COCO(str(built / 'annotations' / 'instances_val.json'))
-    found = truth.loadRes([dict(image_id=a['image_id'], category_id=a['category_id'],
-                                bbox=a['bbox'], score=0.9) for a in truth.anns.values()])
+    found = truth.loadRes(
+        [
+            dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'], score=0.9)
+            for a in truth.anns.values()
+        ]
+    )
     evaluation = COCOeval(truth, found, 'bbox')
     evaluation.evaluate()
     evaluation.accumulate()
@@ -249,10 +280,15 @@ def test_pycocotools_scores_the_ground_truth_perfectly(built, capsys):
 
 def test_mmdet_reads_it_by_its_conventions(built):
     from mmdet.datasets import CocoDataset
+
     for split, count in (('train', 30), ('val', 16)):
-        dataset = CocoDataset(data_root=str(built), ann_file=f'annotations/instances_{split}.json',
-                              data_prefix=dict(img=f'{split}/'), pipeline=[],
-                              metainfo=dict(classes=DIGIT_CLASSES))
+        dataset = CocoDataset(
+            data_root=str(built),
+            ann_file=f'annotations/instances_{split}.json',
+            data_prefix=dict(img=f'{split}/'),
+            pipeline=[],
+            metainfo=dict(classes=DIGIT_CLASSES),
+        )
         coco = annotations_of(built, split)
         assert len(dataset) == count and dataset.metainfo['classes'] == DIGIT_CLASSES
         read = 0
@@ -286,7 +322,7 @@ def test_a_small_set_is_the_beginning_of_a_large_one(tmp_path):
     for name in ('train/000001.jpg', 'train/000002.jpg', 'val/000001.jpg'):
         assert (small / name).read_bytes() == (large / name).read_bytes()
     few, many = (annotations_of(root, 'train')['annotations'] for root in (small, large))
-    assert few == many[:len(few)]
+    assert few == many[: len(few)]
 
 
 def test_second_call_returns_at_once(tmp_path, monkeypatch):
@@ -402,20 +438,23 @@ def test_two_builds_at_once_end_in_one_set(tmp_path, monkeypatch):
 # What a user gets wrong
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (dict(num_train=0), 'num_train=0: give at least 1'),
-    (dict(num_val=-1), 'num_val=-1: give at least 1'),
-    (dict(num_train=2.5), 'num_train=2.5: give a whole number'),
-    (dict(seed=-1), 'seed=-1: give at least 0'),
-    (dict(image_size=16), 'image_size=16: give at least 48'),
-    (dict(image_size=(192, 40)), 'image_size=40: give at least 48'),
-    (dict(image_size=(64, 64, 3)), 'give two whole numbers'),
-    (dict(image_size='large'), "image_size='large': give a whole number"),
-    (dict(digits_per_image=(0, 3)), 'digits_per_image=0: give at least 1'),
-    (dict(digits_per_image=(4, 2)), r'give \(2, 4\)'),
-    (dict(digit_size=12), 'digit_size=12: give two whole numbers'),
-    (dict(digit_size=(100, 128), image_size=96), 'give image_size=150 or more'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(num_train=0), 'num_train=0: give at least 1'),
+        (dict(num_val=-1), 'num_val=-1: give at least 1'),
+        (dict(num_train=2.5), 'num_train=2.5: give a whole number'),
+        (dict(seed=-1), 'seed=-1: give at least 0'),
+        (dict(image_size=16), 'image_size=16: give at least 48'),
+        (dict(image_size=(192, 40)), 'image_size=40: give at least 48'),
+        (dict(image_size=(64, 64, 3)), 'give two whole numbers'),
+        (dict(image_size='large'), "image_size='large': give a whole number"),
+        (dict(digits_per_image=(0, 3)), 'digits_per_image=0: give at least 1'),
+        (dict(digits_per_image=(4, 2)), r'give \(2, 4\)'),
+        (dict(digit_size=12), 'digit_size=12: give two whole numbers'),
+        (dict(digit_size=(100, 128), image_size=96), 'give image_size=150 or more'),
+    ],
+)
 def test_bad_arguments(tmp_path, arguments, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         build_digits_on_photos(tmp_path / 'set', **arguments)
@@ -453,9 +492,25 @@ def test_missing_photo_names_the_package(tmp_path, monkeypatch):
 
 def test_tool_builds_the_same_set_from_the_repository_root(tmp_path):
     result = subprocess.run(
-        [sys.executable, str(TOOL.relative_to(ROOT)), str(tmp_path / 'tool'),
-         '--train', '3', '--val', '2', '--size', '64x64', '--digits', '1', '6'],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+        [
+            sys.executable,
+            str(TOOL.relative_to(ROOT)),
+            str(tmp_path / 'tool'),
+            '--train',
+            '3',
+            '--val',
+            '2',
+            '--size',
+            '64x64',
+            '--digits',
+            '1',
+            '6',
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == str(tmp_path / 'tool')
@@ -470,8 +525,15 @@ def test_without_arguments_the_tool_builds_what_the_demo_trains_on(tmp_path, mon
     args = vars(runpy.run_path(str(TOOL))['parse_args']())
     data = Config.fromfile(str(ROOT / 'configs/_base_/datasets/digits_detection.py'))
     assert args['out'] == data.data_root.rstrip('/')
-    assert dict(num_train=args['train'], num_val=args['val'], image_size=args['size'],
-                digits_per_image=args['digits']) == data.digits.to_dict()
+    assert (
+        dict(
+            num_train=args['train'],
+            num_val=args['val'],
+            image_size=args['size'],
+            digits_per_image=args['digits'],
+        )
+        == data.digits.to_dict()
+    )
 
 
 def test_tool_reports_user_errors_in_one_line(tmp_path, monkeypatch, capsys):
@@ -495,10 +557,12 @@ def test_tool_names_its_own_option(tmp_path, monkeypatch, capsys):
 
 def test_import_is_light_and_needs_no_mmdet():
     # Loaded by path: what the rest of the package imports is not this module's doing.
-    code = ('import importlib.util, sys, types\n'
-            'sys.modules["fba_mm"] = package = types.ModuleType("fba_mm")\n'
-            f'package.__path__ = [{str(ROOT / "fba_mm")!r}]\n'
-            'import fba_mm.datasets\n'
-            'print([m for m in ("sklearn", "skimage", "scipy", "rich", "torch", "mmengine", '
-            '"mmdet") if m in sys.modules])')
+    code = (
+        'import importlib.util, sys, types\n'
+        'sys.modules["fba_mm"] = package = types.ModuleType("fba_mm")\n'
+        f'package.__path__ = [{str(ROOT / "fba_mm")!r}]\n'
+        'import fba_mm.datasets\n'
+        'print([m for m in ("sklearn", "skimage", "scipy", "rich", "torch", "mmengine", '
+        '"mmdet") if m in sys.modules])'
+    )
     assert subprocess.check_output([sys.executable, '-c', code], text=True).strip() == '[]'

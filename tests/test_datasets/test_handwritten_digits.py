@@ -28,15 +28,16 @@ def test_samples_and_labels(splits):
             assert (item['img'] == item['img'][..., :1]).all()
             # Made small again, it is the sample.
             small = np.asarray(Image.fromarray(item['img'][..., 0]).resize((8, 8), Image.BOX))
-            assert np.corrcoef(small.ravel(), digits.images[index].ravel())[0, 1] > .97
+            assert np.corrcoef(small.ravel(), digits.images[index].ravel())[0, 1] > 0.97
 
 
 def test_no_sample_and_no_form_is_in_both_splits(splits):
-    train, test = ([item['digit_index'] for item in _items(splits[split])]
-                   for split in ('train', 'test'))
+    train, test = (
+        [item['digit_index'] for item in _items(splits[split])] for split in ('train', 'test')
+    )
     assert sorted(train + test) == list(range(1797))
     # Every form starts with 0123456789 three times.
-    assert load_digits().target[min(test):][:30].tolist() == list(range(10)) * 3
+    assert load_digits().target[min(test) :][:30].tolist() == list(range(10)) * 3
     assert max(train) < min(test)
     seen = {item['img'].tobytes() for item in _items(splits['train'])}
     assert not seen & {item['img'].tobytes() for item in _items(splits['test'])}
@@ -60,10 +61,14 @@ def test_options():
     assert dataset.metainfo['classes'] == tuple('0123456789') and 'test' in repr(dataset)
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(split='val'), "split='val'"), (dict(image_size=4), 'image_size=4'),
-    (dict(image_size=True), 'image_size=True'),
-])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(split='val'), "split='val'"),
+        (dict(image_size=4), 'image_size=4'),
+        (dict(image_size=True), 'image_size=True'),
+    ],
+)
 def test_arguments(kwargs, words):
     with pytest.raises(LocalLearningError, match=words):
         HandwrittenDigits(**kwargs)

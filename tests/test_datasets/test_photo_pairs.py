@@ -1,4 +1,5 @@
 """Pairs of photos: what lies where, and that nothing of a user's is lost."""
+
 import json
 import subprocess
 import sys
@@ -47,8 +48,10 @@ def test_pairs_have_the_same_names_and_fitting_sizes(split, carried):
 
 
 def test_no_photo_is_in_both_splits(carried):
-    train, val = ({path.stem.split('_0')[0] for path in (carried / split / 'GTmod12').iterdir()}
-                  for split in ('train', 'val'))
+    train, val = (
+        {path.stem.split('_0')[0] for path in (carried / split / 'GTmod12').iterdir()}
+        for split in ('train', 'val')
+    )
     assert train == set(photos.photo_names('train')) and val == set(photos.photo_names('val'))
     assert not train & val
 
@@ -59,7 +62,7 @@ def test_a_tile_shows_the_same_place_in_all_resolutions(carried):
         tile = Image.open(path)
         for scale in (2, 3, 4):
             low = np.asarray(Image.open(carried / f'train/LRbicx{scale}' / path.name), dtype=float)
-            own = np.asarray(tile.resize((192 // scale, ) * 2, Image.BICUBIC), dtype=float)
+            own = np.asarray(tile.resize((192 // scale,) * 2, Image.BICUBIC), dtype=float)
             assert np.abs(low - own)[4:-4, 4:-4].max() <= 1
 
 
@@ -68,9 +71,13 @@ def test_tiles_cover_a_photo(carried):
     seen = np.zeros(photo.shape[:2], bool)
     for path in (carried / 'train/GTmod12').glob('chelsea_*.png'):
         tile = np.asarray(Image.open(path))
-        (y, x), = [(y, x) for y in (0, 300 - 192) for x in (0, 192, 444 - 192)
-                   if np.array_equal(photo[y:y + 192, x:x + 192], tile)]
-        seen[y:y + 192, x:x + 192] = True
+        ((y, x),) = [
+            (y, x)
+            for y in (0, 300 - 192)
+            for x in (0, 192, 444 - 192)
+            if np.array_equal(photo[y : y + 192, x : x + 192], tile)
+        ]
+        seen[y : y + 192, x : x + 192] = True
     assert seen.all()
 
 
@@ -112,8 +119,16 @@ def test_other_settings_and_damage(pictures, tmp_path):
     build_photo_pairs(root, images=pictures, tile_size=12, overwrite=True)
 
 
-@pytest.mark.parametrize('own', ['ann_file.txt', 'LRbicx2/notes.txt', 'results/1.png',
-                                 'GTmod12/mine.png', 'LRbicx2/{built}_000.png'])
+@pytest.mark.parametrize(
+    'own',
+    [
+        'ann_file.txt',
+        'LRbicx2/notes.txt',
+        'results/1.png',
+        'GTmod12/mine.png',
+        'LRbicx2/{built}_000.png',
+    ],
+)
 def test_a_build_is_not_replaced_with_a_users_files_in_it(own, pictures, tmp_path):
     root = build_photo_pairs(tmp_path / 'set', images=pictures)
     own = own.format(built=min((root / 'GTmod12').iterdir()).stem)
@@ -150,8 +165,9 @@ def test_the_tool(pictures, tmp_path):
     tool = 'tools/dataset_converters/build_photo_pairs.py'
 
     def run(*arguments):
-        return subprocess.run([sys.executable, tool, *map(str, arguments)], cwd=ROOT,
-                              capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, tool, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+        )
 
     result = run(tmp_path / 'set', '--images', pictures)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,5 @@
 """SVHN and STL-10 from tiny files in their publishers' formats."""
+
 import hashlib
 import os
 import urllib.error
@@ -49,8 +50,10 @@ def stl10(tmp_path, monkeypatch):
         (folder / f'{split}_X.bin').write_bytes(images.transpose(0, 3, 2, 1).tobytes())
         (folder / f'{split}_y.bin').write_bytes((labels + 1).tobytes())
         truth[split] = images, labels
-    for name, files in (('train_list', ['train_X.bin', 'train_y.bin']),
-                        ('test_list', ['test_X.bin', 'test_y.bin'])):
+    for name, files in (
+        ('train_list', ['train_X.bin', 'train_y.bin']),
+        ('test_list', ['test_X.bin', 'test_y.bin']),
+    ):
         files = [[file, _md5(folder / file)] for file in files]
         if name == 'train_list':
             files.append(['unlabeled_X.bin', '0' * 32])
@@ -87,6 +90,7 @@ def test_stl10(split, stl10):
 
 def test_registered_with_mmpretrain():
     from mmpretrain.registry import DATASETS
+
     assert DATASETS.get('SVHN') is SVHN and DATASETS.get('STL10') is STL10
 
 
@@ -106,8 +110,9 @@ def test_missing(svhn, stl10):
     root = svhn[0] / 'empty'
     with pytest.raises(LocalLearningError) as info:
         SVHN(f'{root}/')
-    assert str(info.value) == (f'data not found in {root}: set download=True to fetch it, or put '
-                               'train_32x32.mat there')
+    assert str(info.value) == (
+        f'data not found in {root}: set download=True to fetch it, or put train_32x32.mat there'
+    )
     os.remove(stl10[0] / 'stl10_binary/train_y.bin')
     with pytest.raises(LocalLearningError, match='put stl10_binary/train_y.bin there$'):
         STL10(str(stl10[0]))
@@ -170,10 +175,15 @@ def test_download(svhn, stl10, monkeypatch, tmp_path):
     assert len(STL10(str(tmp_path / 'new'), download=True)) == 10
 
 
-@pytest.mark.parametrize('raised', [
-    urllib.error.URLError('no route to host'), RuntimeError('File not found or corrupted.'),
-    ConnectionResetError('reset by peer'),
-], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    'raised',
+    [
+        urllib.error.URLError('no route to host'),
+        RuntimeError('File not found or corrupted.'),
+        ConnectionResetError('reset by peer'),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 def test_offline(raised, svhn, monkeypatch, tmp_path):
     def fail(*args):
         raise raised
@@ -185,10 +195,13 @@ def test_offline(raised, svhn, monkeypatch, tmp_path):
     assert '\n' not in text and 'put train_32x32.mat there' in text and str(raised) in text
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(data_root='x', split='val'), "split='val' does not exist, give one of train, test"),
-    (dict(data_root=''), 'give a data_root'),
-])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(data_root='x', split='val'), "split='val' does not exist, give one of train, test"),
+        (dict(data_root=''), 'give a data_root'),
+    ],
+)
 def test_arguments(kwargs, words):
     for kind in (SVHN, STL10):
         with pytest.raises(LocalLearningError, match=words):
@@ -204,6 +217,7 @@ def test_published_checksums():
 
 def test_source_of():
     from mmpretrain.datasets import CIFAR10, CustomDataset
+
     source = source_of(CIFAR10, 'here')
     assert len(source.files) == 6 and source.missing()[5] == 'cifar-10-batches-py/test_batch'
     assert source_of(SVHN, 'here', 'test') == SVHN.source('here', 'test')

@@ -1,4 +1,5 @@
 """A save that is cut short, at whatever moment, leaves the last good checkpoint."""
+
 import errno
 import multiprocessing
 import os
@@ -40,9 +41,15 @@ class SavingRunner:
     def save_checkpoint(self, out_dir, filename, *_, meta=None, backend_args=None, **__):
         if is_main_process():
             save_checkpoint(
-                dict(meta=meta, message_hub=self.message_hub.state_dict(), optimizer={},
-                     state_dict=dict(x=torch.full((self.values, ), float(self.epoch)))),
-                os.path.join(out_dir, filename), backend_args=backend_args)
+                dict(
+                    meta=meta,
+                    message_hub=self.message_hub.state_dict(),
+                    optimizer={},
+                    state_dict=dict(x=torch.full((self.values,), float(self.epoch))),
+                ),
+                os.path.join(out_dir, filename),
+                backend_args=backend_args,
+            )
 
     def train(self, hook, epochs):
         """Epochs with nothing in them but the hook."""
@@ -81,8 +88,9 @@ def test_the_one_before_goes_after_the_new_one_has_come(tmp_path):
     put = AtomicBackend.put
     hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1)
     runner = SavingRunner(tmp_path).train(hook, 1)
-    with mock.patch.object(AtomicBackend, 'put', lambda *args: (
-            seen.append(files(tmp_path)), put(*args))):
+    with mock.patch.object(
+        AtomicBackend, 'put', lambda *args: (seen.append(files(tmp_path)), put(*args))
+    ):
         runner.train(hook, 2)
     assert [{'epoch_1.pth', 'last_checkpoint'}, {'epoch_2.pth', 'last_checkpoint'}] == seen
 
@@ -91,19 +99,20 @@ def test_the_one_before_goes_after_the_new_one_has_come(tmp_path):
 def test_the_best_goes_after_a_better_one_has_come(metrics, tmp_path):
     hook = AtomicCheckpointHook(interval=1, max_keep_ckpts=1, save_best=metrics, rule='greater')
     runner = SavingRunner(tmp_path).train(hook, 1)
-    hook.after_val_epoch(runner, dict(accuracy=1., recall=1.))
+    hook.after_val_epoch(runner, dict(accuracy=1.0, recall=1.0))
     best = {name for name in files(tmp_path) if name.startswith('best')}
     assert len(best) == (1 if metrics == 'accuracy' else 2)
     runner.train(hook, 1)
-    hook.after_val_epoch(runner, dict(accuracy=.5, recall=.5))
+    hook.after_val_epoch(runner, dict(accuracy=0.5, recall=0.5))
     assert best < files(tmp_path)
-    with mock.patch.object(AtomicBackend, 'put', side_effect=OSError(errno.ENOSPC, 'full')), \
-            pytest.raises(LocalLearningError, match='full'):
-        hook.after_val_epoch(runner, dict(accuracy=2., recall=2.))
+    with mock.patch.object(
+        AtomicBackend, 'put', side_effect=OSError(errno.ENOSPC, 'full')
+    ), pytest.raises(LocalLearningError, match='full'):
+        hook.after_val_epoch(runner, dict(accuracy=2.0, recall=2.0))
     assert best < files(tmp_path)
-    runner.message_hub.update_info('best_score', 1.)
-    runner.message_hub.update_info('best_score_accuracy', 1.)
-    hook.after_val_epoch(runner, dict(accuracy=2., recall=0.))
+    runner.message_hub.update_info('best_score', 1.0)
+    runner.message_hub.update_info('best_score_accuracy', 1.0)
+    hook.after_val_epoch(runner, dict(accuracy=2.0, recall=0.0))
     now = {name for name in files(tmp_path) if name.startswith('best_accuracy')}
     assert now == {'best_accuracy_epoch_2.pth'}
     assert ('best_recall_epoch_1.pth' in files(tmp_path)) == (metrics != 'accuracy')
@@ -121,16 +130,21 @@ def validated(hook, runner, accuracy):
 
 def saving_best(keep=2):
     return AtomicCheckpointHook(
-        interval=1, max_keep_ckpts=keep, save_best='accuracy', rule='greater')
+        interval=1, max_keep_ckpts=keep, save_best='accuracy', rule='greater'
+    )
 
 
 @pytest.fixture()
 def earlier(tmp_path):
     """A training of two epochs, the second of which was the best."""
     hook, runner = saving_best(), SavingRunner(tmp_path / 'earlier')
-    validated(hook, validated(hook, runner, 1.), 2.)
+    validated(hook, validated(hook, runner, 1.0), 2.0)
     assert files(runner.work_dir) == {
-        'epoch_1.pth', 'epoch_2.pth', 'best_accuracy_epoch_2.pth', 'last_checkpoint'}
+        'epoch_1.pth',
+        'epoch_2.pth',
+        'best_accuracy_epoch_2.pth',
+        'last_checkpoint',
+    }
     return Path(runner.work_dir)
 
 
@@ -140,19 +154,26 @@ def contents(folder) -> dict:
 
 def test_a_resumed_training_goes_on_with_its_own_files(earlier):
     runner = SavingRunner(earlier, resume=str(earlier / 'epoch_2.pth'))
-    validated(saving_best(), runner, 3.)
+    validated(saving_best(), runner, 3.0)
     assert files(earlier) == {
-        'epoch_2.pth', 'epoch_3.pth', 'best_accuracy_epoch_3.pth', 'last_checkpoint'}
+        'epoch_2.pth',
+        'epoch_3.pth',
+        'best_accuracy_epoch_3.pth',
+        'last_checkpoint',
+    }
 
 
 def test_in_another_folder_it_removes_nothing_of_the_former(earlier, tmp_path):
     before = contents(earlier)
     runner = SavingRunner(tmp_path / 'other', resume=str(earlier / 'epoch_2.pth'))
     hook = saving_best(keep=1)
-    validated(hook, validated(hook, runner, 3.), 4.)
+    validated(hook, validated(hook, runner, 3.0), 4.0)
     assert contents(earlier) == before
     assert files(tmp_path / 'other') == {
-        'epoch_4.pth', 'best_accuracy_epoch_4.pth', 'last_checkpoint'}
+        'epoch_4.pth',
+        'best_accuracy_epoch_4.pth',
+        'last_checkpoint',
+    }
 
 
 def test_a_new_training_keeps_what_an_earlier_one_left(earlier):
@@ -160,11 +181,16 @@ def test_a_new_training_keeps_what_an_earlier_one_left(earlier):
     (earlier / 'pretrained.pth').write_text('mine')
     runner = SavingRunner(earlier)
     hook = saving_best(keep=1)
-    validated(hook, validated(hook, runner, 1.), 2.)
-    assert files(earlier) == {'epoch_2.pth', 'best_accuracy_epoch_2.pth', 'last_checkpoint',
-                              'pretrained.pth', 'before_now'}
+    validated(hook, validated(hook, runner, 1.0), 2.0)
+    assert files(earlier) == {
+        'epoch_2.pth',
+        'best_accuracy_epoch_2.pth',
+        'last_checkpoint',
+        'pretrained.pth',
+        'before_now',
+    }
     assert contents(earlier / 'before_now') == before
-    warning, = [call.args[0] for call in runner.logger.warning.call_args_list]
+    (warning,) = [call.args[0] for call in runner.logger.warning.call_args_list]
     assert 'such as best_accuracy_epoch_2.pth: they are kept in' in warning
     # Before the new one has saved anything, there is nothing to go on from.
     hook = saving_best()
@@ -180,13 +206,14 @@ def test_a_strangers_file_has_nothing_removed_or_replaced(recorded, earlier):
     """A checkpoint says which files its training wrote; it is not taken at its word."""
     checkpoint = read_checkpoint(str(earlier / 'epoch_1.pth'))
     checkpoint['message_hub']['runtime_info'].update(
-        keep_ckpt_ids=[1, 2], best_ckpt=str(earlier / 'best_accuracy_epoch_2.pth'))
+        keep_ckpt_ids=[1, 2], best_ckpt=str(earlier / 'best_accuracy_epoch_2.pth')
+    )
     torch.save(checkpoint, earlier / 'stranger.pth')
     if not recorded:  # By MMEngine's own hook.
         (earlier / '.own_checkpoints').unlink()
     before = contents(earlier)
     hook, runner = saving_best(keep=1), SavingRunner(earlier, resume=str(earlier / 'stranger.pth'))
-    validated(hook, validated(hook, runner, 3.), 4.)
+    validated(hook, validated(hook, runner, 3.0), 4.0)
     kept = {**contents(earlier), **contents(earlier / 'before_now')}
     assert {name: kept[name] for name in before} == before
 
@@ -210,9 +237,12 @@ def test_a_full_disk_ends_training_with_a_line(by_epoch, tmp_path):
     save(runner)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     runner.epoch = runner.iter = 1
-    with mock.patch('os.fsync', side_effect=OSError(errno.ENOSPC, 'No space left on device')), \
-            pytest.raises(LocalLearningError, match=(
-                r'No space left on device\), .*_1.pth is as it was: make room .*--resume')):
+    with mock.patch(
+        'os.fsync', side_effect=OSError(errno.ENOSPC, 'No space left on device')
+    ), pytest.raises(
+        LocalLearningError,
+        match=(r'No space left on device\), .*_1.pth is as it was: make room .*--resume'),
+    ):
         save(runner)
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -232,7 +262,7 @@ def filled(work_dir) -> None:
 
 
 def test_a_file_that_may_not_grow(tmp_path):
-    process = multiprocessing.get_context('fork').Process(target=filled, args=(tmp_path, ))
+    process = multiprocessing.get_context('fork').Process(target=filled, args=(tmp_path,))
     process.start()
     process.join(60)
     assert process.exitcode == 0
@@ -255,13 +285,13 @@ def test_a_kill_at_any_moment(tmp_path):
         attempt += 1
         assert attempt <= 200, 'hardly any kill hit a save'
         work_dir = tmp_path / str(attempt)
-        process = multiprocessing.get_context('fork').Process(target=saving, args=(work_dir, ))
+        process = multiprocessing.get_context('fork').Process(target=saving, args=(work_dir,))
         process.start()
         deadline = time.monotonic() + 60
         while not (work_dir / 'last_checkpoint').exists():
             assert time.monotonic() < deadline and process.is_alive()
-            time.sleep(.002)
-        time.sleep(chance.uniform(0, .05))
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.05))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         numbers = sorted(int(path.stem[6:]) for path in work_dir.glob('epoch_*.pth'))

@@ -1,4 +1,5 @@
 """What the hook lets a module see, what it refuses, and what it leaves behind."""
+
 import copy
 from types import SimpleNamespace
 from unittest import mock
@@ -11,8 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper,
-                    localize)
+from fba_mm import AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.local import SLM
 from fba_mm.preflight.building import build_model
 
@@ -23,10 +23,13 @@ from ..test_analysis.small_configs import classifier
 
 def runner_of(model, optim_wrapper=LocalOptimWrapper, **settings):
     """As much of a runner as the hook looks at before training."""
-    optim_wrapper = optim_wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=.1))
-    return SimpleNamespace(**dict(
-        dict(model=model, optim_wrapper=optim_wrapper, logger=mock.Mock(), cfg={},
-             hooks=[]), **settings))
+    optim_wrapper = optim_wrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    return SimpleNamespace(
+        **dict(
+            dict(model=model, optim_wrapper=optim_wrapper, logger=mock.Mock(), cfg={}, hooks=[]),
+            **settings,
+        )
+    )
 
 
 class AmpOptimWrapper(OptimWrapper):
@@ -49,21 +52,26 @@ def test_no_local_backbone():
 def test_two_local_backbones():
     cfg = retinanet(num_modules=2)
     cfg['backbone'] = dict(type='LocalBackbone', backbone=cfg['backbone'], num_modules=1)
-    with pytest.raises(LocalLearningError,
-                       match=r'2 LocalBackbones \(backbone, backbone.backbone\): wrap one'):
+    with pytest.raises(
+        LocalLearningError, match=r'2 LocalBackbones \(backbone, backbone.backbone\): wrap one'
+    ):
         FBAHook().before_run(runner_of(build(cfg)))
 
 
 @pytest.mark.parametrize('paths', ['backbone', ['neck', 'backbone.backbone.layer1.0']])
 def test_wrapped_layers_that_would_get_no_gradient(model, paths):
     cfg = dict(activation_checkpointing=paths)
-    with pytest.raises(LocalLearningError, match="activation_checkpointing='backbone.*with_cp=True"):
+    with pytest.raises(
+        LocalLearningError, match="activation_checkpointing='backbone.*with_cp=True"
+    ):
         FBAHook().before_run(runner_of(model, cfg=cfg))
     FBAHook().before_run(runner_of(model, cfg=dict(activation_checkpointing=['bbox_head'])))
 
 
-@pytest.mark.parametrize('wrapper, advice', [(OptimWrapper, 'LocalOptimWrapper'),
-                                             (AmpOptimWrapper, 'AmpLocalOptimWrapper')])
+@pytest.mark.parametrize(
+    'wrapper, advice',
+    [(OptimWrapper, 'LocalOptimWrapper'), (AmpOptimWrapper, 'AmpLocalOptimWrapper')],
+)
 def test_stock_optimizer_wrapper(model, wrapper, advice):
     message = f"optim_wrapper.type is {wrapper.__name__}, .*type='{advice}'"
     with pytest.raises(LocalLearningError, match=message):
@@ -79,13 +87,14 @@ def test_stock_model_wrapper(model):
 @pytest.mark.parametrize('num_classes', [2, 7])
 def test_auxiliary_network_for_other_classes(num_classes):
     model = build(retinanet(num_modules=4, auxiliary=own_head(num_classes=num_classes)))
-    with pytest.raises(LocalLearningError,
-                       match=f'predicts {num_classes} classes, the model 3: .*num_classes'):
+    with pytest.raises(
+        LocalLearningError, match=f'predicts {num_classes} classes, the model 3: .*num_classes'
+    ):
         FBAHook().before_run(runner_of(model))
 
 
 def test_settings_that_would_reach_auxiliary_networks(model):
-    wrapper = dict(paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=.1)}))
+    wrapper = dict(paramwise_cfg=dict(custom_keys={'backbone': dict(lr_mult=0.1)}))
     with pytest.raises(LocalLearningError, match="constructor='LocalOptimWrapperConstructor'$"):
         FBAHook().before_run(runner_of(model, cfg=dict(optim_wrapper=wrapper)))
     wrapper['constructor'] = 'LocalOptimWrapperConstructor'
@@ -123,8 +132,9 @@ def banks_seen(trainer, data):
     loss = SLM.loss
 
     def looking(self, x, levels, step):
-        seen.append({level: step.bank.get(level) for level in range(4)
-                     if step.bank.get(level) is not None})
+        seen.append(
+            {level: step.bank.get(level) for level in range(4) if step.bank.get(level) is not None}
+        )
         return loss(self, x, levels, step)
 
     with mock.patch.object(SLM, 'loss', looking):
@@ -132,11 +142,14 @@ def banks_seen(trainer, data):
     return seen
 
 
-@pytest.mark.parametrize('scope, expected', [
-    ('off', [set(), set(), set()]),
-    ('past', [set(), {0}, {0, 1}]),
-    ('all', [{0, 1, 2, 3}] * 3),
-])
+@pytest.mark.parametrize(
+    'scope, expected',
+    [
+        ('off', [set(), set(), set()]),
+        ('past', [set(), {0}, {0, 1}]),
+        ('all', [{0, 1, 2, 3}] * 3),
+    ],
+)
 def test_scope(scope, expected):
     trainer = Trainer(build(retinanet(num_modules='stages')), scope=scope)
     for _ in range(2):
@@ -164,7 +177,8 @@ def test_the_bank_is_the_networks_own_memory(scope):
     for level, block in enumerate(blocks):
         # A second run, after the look ahead, replaces the first.
         block.register_forward_hook(
-            lambda module, args, output, level=level: outputs.__setitem__(level, output))
+            lambda module, args, output, level=level: outputs.__setitem__(level, output)
+        )
     seen = []
     loss = SLM.loss
 
@@ -180,8 +194,13 @@ def test_the_bank_is_the_networks_own_memory(scope):
 
 def test_deeper_maps_are_those_of_the_plain_forward():
     model, plain = reading_all_levels('stages'), reading_all_levels(None)
-    plain.load_state_dict({k.replace('backbone.backbone.', 'backbone.'): v
-                           for k, v in model.state_dict().items() if '.auxiliary.' not in k})
+    plain.load_state_dict(
+        {
+            k.replace('backbone.backbone.', 'backbone.'): v
+            for k, v in model.state_dict().items()
+            if '.auxiliary.' not in k
+        }
+    )
     with torch.no_grad():
         images = plain.data_preprocessor(batch(), training=True)['inputs']
         expected = plain.backbone(images)
@@ -204,8 +223,11 @@ def test_the_bank_is_emptied(scope):
         assert loss.called
         assert all(bank.get(level) is None for level in range(4))
         assert wrapped.step is None and wrapped._answer is None
-    assert all(norm.track_running_stats for norm in trainer.model.modules()
-               if isinstance(norm, torch.nn.BatchNorm2d))
+    assert all(
+        norm.track_running_stats
+        for norm in trainer.model.modules()
+        if isinstance(norm, torch.nn.BatchNorm2d)
+    )
     trainer.step(batch())
 
 
@@ -292,7 +314,6 @@ def test_a_run_of_mmengines_runner(tmp_path, scope):
     logged = {}
 
     class Reader(FBAHook):
-
         def after_train_iter(self, runner, *args, **kwargs):
             super().after_train_iter(runner, *args, **kwargs)
             scalars = runner.message_hub.log_scalars
@@ -303,19 +324,25 @@ def test_a_run_of_mmengines_runner(tmp_path, scope):
         work_dir=str(tmp_path),
         train_dataloader=loader,
         train_cfg=dict(by_epoch=True, max_epochs=2),
-        optim_wrapper=dict(type='LocalOptimWrapper', apply='eager',
-                           optimizer=dict(type='SGD', lr=.005, momentum=.9),
-                           clip_grad=dict(max_norm=10.), accumulative_counts=2),
+        optim_wrapper=dict(
+            type='LocalOptimWrapper',
+            apply='eager',
+            optimizer=dict(type='SGD', lr=0.005, momentum=0.9),
+            clip_grad=dict(max_norm=10.0),
+            accumulative_counts=2,
+        ),
         default_hooks=dict(logger=dict(type='LoggerHook', interval=1)),
         custom_hooks=[Reader(scope=scope), dict(type='EMAHook')],
         log_level='WARNING',
         default_scope='mmdet',
-        experiment_name=f'runner_{scope}')
+        experiment_name=f'runner_{scope}',
+    )
     before = copy.deepcopy(runner.model.state_dict())
     runner.train()
     assert runner.iter == 6
     assert logged == {
-        i: {'train/local_1.loss', 'train/local_2.loss', 'train/local_3.loss'} for i in range(6)}
+        i: {'train/local_1.loss', 'train/local_2.loss', 'train/local_3.loss'} for i in range(6)
+    }
     after = runner.model.state_dict()
     assert all(not torch.equal(after[n], before[n]) for n, _ in runner.model.named_parameters())
     state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)

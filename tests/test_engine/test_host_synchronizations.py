@@ -1,4 +1,5 @@
 """How often a step makes the host wait for a value, which stalls a GPU. Counted on the CPU."""
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,8 +9,12 @@ from ..local_training import Trainer
 
 aten = torch.ops.aten
 # Ops whose results, or whose results' sizes, depend on values.
-_WAITS = (aten._local_scalar_dense.default, aten.nonzero.default, aten._unique2.default,
-          aten.masked_select.default)
+_WAITS = (
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten._unique2.default,
+    aten.masked_select.default,
+)
 _INDEXING = (aten.index.Tensor, aten.index_put_.default)
 
 
@@ -22,7 +27,8 @@ class Synchronizations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         masks = func in _INDEXING and any(
-            index is not None and index.dtype == torch.bool for index in args[1])
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
         self.count += masks or func in _WAITS
         return func(*args, **(kwargs or {}))
 

@@ -1,4 +1,5 @@
 """Accuracies of the modules' own heads, against counting by hand."""
+
 from types import SimpleNamespace
 from unittest import mock
 
@@ -21,8 +22,7 @@ def model_of(num_modules=3, **auxiliary):
 
 
 def validated(model, batches, **metrics):
-    hook, runner = LocalAccuracyHook(), SimpleNamespace(
-        model=model, message_hub=mock.Mock())
+    hook, runner = LocalAccuracyHook(), SimpleNamespace(model=model, message_hub=mock.Mock())
     hook.before_val_epoch(runner)
     for i, data in enumerate(batches):
         hook.after_val_iter(runner, i, data)
@@ -45,13 +45,18 @@ def test_accuracies_are_those_of_the_modules():
             sample.set_gt_label(int(label))
         agree += int((said[0] == said[1]).sum())
         batches.append(data)
-    assert validated(model, batches, accuracy=1.) == {
-        'accuracy': 1., 'local_1/accuracy': 100.,
-        'local_2/accuracy': pytest.approx(100 * agree / 9)}
+    assert validated(model, batches, accuracy=1.0) == {
+        'accuracy': 1.0,
+        'local_1/accuracy': 100.0,
+        'local_2/accuracy': pytest.approx(100 * agree / 9),
+    }
 
 
-@pytest.mark.parametrize('auxiliary', [
-    dict(), dict(type='MAN', num_classes=5, host=dict(type='PredSim'))], ids=['SLM', 'MAN'])
+@pytest.mark.parametrize(
+    'auxiliary',
+    [dict(), dict(type='MAN', num_classes=5, host=dict(type='PredSim'))],
+    ids=['SLM', 'MAN'],
+)
 def test_other_auxiliary_networks(auxiliary):
     model = model_of(**auxiliary)
     found = validated(model, [synthetic_batch(model, (4, 3, 64, 64))])
@@ -69,8 +74,9 @@ def test_nothing_is_changed():
 
 def test_back_propagation_has_no_modules():
     model = model_of(1)
-    assert validated(model, [synthetic_batch(model, (4, 3, 64, 64))], accuracy=2.) == {
-        'accuracy': 2.}
+    assert validated(model, [synthetic_batch(model, (4, 3, 64, 64))], accuracy=2.0) == {
+        'accuracy': 2.0
+    }
 
 
 def test_what_makes_no_class_scores():

@@ -1,4 +1,5 @@
 """Several processes with a part of the batch each are one process with all of it."""
+
 import copy
 from unittest import mock
 
@@ -11,8 +12,13 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS, MODELS
 from torch import nn
 
-from fba_mm import (AmpLocalOptimWrapper, LocalDataParallel, LocalLearningError,
-                    LocalOptimWrapper, LocalShardedDataParallel)
+from fba_mm import (
+    AmpLocalOptimWrapper,
+    LocalDataParallel,
+    LocalLearningError,
+    LocalOptimWrapper,
+    LocalShardedDataParallel,
+)
 from fba_mm.engine.gradient_reducer import _Bucket
 
 from ..conftest import batch, build, own_head, retinanet
@@ -24,21 +30,29 @@ IMAGES = 2
 SETTINGS = {
     'end': dict(apply='end'),
     'eager': dict(apply='eager'),
-    'clipped': dict(apply='end', clip_grad=dict(max_norm=.5)),
-    'eager, clipped': dict(apply='eager', clip_grad=dict(max_norm=.1)),
+    'clipped': dict(apply='end', clip_grad=dict(max_norm=0.5)),
+    'eager, clipped': dict(apply='eager', clip_grad=dict(max_norm=0.1)),
 }
 CASES = [
-    *((head, apply, counts) for head in ('own', 'shared') for apply in ('end', 'eager')
-      for counts in (1, 2)),
-    ('shared', 'clipped', 1), ('own', 'eager, clipped', 2),
-    ('own, image by image', 'eager', 1), ('shared, image by image', 'end', 1)
+    *(
+        (head, apply, counts)
+        for head in ('own', 'shared')
+        for apply in ('end', 'eager')
+        for counts in (1, 2)
+    ),
+    ('shared', 'clipped', 1),
+    ('own', 'eager, clipped', 2),
+    ('own, image by image', 'eager', 1),
+    ('shared, image by image', 'end', 1),
 ]
 
 
 def model_of(head: str, norm: str = 'GN') -> nn.Module:
-    model = build(retinanet(
-        num_modules=3, norm=norm,
-        auxiliary=own_head() if 'own' in head else dict(type='SLM'))).double()
+    model = build(
+        retinanet(
+            num_modules=3, norm=norm, auxiliary=own_head() if 'own' in head else dict(type='SLM')
+        )
+    ).double()
     if 'image by image' in head:
         model.backbone.head_batch_size = 1  # Of two in each process.
     return model
@@ -53,7 +67,7 @@ def joint_batch(seed: int, images: int, size: int = 32) -> dict:
 
 def part_of(data: dict, rank: int, count: int) -> dict:
     size = len(data['inputs']) // count
-    return {key: value[rank * size:(rank + 1) * size] for key, value in data.items()}
+    return {key: value[rank * size : (rank + 1) * size] for key, value in data.items()}
 
 
 def trained(rank, count, head, settings, counts, norm='GN', size=32, images=IMAGES, wrapper=None):
@@ -65,7 +79,7 @@ def trained(rank, count, head, settings, counts, norm='GN', size=32, images=IMAG
             for parameter in model.parameters():
                 parameter.add_(rank)
     if count > 1:
-        model = wrapper(model) if wrapper else LocalDataParallel(model, bucket_cap_mb=.02)
+        model = wrapper(model) if wrapper else LocalDataParallel(model, bucket_cap_mb=0.02)
     settings = copy.deepcopy(SETTINGS[settings])
     images *= 2 if 'image by image' in head else 1
     trainer = Trainer(model, accumulative_counts=counts, **settings)
@@ -74,8 +88,10 @@ def trained(rank, count, head, settings, counts, norm='GN', size=32, images=IMAG
         trainer.step(part_of(joint_batch(step, images, size), rank, count))
     if isinstance(model, LocalShardedDataParallel):
         model.gather_weights()
-    return {name.replace('module.', '', 1) if count > 1 else name: p.detach()
-            for name, p in model.named_parameters()}
+    return {
+        name.replace('module.', '', 1) if count > 1 else name: p.detach()
+        for name, p in model.named_parameters()
+    }
 
 
 def call(function, *args, **kwargs):
@@ -110,12 +126,15 @@ def test_parameters_are_those_of_the_joint_batch(case, joint):
 
 
 def trained_in_two_ways(rank, count, case):
-    return [trained(rank, count, *case, images=count, wrapper=wrapper)
-            for wrapper in (None, LocalShardedDataParallel)]
+    return [
+        trained(rank, count, *case, images=count, wrapper=wrapper)
+        for wrapper in (None, LocalShardedDataParallel)
+    ]
 
 
-@pytest.mark.parametrize('count, case', [
-    (3, ('shared', 'eager', 1)), (4, ('own', 'end', 1))], ids=str)
+@pytest.mark.parametrize(
+    'count, case', [(3, ('shared', 'eager', 1)), (4, ('own', 'end', 1))], ids=str
+)
 def test_more_processes(count, case):
     """Also with parameters in pieces, some of which are larger than others, or empty."""
     alone = trained(0, 1, *case, images=count)
@@ -131,7 +150,7 @@ def test_more_processes(count, case):
 
 def recorded(rank, iterations=1, unused=False, **settings):
     """Events of each iteration in order, as (what, module), and the parameters in buckets."""
-    model = LocalDataParallel(model_of('shared'), bucket_cap_mb=.02, find_unused_parameters=unused)
+    model = LocalDataParallel(model_of('shared'), bucket_cap_mb=0.02, find_unused_parameters=unused)
     trainer = Trainer(model, **settings)
     local_backbone = model.module.backbone
     last = local_backbone.num_modules - 1
@@ -141,7 +160,8 @@ def recorded(rank, iterations=1, unused=False, **settings):
     for k, module in enumerate(local_backbone.module_segments):
         layer = local_backbone.segments[module[0]].submodules[0]
         local_backbone.backbone.get_submodule(layer).register_forward_pre_hook(
-            lambda *_, k=k: events.append(('forward', k)))
+            lambda *_, k=k: events.append(('forward', k))
+        )
     start, finish = _Bucket.start, _Bucket.finish
 
     def on_start(bucket, *args):
@@ -154,8 +174,9 @@ def recorded(rank, iterations=1, unused=False, **settings):
         finish(bucket)
 
     found = []
-    with mock.patch.object(_Bucket, 'start', on_start), \
-            mock.patch.object(_Bucket, 'finish', on_finish):
+    with mock.patch.object(_Bucket, 'start', on_start), mock.patch.object(
+        _Bucket, 'finish', on_finish
+    ):
         for _ in range(iterations):
             trainer.step(batch(size=32, seed=rank))
             found.append((list(events), sorted(sent)))
@@ -167,9 +188,10 @@ def recorded(rank, iterations=1, unused=False, **settings):
 @pytest.mark.parametrize('unused', [False, True])
 @pytest.mark.parametrize('apply', ['end', 'eager'])
 def test_a_modules_gradients_travel_during_the_next_forward_pass(apply, unused):
-    (events, sent), = call(recorded, 1, unused, apply=apply)[0][0]
-    place = {what: (events.index(what), len(events) - events[::-1].index(what) - 1)
-             for what in events}
+    ((events, sent),) = call(recorded, 1, unused, apply=apply)[0][0]
+    place = {
+        what: (events.index(what), len(events) - events[::-1].index(what) - 1) for what in events
+    }
     for k in (0, 1):
         assert place['forward', k][1] < place['start', k][0]
         assert place['start', k][1] < place['forward', k + 1][0] < place['finish', k][0]
@@ -190,7 +212,7 @@ def test_buckets_start_during_the_backward_pass():
 
 
 def started_early(rank):
-    model = LocalDataParallel(model_of('own'), bucket_cap_mb=.02)
+    model = LocalDataParallel(model_of('own'), bucket_cap_mb=0.02)
     trainer = Trainer(model)
     first = model.module.backbone.backbone.conv1.weight
     complete, events = [], []
@@ -240,7 +262,7 @@ def trained_with_joint_norm(rank, count):
 
 def test_batch_norm_over_processes():
     """It communicates in the same backward passes."""
-    expected, = run_in_processes(1, trained_with_joint_norm, 1)
+    (expected,) = run_in_processes(1, trained_with_joint_norm, 1)
     for parameters in run_in_processes(2, trained_with_joint_norm, 2):
         assert_same(parameters, expected)
 
@@ -248,14 +270,16 @@ def test_batch_norm_over_processes():
 def overflowing(rank, apply):
     """Parameters and scales over iterations in which process 1's loss overflows once."""
     model = LocalDataParallel(build(retinanet(num_modules=3, norm='GN')))
-    trainer = Trainer(model, AmpLocalOptimWrapper, dtype='float16', apply=apply,
-                      loss_scale=dict(init_scale=256.))
+    trainer = Trainer(
+        model, AmpLocalOptimWrapper, dtype='float16', apply=apply, loss_scale=dict(init_scale=256.0)
+    )
     update_local = trainer.optim_wrapper.update_local
     history = []
     for step in range(3):
         factor = float('inf') if (rank, step) == (1, 1) else 1
         trainer.optim_wrapper.update_local = lambda loss, parameters: update_local(
-            loss * factor, parameters)
+            loss * factor, parameters
+        )
         trainer.step(batch(size=32, seed=rank))
         scale = trainer.optim_wrapper.loss_scaler.get_scale()
         history.append((scale, [p.detach().clone() for p in model.module.backbone.parameters()]))
@@ -265,7 +289,7 @@ def overflowing(rank, apply):
 @pytest.mark.parametrize('apply', ['end', 'eager'])
 def test_an_overflow_in_one_process_is_one_in_all(apply):
     first, second = run_in_processes(2, overflowing, apply)
-    assert [scale for scale, _ in first] == [scale for scale, _ in second] == [256., 128., 128.]
+    assert [scale for scale, _ in first] == [scale for scale, _ in second] == [256.0, 128.0, 128.0]
     for (_, ours), (_, theirs) in zip(first, second):
         assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(ours, theirs))
     assert not all(torch.equal(a, b) for a, b in zip(first[1][1], first[2][1]))
@@ -286,7 +310,7 @@ def trained_branches(rank, apply, find_unused_parameters):
     torch.manual_seed(0)
     model = LocalDataParallel(Branches(), find_unused_parameters=find_unused_parameters)
     before = [p.detach().clone() for p in model.parameters()]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1., weight_decay=.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, weight_decay=0.5)
     model.train_step(dict(inputs=torch.ones(4, 2)), LocalOptimWrapper(optimizer, apply=apply))
     return before, [p.detach() for p in model.parameters()]
 
@@ -296,7 +320,7 @@ def test_parameters_without_gradient(apply):
     for before, after in call(trained_branches, apply, True):
         # The mean of a gradient of ones here and none there.
         for old, new in zip(before[:2], after[:2]):
-            assert torch.allclose(new, old - .5 - .5 * old)
+            assert torch.allclose(new, old - 0.5 - 0.5 * old)
         assert torch.equal(after[2], before[2])
     for error in call(trained_branches, apply, False):
         assert isinstance(error, LocalLearningError)
@@ -313,8 +337,9 @@ def unsynced(rank):
 
 def test_no_sync():
     (first, mean), (second, _) = call(unsynced)
-    assert not torch.allclose(first['module.bbox_head.retina_cls.weight'],
-                              second['module.bbox_head.retina_cls.weight'])
+    assert not torch.allclose(
+        first['module.bbox_head.retina_cls.weight'], second['module.bbox_head.retina_cls.weight']
+    )
     for name, gradient in mean.items():
         torch.testing.assert_close(gradient, (first[name] + second[name]) / 2)
 
@@ -329,7 +354,8 @@ def broadcast(rank, every_step):
     for _ in range(2):
         trainer.step(batch(size=32, seed=rank))
     model.module.backbone.backbone.bn1.register_forward_pre_hook(
-        lambda norm, _: found.append(norm.running_mean.clone()))
+        lambda norm, _: found.append(norm.running_mean.clone())
+    )
     trainer.step(batch(size=32, seed=rank))
     return found
 
@@ -357,7 +383,7 @@ def test_different_models_are_refused_in_every_process():
 
 def stepped_with_a_stock_wrapper(rank):
     model = LocalDataParallel(Branches())
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     model.train_step(dict(inputs=torch.ones(4, 2)), OptimWrapper(optimizer))
 
 
@@ -383,7 +409,7 @@ class Twice(BaseModel):
 
 def stepped_in_parts(rank):
     model = LocalDataParallel(Twice())
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     model.train_step(dict(inputs=torch.ones(4, 2)), LocalOptimWrapper(optimizer))
 
 

@@ -1,4 +1,5 @@
 """When gradients are computed and applied: at the end or eagerly, scaled, clipped, accumulated."""
+
 import copy
 from unittest import mock
 
@@ -14,8 +15,9 @@ from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
 
 OPTIMIZERS = dict(
-    sgd=lambda p: torch.optim.SGD(p, lr=.01, momentum=.9, weight_decay=1e-2),
-    adamw=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-1))
+    sgd=lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, weight_decay=1e-2),
+    adamw=lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-1),
+)
 
 
 def auxiliary(head: str) -> dict:
@@ -33,8 +35,9 @@ def applied_gradients(trainer, data) -> dict:
     applied = {}
 
     def collect(*_):
-        applied.update({n: p.grad.clone() for n, p in model.named_parameters()
-                        if p.grad is not None})
+        applied.update(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
 
     handle = optimizer.register_step_pre_hook(collect)
     trainer.step(data)
@@ -56,8 +59,9 @@ def test_eager_is_the_same_as_stepping_at_the_end(head, optimizer, counts):
     cfg = retinanet(num_modules=4, auxiliary=auxiliary(head))
     models = []
     for apply in ('end', 'eager'):
-        trainer = Trainer(build(cfg), optimizer=OPTIMIZERS[optimizer], apply=apply,
-                          accumulative_counts=counts)
+        trainer = Trainer(
+            build(cfg), optimizer=OPTIMIZERS[optimizer], apply=apply, accumulative_counts=counts
+        )
         before = copy.deepcopy(trainer.model)
         # With three iterations to a step, the last step is that of a single one.
         trainer.optim_wrapper.initialize_count_status(trainer.model, 0, 4)
@@ -66,8 +70,11 @@ def test_eager_is_the_same_as_stepping_at_the_end(head, optimizer, counts):
             stepped = i == 3 or (i + 1) % counts == 0
             for name, parameter in trainer.model.named_parameters():
                 assert (parameter.grad is None) == stepped, name
-            unchanged = [n for (n, p), q in zip(before.named_parameters(),
-                                                trainer.model.parameters()) if torch.equal(p, q)]
+            unchanged = [
+                n
+                for (n, p), q in zip(before.named_parameters(), trainer.model.parameters())
+                if torch.equal(p, q)
+            ]
             assert not unchanged or i + 1 < counts
         models.append(trainer.model)
     assert same_state(*models)
@@ -82,7 +89,8 @@ def test_gradients_are_freed_before_the_next_module_runs(apply):
 
     def look(k):
         return lambda *_: held.append(
-            [any(p.grad is not None for p in wrapped.local_parameters(j)) for j in range(k)])
+            [any(p.grad is not None for p in wrapped.local_parameters(j)) for j in range(k)]
+        )
 
     for k, module in enumerate(wrapped.module_segments[1:], start=1):
         segment = wrapped.segments[module[0]]
@@ -96,13 +104,21 @@ def test_gradients_are_freed_before_the_next_module_runs(apply):
 def test_the_optimizer_is_shown_the_groups_of_a_step_alone():
     """With a group for each parameter, as multipliers make them, each step would walk through all."""
     model = build(retinanet(num_modules=4, auxiliary=auxiliary('own')))
-    trainer = Trainer(model, apply='eager', optimizer=lambda parameters: torch.optim.SGD(
-        [dict(params=[p], lr=.1) for p in parameters], lr=.1))
+    trainer = Trainer(
+        model,
+        apply='eager',
+        optimizer=lambda parameters: torch.optim.SGD(
+            [dict(params=[p], lr=0.1) for p in parameters], lr=0.1
+        ),
+    )
     optimizer = trainer.optim_wrapper.optimizer
     groups = optimizer.param_groups
     shown = []
     optimizer.register_step_pre_hook(
-        lambda optimizer, *_: shown.append([len(group['params']) for group in optimizer.param_groups]))
+        lambda optimizer, *_: shown.append(
+            [len(group['params']) for group in optimizer.param_groups]
+        )
+    )
     trainer.step(batch())
     *eager, last = shown
     assert all(params == [1] * len(params) for params in eager)
@@ -113,7 +129,7 @@ def test_the_optimizer_is_shown_the_groups_of_a_step_alone():
     late, foreign = groups[-1]['params'][0], torch.nn.Parameter(torch.ones(2))
     late.grad, foreign.grad = torch.ones(2), torch.ones(2)
     trainer.optim_wrapper._apply_to([late, foreign])
-    assert torch.allclose(late, torch.full((2, ), .9)) and torch.equal(foreign, torch.ones(2))
+    assert torch.allclose(late, torch.full((2,), 0.9)) and torch.equal(foreign, torch.ones(2))
     assert late.grad is None and foreign.grad is None
 
 
@@ -130,10 +146,21 @@ def test_every_parameter_is_stepped_once(head, step_bytes, size, monkeypatch):
     steps, alive = [], []
 
     def before_step(optimizer, *_):
-        steps.append([names[id(p)] for group in optimizer.param_groups for p in group['params']
-                      if p.grad is not None])
-        alive.append(sum(p.grad.nbytes for n, p in model.named_parameters()
-                         if p.grad is not None and not n.startswith(('neck.', 'bbox_head.'))))
+        steps.append(
+            [
+                names[id(p)]
+                for group in optimizer.param_groups
+                for p in group['params']
+                if p.grad is not None
+            ]
+        )
+        alive.append(
+            sum(
+                p.grad.nbytes
+                for n, p in model.named_parameters()
+                if p.grad is not None and not n.startswith(('neck.', 'bbox_head.'))
+            )
+        )
 
     trainer.optim_wrapper.optimizer.register_step_pre_hook(before_step)
     trainer.step(batch())
@@ -141,8 +168,8 @@ def test_every_parameter_is_stepped_once(head, step_bytes, size, monkeypatch):
     assert sorted(order) == sorted(names.values())
     for k in range(3):
         own = {names[id(p)] for p in model.backbone.local_parameters(k)}
-        assert set(order[:len(own)]) == own
-        order = order[len(own):]
+        assert set(order[: len(own)]) == own
+        order = order[len(own) :]
     # What modules share is stepped in the last pass, once the main loss has had its say.
     assert {n for n in names.values() if n.startswith(('neck.', 'bbox_head.'))} < set(order)
     if step_bytes == 0:
@@ -155,7 +182,7 @@ def test_every_parameter_is_stepped_once(head, step_bytes, size, monkeypatch):
 
 def test_a_layer_that_is_complete_twice_is_refused():
     layer = torch.nn.Linear(2, 2)
-    wrapper = LocalOptimWrapper(torch.optim.SGD(layer.parameters(), lr=.1), apply='eager')
+    wrapper = LocalOptimWrapper(torch.optim.SGD(layer.parameters(), lr=0.1), apply='eager')
     x = torch.ones(1, 2, requires_grad=True)
     for _ in range(2):
         x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)
@@ -166,6 +193,7 @@ def test_a_layer_that_is_complete_twice_is_refused():
 def test_optimizers_that_look_at_all_parameters_are_called_at_the_end():
     """LAMB counts its steps per group, and divides by the norm of all gradients."""
     from mmpretrain.engine.optimizers import Lamb
+
     parameters = [torch.nn.Parameter(torch.ones(2))]
     assert LocalOptimWrapper(torch.optim.AdamW(parameters)).apply == 'eager'
     assert LocalOptimWrapper(Lamb(parameters)).apply == 'end'
@@ -178,7 +206,7 @@ def test_optimizers_that_look_at_all_parameters_are_called_at_the_end():
 def test_wrong_apply():
     parameter = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(LocalLearningError, match="apply='often': give 'end' or 'eager'"):
-        LocalOptimWrapper(torch.optim.SGD([parameter], lr=.1), apply='often')
+        LocalOptimWrapper(torch.optim.SGD([parameter], lr=0.1), apply='often')
 
 
 # MMEngine's own settings
@@ -189,13 +217,15 @@ def test_wrong_apply():
 def test_clipping_takes_the_norm_of_the_whole_network(head, norm_type):
     cfg = retinanet(num_modules=4, auxiliary=auxiliary(head))
     free = applied_gradients(Trainer(build(cfg)), batch())
-    norm = max(g.abs().max() for g in free.values()) if norm_type == 'inf' else norm_of(
-        free.values())
+    norm = (
+        max(g.abs().max() for g in free.values()) if norm_type == 'inf' else norm_of(free.values())
+    )
     for max_norm in (float(norm) / 3, float(norm) * 3):
         clipped = applied_gradients(
-            Trainer(build(cfg), clip_grad=dict(max_norm=max_norm, norm_type=norm_type)), batch())
+            Trainer(build(cfg), clip_grad=dict(max_norm=max_norm, norm_type=norm_type)), batch()
+        )
         assert clipped.keys() == free.keys()
-        factor = min(max_norm / (norm + 1e-6), 1.)
+        factor = min(max_norm / (norm + 1e-6), 1.0)
         for name, gradient in free.items():
             torch.testing.assert_close(clipped[name], gradient * factor)
 
@@ -203,7 +233,7 @@ def test_clipping_takes_the_norm_of_the_whole_network(head, norm_type):
 def test_eager_clipping_takes_each_modules_norm():
     cfg = retinanet(num_modules=4, auxiliary=own_head())
     free = applied_gradients(Trainer(build(cfg)), batch())
-    trainer = Trainer(build(cfg), apply='eager', clip_grad=dict(max_norm=.5))
+    trainer = Trainer(build(cfg), apply='eager', clip_grad=dict(max_norm=0.5))
     clipped = applied_gradients(trainer, batch())
     names = {id(p): n for n, p in trainer.model.named_parameters()}
     modules = [[names[id(p)] for p in trainer.model.backbone.local_parameters(k)] for k in range(3)]
@@ -211,9 +241,9 @@ def test_eager_clipping_takes_each_modules_norm():
     assert clipped.keys() == free.keys()
     for module in modules:
         norm = norm_of(free[name] for name in module)
-        assert norm > .5
+        assert norm > 0.5
         for name in module:
-            torch.testing.assert_close(clipped[name], free[name] * .5 / (norm + 1e-6))
+            torch.testing.assert_close(clipped[name], free[name] * 0.5 / (norm + 1e-6))
 
 
 @pytest.mark.parametrize('apply', ['end', 'eager'])
@@ -253,17 +283,26 @@ def test_a_local_loss_is_no_iteration_of_its_own():
 @pytest.mark.parametrize('kind', ['LocalOptimWrapper', 'AmpLocalOptimWrapper'])
 def test_learning_rate_and_decay_of_auxiliary_networks(kind):
     model = build(retinanet(num_modules=4, auxiliary=own_head()))
-    wrapper = build_optim_wrapper(model, dict(
-        type=kind,
-        optimizer=dict(type='SGD', lr=.01, weight_decay=1e-4),
-        apply='eager',
-        paramwise_cfg=dict(custom_keys={'backbone.auxiliary': dict(lr_mult=2., decay_mult=.5)})))
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            type=kind,
+            optimizer=dict(type='SGD', lr=0.01, weight_decay=1e-4),
+            apply='eager',
+            paramwise_cfg=dict(
+                custom_keys={'backbone.auxiliary': dict(lr_mult=2.0, decay_mult=0.5)}
+            ),
+        ),
+    )
     assert type(wrapper) is OPTIM_WRAPPERS.get(kind) and wrapper.apply == 'eager'
-    settings = {id(p): (group['lr'], group['weight_decay'])
-                for group in wrapper.optimizer.param_groups for p in group['params']}
+    settings = {
+        id(p): (group['lr'], group['weight_decay'])
+        for group in wrapper.optimizer.param_groups
+        for p in group['params']
+    }
     assert len(settings) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
-        expected = (.02, 5e-5) if name.startswith('backbone.auxiliary.') else (.01, 1e-4)
+        expected = (0.02, 5e-5) if name.startswith('backbone.auxiliary.') else (0.01, 1e-4)
         assert settings[id(parameter)] == pytest.approx(expected), name
 
 
@@ -288,7 +327,7 @@ def by_part(gradients):
 # with norms, it becomes 5 to 35 % and 1 to 19 % of the gradients (measured). Of the layers that the
 # model's own loss trains, as in stock autocast, it becomes up to 38 and 6 %. A gradient that is
 # lost, or is scaled in another way, is off by 100 % and more.
-TOLERANCES = dict(bfloat16=.5, float16=.3)
+TOLERANCES = dict(bfloat16=0.5, float16=0.3)
 
 
 def amp_batch(seed: int = 0) -> dict:
@@ -304,13 +343,19 @@ def amp_batch(seed: int = 0) -> dict:
 @pytest.mark.parametrize('scope', ['past', 'all'])
 @pytest.mark.parametrize('head', ['own', 'shared'])
 def test_autocast_gradients_are_close_to_those_of_float32(head, scope, dtype):
-    cfg = retinanet(num_modules='stages', auxiliary=dict(auxiliary(head), bank_dropout=0.))
+    cfg = retinanet(num_modules='stages', auxiliary=dict(auxiliary(head), bank_dropout=0.0))
     exact = by_part(applied_gradients(Trainer(build(cfg), scope=scope), amp_batch()))
-    trainer = Trainer(build(cfg), AmpLocalOptimWrapper, scope=scope, dtype=dtype,
-                      loss_scale=dict(init_scale=1024.))
+    trainer = Trainer(
+        build(cfg),
+        AmpLocalOptimWrapper,
+        scope=scope,
+        dtype=dtype,
+        loss_scale=dict(init_scale=1024.0),
+    )
     dtypes = set()
     trainer.model.backbone.backbone.layer2[0].conv1.register_forward_hook(
-        lambda module, args, output: dtypes.add(output.dtype))
+        lambda module, args, output: dtypes.add(output.dtype)
+    )
     rounded = by_part(applied_gradients(trainer, amp_batch()))
     assert dtypes == {getattr(torch, dtype)}
     assert rounded.keys() == exact.keys() and len(exact) == 8
@@ -321,13 +366,15 @@ def test_autocast_gradients_are_close_to_those_of_float32(head, scope, dtype):
 @pytest.mark.parametrize('scope', ['past', 'all'])
 @pytest.mark.parametrize('head', ['own', 'shared'])
 def test_the_cache_of_autocast_loses_no_gradient(head, scope):
-    cfg = retinanet(num_modules='stages', auxiliary=dict(auxiliary(head), bank_dropout=0.))
+    cfg = retinanet(num_modules='stages', auxiliary=dict(auxiliary(head), bank_dropout=0.0))
     cached = applied_gradients(
-        Trainer(build(cfg), AmpLocalOptimWrapper, scope=scope, dtype='bfloat16'), amp_batch())
+        Trainer(build(cfg), AmpLocalOptimWrapper, scope=scope, dtype='bfloat16'), amp_batch()
+    )
     torch.set_autocast_cache_enabled(False)
     try:
         fresh = applied_gradients(
-            Trainer(build(cfg), AmpLocalOptimWrapper, scope=scope, dtype='bfloat16'), amp_batch())
+            Trainer(build(cfg), AmpLocalOptimWrapper, scope=scope, dtype='bfloat16'), amp_batch()
+        )
     finally:
         torch.set_autocast_cache_enabled(True)
     assert cached.keys() == fresh.keys() == {n for n, _ in build(cfg).named_parameters()}
@@ -342,11 +389,17 @@ def test_eager_is_the_same_under_a_scaler(head, optimizer):
     cfg = retinanet(num_modules=4, auxiliary=auxiliary(head))
     models = []
     for apply in ('end', 'eager'):
-        trainer = Trainer(build(cfg), AmpLocalOptimWrapper, OPTIMIZERS[optimizer], apply=apply,
-                          dtype='float16', loss_scale=dict(init_scale=512., growth_interval=2))
+        trainer = Trainer(
+            build(cfg),
+            AmpLocalOptimWrapper,
+            OPTIMIZERS[optimizer],
+            apply=apply,
+            dtype='float16',
+            loss_scale=dict(init_scale=512.0, growth_interval=2),
+        )
         for i in range(3):
             trainer.step(amp_batch(seed=i))
-        assert trainer.optim_wrapper.loss_scaler.get_scale() == 1024.
+        assert trainer.optim_wrapper.loss_scaler.get_scale() == 1024.0
         models.append(trainer.model)
     assert same_state(*models)
     assert not same_state(models[0], build(cfg))
@@ -357,8 +410,14 @@ def test_overflow_of_one_module(apply):
     """Eagerly, it costs that module's step; at the end, the step. Either way the scale falls."""
     model = build(retinanet(num_modules=4, auxiliary=own_head()))
     # Weight decay moves what hardly gets a gradient.
-    trainer = Trainer(model, AmpLocalOptimWrapper, OPTIMIZERS['sgd'], apply=apply, dtype='float16',
-                      loss_scale=dict(init_scale=512.))
+    trainer = Trainer(
+        model,
+        AmpLocalOptimWrapper,
+        OPTIMIZERS['sgd'],
+        apply=apply,
+        dtype='float16',
+        loss_scale=dict(init_scale=512.0),
+    )
     wrapper, wrapped = trainer.optim_wrapper, model.backbone
     update_local, calls = wrapper.update_local, []
 
@@ -370,15 +429,16 @@ def test_overflow_of_one_module(apply):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainer.step(amp_batch())
     assert len(calls) == 3
-    skipped = {id(p) for p in (wrapped.local_parameters(1) if apply == 'eager' else
-                               model.parameters())}
+    skipped = {
+        id(p) for p in (wrapped.local_parameters(1) if apply == 'eager' else model.parameters())
+    }
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (id(parameter) in skipped), name
-    assert wrapper.loss_scaler.get_scale() == 256.
+    assert wrapper.loss_scaler.get_scale() == 256.0
     assert all(p.grad is None for p in model.parameters())
 
     trainer.step(amp_batch())
-    assert wrapper.loss_scaler.get_scale() == 256.
+    assert wrapper.loss_scaler.get_scale() == 256.0
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before[name]), name
 
@@ -388,33 +448,44 @@ def test_clipping_sees_unscaled_gradients(apply):
     cfg = retinanet(num_modules=4, auxiliary=own_head())
     applied = [
         applied_gradients(
-            Trainer(build(cfg), AmpLocalOptimWrapper, apply=apply, dtype='float16',
-                    loss_scale=scale, clip_grad=dict(max_norm=.1)), amp_batch())
-        for scale in (64., 1024.)]
+            Trainer(
+                build(cfg),
+                AmpLocalOptimWrapper,
+                apply=apply,
+                dtype='float16',
+                loss_scale=scale,
+                clip_grad=dict(max_norm=0.1),
+            ),
+            amp_batch(),
+        )
+        for scale in (64.0, 1024.0)
+    ]
     for gradients in applied:
         norm = norm_of(gradients.values())
-        assert norm == pytest.approx(.1 if apply == 'end' else .1 * 4**.5, rel=1e-3)
-    assert relative_error(*applied) < .05
+        assert norm == pytest.approx(0.1 if apply == 'end' else 0.1 * 4**0.5, rel=1e-3)
+    assert relative_error(*applied) < 0.05
 
 
 def test_a_fixed_scale_stays():
-    trainer = Trainer(build(retinanet(num_modules=4)), AmpLocalOptimWrapper, dtype='float16',
-                      loss_scale=64)
+    trainer = Trainer(
+        build(retinanet(num_modules=4)), AmpLocalOptimWrapper, dtype='float16', loss_scale=64
+    )
     # Of gradients: losses that aren't finite end the training.
     scaler = trainer.optim_wrapper.loss_scaler
     scale = scaler.scale
     overflow = mock.patch.object(
-        scaler, 'scale', side_effect=lambda loss: scale(loss) * float('inf'))
+        scaler, 'scale', side_effect=lambda loss: scale(loss) * float('inf')
+    )
     kept = copy.deepcopy(trainer.model.neck.state_dict())
     with overflow:
         trainer.step(amp_batch())
     assert all(torch.equal(v, kept[k]) for k, v in trainer.model.neck.state_dict().items())
-    assert trainer.optim_wrapper.loss_scaler.get_scale() == 64.
+    assert trainer.optim_wrapper.loss_scaler.get_scale() == 64.0
 
 
 def test_bfloat16_is_not_scaled():
     trainer = Trainer(build(retinanet(num_modules=4)), AmpLocalOptimWrapper, dtype='bfloat16')
-    assert trainer.optim_wrapper.loss_scaler.get_scale() == 1.
+    assert trainer.optim_wrapper.loss_scaler.get_scale() == 1.0
     assert not trainer.optim_wrapper.loss_scaler.is_enabled()
     # What torch chooses on CPU.
     default = Trainer(build(retinanet(num_modules=4)), AmpLocalOptimWrapper)
@@ -422,18 +493,23 @@ def test_bfloat16_is_not_scaled():
 
 
 def test_accumulation_under_a_scaler():
-    trainer = Trainer(build(retinanet(num_modules=4, auxiliary=own_head())), AmpLocalOptimWrapper,
-                      apply='eager', dtype='float16', accumulative_counts=2,
-                      loss_scale=dict(init_scale=512., growth_interval=1))
+    trainer = Trainer(
+        build(retinanet(num_modules=4, auxiliary=own_head())),
+        AmpLocalOptimWrapper,
+        apply='eager',
+        dtype='float16',
+        accumulative_counts=2,
+        loss_scale=dict(init_scale=512.0, growth_interval=1),
+    )
     scales = []
     for i in range(4):
         trainer.step(amp_batch(seed=i))
         scales.append(trainer.optim_wrapper.loss_scaler.get_scale())
-    assert scales == [512., 1024., 1024., 2048.]
+    assert scales == [512.0, 1024.0, 1024.0, 2048.0]
 
 
 def test_state_of_the_scaler_is_saved():
-    settings = dict(dtype='float16', loss_scale=dict(init_scale=512., growth_interval=1))
+    settings = dict(dtype='float16', loss_scale=dict(init_scale=512.0, growth_interval=1))
     trainer = Trainer(build(retinanet(num_modules=4)), AmpLocalOptimWrapper, **settings)
     trainer.step(amp_batch())
     state = trainer.optim_wrapper.state_dict()
@@ -444,7 +520,7 @@ def test_state_of_the_scaler_is_saved():
     given = copy.deepcopy(state)
     twin.optim_wrapper.load_state_dict(given)
     assert given.keys() == state.keys()
-    assert twin.optim_wrapper.loss_scaler.get_scale() == 1024.
+    assert twin.optim_wrapper.loss_scaler.get_scale() == 1024.0
     twin.runner.iter = trainer.runner.iter
     assert twin.step(amp_batch(seed=1)) == trainer.step(amp_batch(seed=1))
     assert same_state(twin.model, trainer.model)
@@ -452,19 +528,22 @@ def test_state_of_the_scaler_is_saved():
     # A checkpoint of float32 training has no such entry.
     del state['loss_scaler']
     twin.optim_wrapper.load_state_dict(state)
-    assert twin.optim_wrapper.loss_scaler.get_scale() == 2048.
+    assert twin.optim_wrapper.loss_scaler.get_scale() == 2048.0
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(dtype='float32'), "dtype=torch.float32: give 'float16' or 'bfloat16'"),
-    (dict(dtype='half precision'), "dtype='half precision': give 'float16' or 'bfloat16'"),
-    (dict(dtype=16), "dtype=16: give 'float16' or 'bfloat16'"),
-    (dict(loss_scale='static'), "loss_scale='static': give 'dynamic', a number, or a dict"),
-    (dict(loss_scale=None), "loss_scale=None: give 'dynamic'"),
-    (dict(loss_scale=True), "loss_scale=True: give 'dynamic'"),
-    (dict(apply='never'), "apply='never': give 'end' or 'eager'"),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(dtype='float32'), "dtype=torch.float32: give 'float16' or 'bfloat16'"),
+        (dict(dtype='half precision'), "dtype='half precision': give 'float16' or 'bfloat16'"),
+        (dict(dtype=16), "dtype=16: give 'float16' or 'bfloat16'"),
+        (dict(loss_scale='static'), "loss_scale='static': give 'dynamic', a number, or a dict"),
+        (dict(loss_scale=None), "loss_scale=None: give 'dynamic'"),
+        (dict(loss_scale=True), "loss_scale=True: give 'dynamic'"),
+        (dict(apply='never'), "apply='never': give 'end' or 'eager'"),
+    ],
+)
 def test_wrong_settings_of_mixed_precision(settings, message):
     parameter = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(LocalLearningError, match=message):
-        AmpLocalOptimWrapper(optimizer=torch.optim.SGD([parameter], lr=.1), **settings)
+        AmpLocalOptimWrapper(optimizer=torch.optim.SGD([parameter], lr=0.1), **settings)

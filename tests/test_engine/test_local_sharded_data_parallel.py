@@ -1,4 +1,5 @@
 """Processes with a part of the batch and of each parameter are one process with all of it."""
+
 import copy
 import os
 import signal
@@ -10,15 +11,18 @@ from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.registry import MODEL_WRAPPERS
 from torch import nn
 
-from fba_mm import (AmpLocalOptimWrapper, LocalLearningError, LocalOptimWrapper,
-                    LocalShardedDataParallel)
+from fba_mm import (
+    AmpLocalOptimWrapper,
+    LocalLearningError,
+    LocalOptimWrapper,
+    LocalShardedDataParallel,
+)
 from fba_mm.compat.torch_versions import DTensor, fully_shard
 from fba_mm.engine.processes import lost_processes
 
 from ..local_training import Trainer
 from ..several_processes import run_in_processes
-from .test_local_data_parallel import (IMAGES, SETTINGS, assert_same, joint_batch, model_of,
-                                       part_of)
+from .test_local_data_parallel import IMAGES, SETTINGS, assert_same, joint_batch, model_of, part_of
 from .test_module_parallel import MODULES, OWN_HEAD, Lamb, adam, batch
 from .test_module_parallel import network as small
 
@@ -26,8 +30,12 @@ pytestmark = pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')
 
 STEPS = 5
 # Head, settings of the optimizer wrapper, and iterations of a step.
-CASES = [('own', 'eager', 2), ('shared', 'eager', 1), ('shared', 'clipped', 1),
-         ('own', 'eager, clipped', 1)]
+CASES = [
+    ('own', 'eager', 2),
+    ('shared', 'eager', 1),
+    ('shared', 'clipped', 1),
+    ('own', 'eager, clipped', 1),
+]
 
 
 class Scaled(nn.Conv2d):
@@ -49,13 +57,13 @@ def network(head):
     model.backbone.backbone.layer2[0].conv1.weight.requires_grad_(False)
     for p in (model.bbox_head.retina_reg.weight, layer.conv1.weight):
         torch.manual_seed(1)
-        nn.init.normal_(p, std=.05)
+        nn.init.normal_(p, std=0.05)
     nn.init.zeros_(model.bbox_head.retina_reg.bias)
     return model
 
 
 def adamw(parameters):
-    return torch.optim.AdamW(parameters, lr=.003, foreach=True)
+    return torch.optim.AdamW(parameters, lr=0.003, foreach=True)
 
 
 def trained(rank, count, head, settings, counts):
@@ -67,8 +75,12 @@ def trained(rank, count, head, settings, counts):
                 parameter.add_(rank)
     if count > 1:
         model = LocalShardedDataParallel(model)
-    trainer = Trainer(model, optimizer=adamw if settings == 'eager' else None,
-                      accumulative_counts=counts, **copy.deepcopy(SETTINGS[settings]))
+    trainer = Trainer(
+        model,
+        optimizer=adamw if settings == 'eager' else None,
+        accumulative_counts=counts,
+        **copy.deepcopy(SETTINGS[settings]),
+    )
     wrapper = trainer.optim_wrapper
     wrapper.initialize_count_status(model, 0, STEPS * counts)
     for step in range(STEPS * counts):
@@ -121,16 +133,26 @@ def whole_modules(head):
     for k, module in enumerate(backbone.module_segments):
         layer = backbone.segments[module[0]].submodules[0]
         backbone.backbone.get_submodule(layer).register_forward_pre_hook(
-            lambda *_, k=k: found.append((k, gathered())))
+            lambda *_, k=k: found.append((k, gathered()))
+        )
     for step in range(2):
         trainer.step(batch(step))
         assert gathered() == []
-    pieces = [*model.module.parameters(), *(
-        value for state in trainer.optim_wrapper.optimizer.state.values()
-        for name, value in state.items() if name != 'step')]
+    pieces = [
+        *model.module.parameters(),
+        *(
+            value
+            for state in trainer.optim_wrapper.optimizer.state.values()
+            for name, value in state.items()
+            if name != 'step'
+        ),
+    ]
     assert all(isinstance(piece, DTensor) for piece in pieces)
-    return found, [piece.to_local().untyped_storage().nbytes() / (piece.numel() * 4)
-                   for piece in pieces if piece.shape[0] % 2 == 0]
+    return found, [
+        piece.to_local().untyped_storage().nbytes() / (piece.numel() * 4)
+        for piece in pieces
+        if piece.shape[0] % 2 == 0
+    ]
 
 
 def validated(rank):
@@ -206,15 +228,20 @@ def trained_branches(find_unused):
 
     model.loss = uneven
     model = LocalShardedDataParallel(model, find_unused_parameters=find_unused)
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=1., weight_decay=.5))
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=0.5))
     trainer.step(batch())
     model.gather_weights()
     return fc.some.detach(), fc.none.detach()
 
 
 def inspected(rank):
-    return dict(own=whole_modules('own'), shared=whole_modules('shared'),
-                validated=validated(rank), refusals=refusals(), branches=trained_branches(True))
+    return dict(
+        own=whole_modules('own'),
+        shared=whole_modules('shared'),
+        validated=validated(rank),
+        refusals=refusals(),
+        branches=trained_branches(True),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -231,26 +258,29 @@ def test_one_module_is_whole_at_a_time(found):
         own, shares = outcome['own']
         assert own == 2 * [*((k, [k]) for k in range(last)), (last, [last, rest])]
         assert outcome['shared'][0] == 2 * [(k, [k, rest]) for k in range(MODULES)]
-        assert shares and all(share == .5 for share in shares)
+        assert shares and all(share == 0.5 for share in shares)
 
 
 def test_validation_sees_all_weights(found):
     for (before, divided, after), _ in (outcome['validated'] for outcome in found):
         assert all(torch.equal(*maps) for maps in zip(before, divided))
         assert not any(torch.equal(*maps) for maps in zip(before, after))
-    assert all(torch.equal(*maps) for maps in zip(
-        found[0]['validated'][0][2], found[1]['validated'][0][2]))
+    assert all(
+        torch.equal(*maps) for maps in zip(found[0]['validated'][0][2], found[1]['validated'][0][2])
+    )
     # What one process saves is what a model in one process loads.
     alone = small()
     alone.load_state_dict(found[0]['validated'][1])
-    assert all(torch.equal(*maps) for maps in zip(
-        alone.eval()(batch()['inputs']), found[0]['validated'][0][2]))
+    assert all(
+        torch.equal(*maps)
+        for maps in zip(alone.eval()(batch()['inputs']), found[0]['validated'][0][2])
+    )
 
 
 def test_parameters_that_not_every_process_uses(found):
     for outcome in found:
         some, none = outcome['branches']
-        assert torch.allclose(some, torch.ones(4) - .5 - .5)
+        assert torch.allclose(some, torch.ones(4) - 0.5 - 0.5)
         assert torch.equal(none, torch.ones(4))
 
 
@@ -258,17 +288,17 @@ def test_refusals(found):
     for messages in (outcome['refusals'] for outcome in found):
         assert messages.pop('fits') is None
         for name, mend in {
-                'backbone': 'found no LocalBackbone in the model: wrap the backbone',
-                'scope': "set scope='past'",
-                'next module': 'MAN follows the weights of the next module',
-                'optimizer': 'Lamb may look at all gradients at once',
-                'scaler': "set optim_wrapper.dtype='bfloat16'",
-                'average': 'EMAHook averages a network that is whole',
-                'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",
-                'mixed': 'parameters of torch.float32 and torch.float64 in one module',
-                'unused': '1 parameters got no gradient, such as fc.extra: freeze them',
-                'tied': 'blocks.2.1.weight is part of modules 3 and 4',
-                'strided': 'leave the memory format channels_last out',
+            'backbone': 'found no LocalBackbone in the model: wrap the backbone',
+            'scope': "set scope='past'",
+            'next module': 'MAN follows the weights of the next module',
+            'optimizer': 'Lamb may look at all gradients at once',
+            'scaler': "set optim_wrapper.dtype='bfloat16'",
+            'average': 'EMAHook averages a network that is whole',
+            'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",
+            'mixed': 'parameters of torch.float32 and torch.float64 in one module',
+            'unused': '1 parameters got no gradient, such as fc.extra: freeze them',
+            'tied': 'blocks.2.1.weight is part of modules 3 and 4',
+            'strided': 'leave the memory format channels_last out',
         }.items():
             message = messages.pop(name)
             assert message is not None and mend in message, (name, message)

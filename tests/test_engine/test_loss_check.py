@@ -1,4 +1,5 @@
 """Losses that are NaN or infinite: named, and no weight lost to them."""
+
 import copy
 from types import SimpleNamespace
 
@@ -30,12 +31,16 @@ def spoiled(auxiliary, module, value=float('nan'), **kwargs):
     return trainer, switch
 
 
-@pytest.mark.parametrize('module, settings', [
-    (0, dict(apply='end')),
-    (1, dict(apply='end', clip_grad=dict(max_norm=1.))),
-    (1, dict(apply='eager')),
-    (2, dict(wrapper=AmpLocalOptimWrapper, dtype='float16', apply='end')),
-], ids=['end', 'one norm', 'eager', 'fp16'])
+@pytest.mark.parametrize(
+    'module, settings',
+    [
+        (0, dict(apply='end')),
+        (1, dict(apply='end', clip_grad=dict(max_norm=1.0))),
+        (1, dict(apply='eager')),
+        (2, dict(wrapper=AmpLocalOptimWrapper, dtype='float16', apply='end')),
+    ],
+    ids=['end', 'one norm', 'eager', 'fp16'],
+)
 def test_training_stops_before_the_module_is_spoiled(module, settings):
     trainer, switch = spoiled(own_head(), module, **settings)
     trainer.step(batch())
@@ -61,14 +66,20 @@ def test_the_term_and_infinity_are_named():
         trainer.step(batch())
 
 
-@pytest.mark.parametrize('module, auxiliary, apply', [
-    (0, 'shared', 'end'), (1, 'own', 'eager'), (2, 'own', 'end'), (2, 'shared', 'eager')])
+@pytest.mark.parametrize(
+    'module, auxiliary, apply',
+    [(0, 'shared', 'end'), (1, 'own', 'eager'), (2, 'own', 'end'), (2, 'shared', 'eager')],
+)
 def test_a_module_is_skipped(module, auxiliary, apply):
     """What that loss alone trains stays; everything else is trained as without it."""
     auxiliary = own_head() if auxiliary == 'own' else dict(type='SLM')
     trainer, switch = spoiled(
-        auxiliary, module, apply=apply, hook=dict(invalid_loss='skip'),
-        optimizer=lambda p: torch.optim.SGD(p, lr=.01))
+        auxiliary,
+        module,
+        apply=apply,
+        hook=dict(invalid_loss='skip'),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
+    )
     before = copy.deepcopy(trainer.model.state_dict())
     switch.on = True
     trainer.step(batch())
@@ -76,8 +87,11 @@ def test_a_module_is_skipped(module, auxiliary, apply):
     model = trainer.model
     assert all(value.isfinite().all() for value in model.state_dict().values())
     parts = trainer.hook._parameters
-    last = [p for i in model.backbone.module_segments[2]
-            for p in model.backbone.segments[i].parameters(model.backbone.backbone)]
+    last = [
+        p
+        for i in model.backbone.module_segments[2]
+        for p in model.backbone.segments[i].parameters(model.backbone.backbone)
+    ]
     moved = {id(p) for name, p in model.named_parameters() if not torch.equal(before[name], p)}
     for index, part in enumerate([*parts, last]):
         assert any(id(p) in moved for p in part) is (index != module)
@@ -90,30 +104,38 @@ def test_all_are_looked_at_once_where_looking_means_waiting(monkeypatch):
     """As on a GPU, which the check takes the losses to be on here."""
     looks = []
     is_number = LossCheck._is_number
-    monkeypatch.setattr(LossCheck, '_is_number', staticmethod(
-        lambda losses: looks.append(losses.shape) or is_number(losses)))
+    monkeypatch.setattr(
+        LossCheck,
+        '_is_number',
+        staticmethod(lambda losses: looks.append(losses.shape) or is_number(losses)),
+    )
 
     class Elsewhere(LossCheck):
-
         def trains(self, index, loss, terms):
-            return super().trains(index, SimpleNamespace(
-                device=torch.device('cuda'), detach=loss.detach), terms)
+            return super().trains(
+                index, SimpleNamespace(device=torch.device('cuda'), detach=loss.detach), terms
+            )
 
-    for settings in (dict(apply='end', clip_grad=dict(max_norm=1.)), dict(apply='eager')):
+    for settings in (dict(apply='end', clip_grad=dict(max_norm=1.0)), dict(apply='eager')):
         trainer, switch = spoiled(own_head(), 0, **settings)
         check = trainer.optim_wrapper.loss_check = trainer.hook._check = Elsewhere('stop', 3)
         check.begin(0)
         looks.clear()
         trainer.step(batch())
-        assert looks == [(3, )]
+        assert looks == [(3,)]
         before = copy.deepcopy(dict(trainer.model.named_parameters()))
         switch.on = True
         with pytest.raises(LocalLearningError, match='iteration 2: .* of module 1 of 3 is nan'):
             trainer.step(batch())
-        unchanged = {name for name, p in trainer.model.named_parameters()
-                     if torch.equal(before[name], p)}
-        assert unchanged == set(before) if settings['apply'] == 'end' else unchanged >= {
-            'bbox_head.retina_cls.weight', 'backbone.backbone.layer4.0.conv1.weight'}
+        unchanged = {
+            name for name, p in trainer.model.named_parameters() if torch.equal(before[name], p)
+        }
+        assert (
+            unchanged == set(before)
+            if settings['apply'] == 'end'
+            else unchanged
+            >= {'bbox_head.retina_cls.weight', 'backbone.backbone.layer4.0.conv1.weight'}
+        )
 
 
 def test_back_propagation_and_processes_without_the_last_loss():
@@ -125,8 +147,12 @@ def test_back_propagation_and_processes_without_the_last_loss():
 
 
 def test_a_scaler_without_any_loss():
-    trainer = Trainer(build(retinanet(num_modules=1)), AmpLocalOptimWrapper, dtype='float16',
-                      hook=dict(invalid_loss='skip'))
+    trainer = Trainer(
+        build(retinanet(num_modules=1)),
+        AmpLocalOptimWrapper,
+        dtype='float16',
+        hook=dict(invalid_loss='skip'),
+    )
     parse = trainer.model.parse_losses
     trainer.model.parse_losses = lambda losses: (parse(losses)[0] * float('nan'), {})
     before = copy.deepcopy(dict(trainer.model.named_parameters()))
@@ -147,5 +173,5 @@ def test_settings():
     trainer.model.backbone.head_batch_size = 1
     with pytest.raises(LocalLearningError, match='does not go with head_batch_size'):
         trainer.hook.before_run(trainer.runner)
-    wrapper = LocalOptimWrapper(torch.optim.SGD(trainer.model.parameters(), lr=.1))
+    wrapper = LocalOptimWrapper(torch.optim.SGD(trainer.model.parameters(), lr=0.1))
     assert wrapper.loss_check is None

@@ -1,4 +1,5 @@
 """What a message channel gives back is what was given to it."""
+
 import torch
 
 from fba_mm.engine.message_channel import MessageChannel
@@ -16,9 +17,16 @@ def message() -> dict:
         part=large[1:],
         innermost=large.to(memory_format=torch.channels_last),
         transposed=small.transpose(1, 3),
-        numbers=[small.bfloat16(), small > .5, torch.tensor(7), small.double(), torch.empty(0, 4),
-                 torch.tensor(3.).expand(1)],
-        rest=('text', {3: None}))
+        numbers=[
+            small.bfloat16(),
+            small > 0.5,
+            torch.tensor(7),
+            small.double(),
+            torch.empty(0, 4),
+            torch.tensor(3.0).expand(1),
+        ],
+        rest=('text', {3: None}),
+    )
 
 
 def passed_on(rank):
@@ -38,9 +46,13 @@ def test_messages():
     expected = message()
     for got in received:
         assert got.keys() == expected.keys() and got['rest'] == expected['rest']
-        pairs = [*((got[key], expected[key]) for key in
-                   ('large', 'alias', 'part', 'innermost', 'transposed')),
-                 *zip(got['numbers'], expected['numbers'])]
+        pairs = [
+            *(
+                (got[key], expected[key])
+                for key in ('large', 'alias', 'part', 'innermost', 'transposed')
+            ),
+            *zip(got['numbers'], expected['numbers']),
+        ]
         for ours, theirs in pairs:
             assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
         assert got['innermost'].is_contiguous(memory_format=torch.channels_last)

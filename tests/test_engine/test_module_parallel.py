@@ -1,4 +1,5 @@
 """Modules in several processes are those of one process, at work on different batches at once."""
+
 import copy
 from datetime import timedelta
 from functools import partial
@@ -16,8 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from fba_mm import (AmpLocalOptimWrapper, LocalLearningError, LocalModuleParallel,
-                    LocalOptimWrapper)
+from fba_mm import AmpLocalOptimWrapper, LocalLearningError, LocalModuleParallel, LocalOptimWrapper
 from fba_mm.local import Auxiliary
 from fba_mm.local.partition import Segment, Unrolled, backbone_family, run_submodule
 
@@ -34,8 +34,10 @@ STAGES = (0, 0, 1, 1, 2, 2)
 
 def block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, stride, 1), nn.BatchNorm2d(out_channels),
-        nn.ReLU(inplace=True))
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
 
 
 @MODELS.register_module()
@@ -46,7 +48,8 @@ class SkippingNet(BaseModule):
         super().__init__()
         widths = (3, *WIDTHS)
         self.blocks = nn.ModuleList(
-            block(widths[i], widths[i + 1], 2 - i % 2) for i in range(len(WIDTHS)))
+            block(widths[i], widths[i + 1], 2 - i % 2) for i in range(len(WIDTHS))
+        )
 
     def forward(self, x):
         maps = []
@@ -70,13 +73,21 @@ def run_last(backbone, x, first, path):
 @backbone_family(SkippingNet)
 def unroll_skipping_net(backbone):
     last = len(WIDTHS) - 1
-    return Unrolled([
-        Segment(
-            path, partial(run_last if i == last else run_submodule, path=path), (path, ),
-            stage=STAGES[i], level=i // 2 if i % 2 else None, keeps=None if i else 'first',
-            reads=('first', ) if i == last else ())
-        for i, path in enumerate(f'blocks.{i}' for i in range(len(WIDTHS)))
-    ], block)
+    return Unrolled(
+        [
+            Segment(
+                path,
+                partial(run_last if i == last else run_submodule, path=path),
+                (path,),
+                stage=STAGES[i],
+                level=i // 2 if i % 2 else None,
+                keeps=None if i else 'first',
+                reads=('first',) if i == last else (),
+            )
+            for i, path in enumerate(f'blocks.{i}' for i in range(len(WIDTHS)))
+        ],
+        block,
+    )
 
 
 @MODELS.register_module()
@@ -107,9 +118,15 @@ OWN_HEAD = dict(type='SLM', head=dict(type='MapsClassifier'))
 
 def network(num_modules=MODULES, auxiliary=OWN_HEAD, norm=None):
     torch.manual_seed(0)
-    return MapsClassifier(dict(
-        type='LocalBackbone', backbone=dict(type='SkippingNet'), num_modules=num_modules,
-        auxiliary=copy.deepcopy(auxiliary)), norm).train()
+    return MapsClassifier(
+        dict(
+            type='LocalBackbone',
+            backbone=dict(type='SkippingNet'),
+            num_modules=num_modules,
+            auxiliary=copy.deepcopy(auxiliary),
+        ),
+        norm,
+    ).train()
 
 
 def batch(seed=0, size=16, images=4):
@@ -117,9 +134,10 @@ def batch(seed=0, size=16, images=4):
     return dict(
         inputs=torch.rand(images, 3, size, size, generator=generator),
         data_samples=[
-            BaseDataElement(gt_label=torch.randint(CLASSES, (1, ), generator=generator))
+            BaseDataElement(gt_label=torch.randint(CLASSES, (1,), generator=generator))
             for _ in range(images)
-        ])
+        ],
+    )
 
 
 # By name: the auxiliary network, and settings of the optimizer wrapper.
@@ -128,7 +146,7 @@ CASES = {
     'end': (OWN_HEAD, dict(apply='end')),
     'accumulating': (OWN_HEAD, dict(apply='eager', accumulative_counts=2)),
     'accumulating to the end': (OWN_HEAD, dict(apply='end', accumulative_counts=2)),
-    'clipped': (OWN_HEAD, dict(apply='eager', clip_grad=dict(max_norm=.1))),
+    'clipped': (OWN_HEAD, dict(apply='eager', clip_grad=dict(max_norm=0.1))),
     'bfloat16': (OWN_HEAD, dict(apply='eager', wrapper=AmpLocalOptimWrapper, dtype='bfloat16')),
 }
 
@@ -138,7 +156,7 @@ class Lamb(torch.optim.Adam):
 
 
 def adam(parameters):
-    return torch.optim.AdamW(parameters, lr=.01)
+    return torch.optim.AdamW(parameters, lr=0.01)
 
 
 def trained(rank, count, case, **where):
@@ -157,7 +175,7 @@ def trained(rank, count, case, **where):
     wrapper.initialize_count_status(model, 0, STEPS)
     logs = []
     for step in range(STEPS):
-        wrapper.param_groups[0]['lr'] = .01 / (step + 1)
+        wrapper.param_groups[0]['lr'] = 0.01 / (step + 1)
         # Batches of different sizes; those of other processes are not looked at.
         reads = count == 1 or model.reads_data
         log = trainer.step(batch(step, 16 + 16 * (step % 2), 4 + step) if reads else None)
@@ -180,7 +198,7 @@ def all_cases(rank, count, **where):
 
 @pytest.fixture(scope='module')
 def alone():
-    outcome, = run_in_processes(1, all_cases, 1)
+    (outcome,) = run_in_processes(1, all_cases, 1)
     assert isinstance(outcome, dict), outcome
     return outcome
 
@@ -229,8 +247,9 @@ def test_a_process_holds_the_optimizer_state_of_its_modules_alone():
     assert not first[1] & second[1]
     model = network()
     assert first[1] | second[1] == dict(model.named_parameters()).keys()
-    assert all(name.startswith(('backbone.backbone.', 'backbone.auxiliary.0.'))
-               for name in second[1])
+    assert all(
+        name.startswith(('backbone.backbone.', 'backbone.auxiliary.0.')) for name in second[1]
+    )
     assert 'fc.weight' in first[1]
     assert first[2] == ('Module parallel: module 1 in process 1, modules 2-5 in process 0')
 
@@ -238,11 +257,13 @@ def test_a_process_holds_the_optimizer_state_of_its_modules_alone():
 def test_modules_are_placed_by_what_they_keep():
     (first, *_), (second, *_) = run_in_processes(2, placed)
     model = network().backbone
-    costs = [sum(model.footprints[i].saved_bytes for i in module)
-             for module in model.module_segments]
+    costs = [
+        sum(model.footprints[i].saved_bytes for i in module) for module in model.module_segments
+    ]
     assert second + first == list(range(MODULES))
     assert max(sum(costs[k] for k in first), sum(costs[k] for k in second)) == min(
-        max(sum(costs[:k]), sum(costs[k:])) for k in range(1, MODULES))
+        max(sum(costs[:k]), sum(costs[k:])) for k in range(1, MODULES)
+    )
 
 
 def filled(rank, count):
@@ -288,11 +309,13 @@ class JointMean(nn.BatchNorm1d):
 def refusals(rank):
     """What is said of each model and setting."""
 
-    def message_of(model=None, wrapper=LocalOptimWrapper, scope='past', runner=None, where=dict(),
-                   **settings):
+    def message_of(
+        model=None, wrapper=LocalOptimWrapper, scope='past', runner=None, where=dict(), **settings
+    ):
         try:
-            trainer = Trainer(LocalModuleParallel(model or network(), **where), wrapper,
-                              scope=scope, **settings)
+            trainer = Trainer(
+                LocalModuleParallel(model or network(), **where), wrapper, scope=scope, **settings
+            )
             vars(trainer.runner).update(runner or {})
             trainer.hook.before_run(trainer.runner)
         except LocalLearningError as error:
@@ -306,14 +329,13 @@ def refusals(rank):
         'fewer modules': message_of(network(1)),
         'sizes': message_of(where=dict(modules_per_process=[1, 1])),
         'empty': message_of(where=dict(modules_per_process=[5, 0])),
-        'weights of others': message_of(network(
-            auxiliary=dict(type='MAN', host=OWN_HEAD))),
+        'weights of others': message_of(network(auxiliary=dict(type='MAN', host=OWN_HEAD))),
         'observes': message_of(network(auxiliary=dict(type='Observing'))),
         'remembers': message_of(network(auxiliary=dict(OWN_HEAD, bank_use=memory))),
         'means': message_of(network(norm=JointMean)),
         'norm': message_of(network(norm=nn.SyncBatchNorm)),
         'scope': message_of(scope='all'),
-        'clipping': message_of(apply='end', clip_grad=dict(max_norm=1.)),
+        'clipping': message_of(apply='end', clip_grad=dict(max_norm=1.0)),
         'optimizer': message_of(optimizer=lambda p: Lamb(list(p)), apply=None),
         'optimizer, eager': message_of(optimizer=lambda p: Lamb(list(p)), apply='eager'),
         'scaler': message_of(wrapper=AmpLocalOptimWrapper, dtype='float16'),
@@ -341,22 +363,22 @@ def test_refusals():
         # Who sets this says that the optimizer treats each parameter by itself.
         assert found.pop('optimizer, eager') is None
         for name, mend in {
-                'shared head': "give modules a head each, auxiliary=dict(type='SLM', head=",
-                'fewer modules': '2 processes for num_modules=1: set that to 2 or more',
-                'sizes': 'give 2 numbers, one for each process, with the sum 5',
-                'empty': 'give numbers of modules from 1',
-                'weights of others': "MAN follows the weights of the next module's block",
-                'observes': 'Observing learns from what later modules make of a batch',
-                'remembers': "bank_use of type 'ClassMemory' learns from the network's deepest",
-                'means': 'JointMean (norm) takes means over processes',
-                'norm': "set norm_cfg to dict(type='BN')",
-                'scope': "set scope='past'",
-                'clipping': "set optim_wrapper.apply='eager'",
-                'optimizer': 'Lamb may look at all gradients at once',
-                'scaler': "set optim_wrapper.dtype='bfloat16'",
-                'scaled lr': 'leave --auto-scale-lr out',
-                'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",
-                'sampler': 'gives each process a part of the images',
+            'shared head': "give modules a head each, auxiliary=dict(type='SLM', head=",
+            'fewer modules': '2 processes for num_modules=1: set that to 2 or more',
+            'sizes': 'give 2 numbers, one for each process, with the sum 5',
+            'empty': 'give numbers of modules from 1',
+            'weights of others': "MAN follows the weights of the next module's block",
+            'observes': 'Observing learns from what later modules make of a batch',
+            'remembers': "bank_use of type 'ClassMemory' learns from the network's deepest",
+            'means': 'JointMean (norm) takes means over processes',
+            'norm': "set norm_cfg to dict(type='BN')",
+            'scope': "set scope='past'",
+            'clipping': "set optim_wrapper.apply='eager'",
+            'optimizer': 'Lamb may look at all gradients at once',
+            'scaler': "set optim_wrapper.dtype='bfloat16'",
+            'scaled lr': 'leave --auto-scale-lr out',
+            'checkpoints': "set default_hooks.checkpoint.type='AtomicCheckpointHook'",
+            'sampler': 'gives each process a part of the images',
         }.items():
             message = found.pop(name)
             assert message is not None and mend in message, (name, message)

@@ -1,4 +1,5 @@
 """Two trainings never share a work directory."""
+
 import errno
 import multiprocessing
 import os
@@ -33,9 +34,10 @@ def holder(tmp_path):
 
 
 def test_a_second_training_is_refused_until_the_first_is_gone(holder, tmp_path):
-    with pytest.raises(LocalLearningError, match=(
-            f'work_dir .*work .process {holder.pid} on .*, since .*choose another --work-dir')), \
-            work_dir_lock(str(tmp_path / 'work')):
+    with pytest.raises(
+        LocalLearningError,
+        match=(f'work_dir .*work .process {holder.pid} on .*, since .*choose another --work-dir'),
+    ), work_dir_lock(str(tmp_path / 'work')):
         pass
     with work_dir_lock(str(tmp_path / 'other')):
         pass
@@ -47,9 +49,9 @@ def test_a_second_training_is_refused_until_the_first_is_gone(holder, tmp_path):
 
 
 def test_a_file_system_without_locks(tmp_path):
-    with mock.patch('fcntl.lockf', side_effect=OSError(errno.ENOLCK, 'No locks available')), \
-            mock.patch('fba_mm.engine.work_dir_lock.print_log') as log, \
-            work_dir_lock(str(tmp_path)):
+    with mock.patch(
+        'fcntl.lockf', side_effect=OSError(errno.ENOLCK, 'No locks available')
+    ), mock.patch('fba_mm.engine.work_dir_lock.print_log') as log, work_dir_lock(str(tmp_path)):
         assert 'cannot be locked (No locks available)' in log.call_args.args[0]
 
 

@@ -1,4 +1,5 @@
 """The AP of each class, in PASCAL VOC's way."""
+
 import numpy as np
 import pytest
 
@@ -14,20 +15,26 @@ def _image(objects: dict, detections: dict):
     truth = dict(
         labels=np.array([label for _, label in boxes], dtype=np.int64),
         bboxes=np.array([box for box, _ in boxes], dtype=np.float32).reshape(-1, 4),
-        bboxes_ignore=none, labels_ignore=np.zeros(0, dtype=np.int64))
-    found = [np.array(detections.get(label, ()), dtype=np.float32).reshape(-1, 5)
-             for label in range(len(CLASSES))]
+        bboxes_ignore=none,
+        labels_ignore=np.zeros(0, dtype=np.int64),
+    )
+    found = [
+        np.array(detections.get(label, ()), dtype=np.float32).reshape(-1, 5)
+        for label in range(len(CLASSES))
+    ]
     return truth, found
 
 
-@pytest.mark.parametrize('mode, half', [('area', .5), ('11points', 6 / 11)])
+@pytest.mark.parametrize('mode, half', [('area', 0.5), ('11points', 6 / 11)])
 def test_each_class(mode, half):
     one, two = (0, 0, 10, 10), (20, 20, 40, 40)
     results = [
         # All cats; one of two dogs; an owl in the wrong place.
-        _image({0: [one], 1: [one, two], 2: [two]},
-               {0: [(*one, .9)], 1: [(*two, .8)], 2: [(*one, .9)]}),
-        _image({0: [two]}, {0: [(*two, .7)]}),
+        _image(
+            {0: [one], 1: [one, two], 2: [two]},
+            {0: [(*one, 0.9)], 1: [(*two, 0.8)], 2: [(*one, 0.9)]},
+        ),
+        _image({0: [two]}, {0: [(*two, 0.7)]}),
     ]
     metric = ClasswiseVOCMetric(eval_mode=mode)
     metric.dataset_meta = dict(classes=CLASSES)
@@ -39,8 +46,8 @@ def test_each_class(mode, half):
 
 
 def test_recall_is_left_as_it_is():
-    metric = ClasswiseVOCMetric(metric='recall', proposal_nums=(10, ))
+    metric = ClasswiseVOCMetric(metric='recall', proposal_nums=(10,))
     metric.dataset_meta = dict(classes=CLASSES)
-    box = (0., 0, 10, 10)
-    found = metric.compute_metrics([_image({0: [box]}, {0: [(*box, .9)]})])
-    assert found == {'recall@10@0.5': 1.}
+    box = (0.0, 0, 10, 10)
+    found = metric.compute_metrics([_image({0: [box]}, {0: [(*box, 0.9)]})])
+    assert found == {'recall@10@0.5': 1.0}

@@ -1,4 +1,5 @@
 """Targets are assigned once per batch."""
+
 from unittest import mock
 
 import torch
@@ -49,12 +50,13 @@ def test_heads_with_the_same_anchors_share_and_others_do_not():
     assert assignments(same, batch()) == [2]
     auxiliary = own_head()
     generator = auxiliary['head']['bbox_head']['anchor_generator']
-    auxiliary['head']['bbox_head']['anchor_generator'] = dict(generator, ratios=[.5, 1.])
+    auxiliary['head']['bbox_head']['anchor_generator'] = dict(generator, ratios=[0.5, 1.0])
     assert assignments(Trainer(build(retinanet(auxiliary=auxiliary))), batch()) == [2, 2]
     auxiliary = own_head()
     auxiliary['head']['train_cfg'] = dict(
         auxiliary['head']['train_cfg'],
-        assigner=dict(type='MaxIoUAssigner', pos_iou_thr=.6, neg_iou_thr=.3, min_pos_iou=0))
+        assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.6, neg_iou_thr=0.3, min_pos_iou=0),
+    )
     assert assignments(Trainer(build(retinanet(auxiliary=auxiliary))), batch()) == [2, 2]
 
 
@@ -67,8 +69,9 @@ def test_a_slice_of_the_batch_takes_the_divisor_of_all():
 
     def record(cls_score, bbox_pred, anchors, labels, *args, avg_factor):
         answers.append((len(cls_score), len(labels), avg_factor))
-        return loss_by_feat_single(cls_score, bbox_pred, anchors, labels, *args,
-                                   avg_factor=avg_factor)
+        return loss_by_feat_single(
+            cls_score, bbox_pred, anchors, labels, *args, avg_factor=avg_factor
+        )
 
     trainer.model.bbox_head.loss_by_feat_single = record
     assert assignments(trainer, batch(images=3)) == [3]
@@ -81,6 +84,7 @@ def test_a_slice_of_the_batch_takes_the_divisor_of_all():
     trainer.model.bbox_head = whole.model.bbox_head
     answers.clear()
     loss_by_feat_single = type(whole.model.bbox_head).loss_by_feat_single.__get__(
-        whole.model.bbox_head)
+        whole.model.bbox_head
+    )
     whole.step(batch(images=3))
     assert {answer[0] for answer in answers} == {3} and len({a[2] for a in answers}) == 1

@@ -1,4 +1,5 @@
 """What a classifier's modules make of the bank."""
+
 import copy
 
 import pytest
@@ -19,10 +20,10 @@ from ..test_analysis.small_configs import classifier
 
 CLASSES = 5
 USES = {
-    'GatedContext': dict(type='GatedContext', dropout=0.),
+    'GatedContext': dict(type='GatedContext', dropout=0.0),
     'FeatureTarget': dict(type='FeatureTarget'),
-    'LogitTarget': dict(type='LogitTarget', temperature=2.),
-    'ClassMemory': dict(type='ClassMemory', num_classes=CLASSES, momentum=.8),
+    'LogitTarget': dict(type='LogitTarget', temperature=2.0),
+    'ClassMemory': dict(type='ClassMemory', num_classes=CLASSES, momentum=0.8),
     'SampleMemory': dict(type='SampleMemory', num_classes=CLASSES, num_samples=8),
 }
 SCOPES = dict(FeatureTarget='all', LogitTarget='all')
@@ -136,29 +137,33 @@ def test_evaluation_and_copies(name, tmp_path):
 
 
 def test_a_closed_gate_changes_nothing():
-    model = model_with(dict(type='GatedContext', dropout=1.))
+    model = model_with(dict(type='GatedContext', dropout=1.0))
     spy = Spy(model.backbone.auxiliary[1].bank_use)
     Trainer(model).step(batch_for(model))
-    (own, enriched), = spy.enriched
+    ((own, enriched),) = spy.enriched
     assert torch.equal(own[-1], enriched[-1])
 
 
 @pytest.mark.parametrize('scope', ['past', 'all'])
 def test_gated_context(scope, ahead, monkeypatch):
-    model = model_with(dict(type='GatedContext', dropout=0., opening=.25))
+    model = model_with(dict(type='GatedContext', dropout=0.0, opening=0.25))
     use = model.backbone.auxiliary[1].bank_use
     spy = Spy(use)
     banked = []
     put = FeatureBank.put_pooled
-    monkeypatch.setattr(FeatureBank, 'put_pooled', lambda self, x: (
-        put(self, x), banked.append((x, self.pooled()[-1]))))
-    Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.), scope=scope).step(
-        batch_for(model))
-    (own, enriched), = spy.enriched
+    monkeypatch.setattr(
+        FeatureBank,
+        'put_pooled',
+        lambda self, x: (put(self, x), banked.append((x, self.pooled()[-1]))),
+    )
+    Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), scope=scope).step(
+        batch_for(model)
+    )
+    ((own, enriched),) = spy.enriched
     sources = [use.projections[0](banked[0][1])]
     if scope == 'all':
         sources.append(use.deep_projection(pooled(ahead)))
-    context = .25 * sum(sources) / len(sources)
+    context = 0.25 * sum(sources) / len(sources)
     torch.testing.assert_close(enriched[-1] - own[-1], context[..., None, None].expand_as(own[-1]))
     for feature, average in banked:
         torch.testing.assert_close(average, feature.mean((2, 3)))
@@ -166,10 +171,10 @@ def test_gated_context(scope, ahead, monkeypatch):
 
 
 def test_context_is_withheld_from_a_share():
-    model = model_with(dict(type='GatedContext', dropout=.5))
+    model = model_with(dict(type='GatedContext', dropout=0.5))
     spy = Spy(model.backbone.auxiliary[1].bank_use)
     Trainer(model).step(batch_for(model, images=32))
-    (own, enriched), = spy.enriched
+    ((own, enriched),) = spy.enriched
     given = (own[-1] != enriched[-1]).flatten(1).any(1)
     assert 6 < given.sum() < 26
 
@@ -183,11 +188,13 @@ def test_context_does_not_answer_for_a_module(scope):
         trainer = Trainer(model, scope=scope)
         for _ in range(5):
             trainer.step(batch_for(model, labels=[0, 1, 2, 3]))
-        return sum(grad.square().sum() for name, grad in trainer.gradients(
-            batch_for(model, labels=[0, 1, 2, 3])).items() if name.startswith(
-                'backbone.backbone.layer1')).sqrt()
+        return sum(
+            grad.square().sum()
+            for name, grad in trainer.gradients(batch_for(model, labels=[0, 1, 2, 3])).items()
+            if name.startswith('backbone.backbone.layer1')
+        ).sqrt()
 
-    assert gradient(dict(type='GatedContext'), scope) > .5 * gradient(None, 'off')
+    assert gradient(dict(type='GatedContext'), scope) > 0.5 * gradient(None, 'off')
 
 
 def test_deep_features_are_no_evidence():
@@ -211,7 +218,7 @@ def test_feature_target(ahead):
     spy = Spy(model.backbone.auxiliary[0].bank_use)
     Trainer(model, scope='all').step(batch_for(model))
     a, b = pooled(spy.told[0][0]), pooled(ahead)
-    expected = .5 * (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).mean()
+    expected = 0.5 * (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))).mean()
     torch.testing.assert_close(spy.losses[0].detach(), expected)
 
 
@@ -221,7 +228,7 @@ def test_logit_target(ahead):
     head = copy.deepcopy(model.head.fc)
     Trainer(model, scope='all').step(batch_for(model))
     own, target = (F.softmax(head(f) / 2, dim=1) for f in (pooled(spy.told[0][0]), pooled(ahead)))
-    expected = .5 * 4 * (target * (target.log() - own.log())).sum(1).mean()
+    expected = 0.5 * 4 * (target * (target.log() - own.log())).sum(1).mean()
     torch.testing.assert_close(spy.losses[0].detach(), expected.detach())
 
 
@@ -242,12 +249,12 @@ def test_class_memory():
 
     trainer.step(batch_for(model, labels=[1, 3, 3, 0]))
     own = F.normalize(pooled(spy.told[1][0])[:3], dim=1)
-    cosines = own @ F.normalize(first, dim=1).t() / .1
+    cosines = own @ F.normalize(first, dim=1).t() / 0.1
     # The class that is unknown has no loss and is nobody's rival.
-    expected = .5 * F.cross_entropy(cosines, torch.tensor([0, 1, 1])) * 3 / 4
+    expected = 0.5 * F.cross_entropy(cosines, torch.tensor([0, 1, 1])) * 3 / 4
     torch.testing.assert_close(spy.losses[1].detach(), expected)
-    torch.testing.assert_close(use.means[1], .8 * first[0] + .2 * deep[1][0])
-    torch.testing.assert_close(use.means[3], .8 * first[1] + .2 * deep[1][1:3].mean(0))
+    torch.testing.assert_close(use.means[1], 0.8 * first[0] + 0.2 * deep[1][0])
+    torch.testing.assert_close(use.means[3], 0.8 * first[1] + 0.2 * deep[1][1:3].mean(0))
     torch.testing.assert_close(use.means[0], deep[1][3])
     assert use.means[2].eq(0).all()
 
@@ -256,7 +263,7 @@ def test_sample_memory():
     model = model_with(USES['SampleMemory'], num_modules=2)
     use = model.backbone.auxiliary[0].bank_use
     spy = Spy(use)
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.))
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     deep = []
     observe = use.observe
     use.observe = lambda features, step: (deep.append(pooled(features)), observe(features, step))
@@ -266,7 +273,7 @@ def test_sample_memory():
     trainer.step(batch_for(model, first=2))  # two that are known, two that aren't
     own = F.softmax(model.head.fc(pooled(spy.told[1][0])), 1)[:2].detach()
     target = F.softmax(logits[2:], 1)
-    expected = .5 * (target * (target.log() - own.log())).sum(1).mean() / 2
+    expected = 0.5 * (target * (target.log() - own.log())).sum(1).mean() / 2
     assert spy.losses[0] is None
     torch.testing.assert_close(spy.losses[1].detach(), expected, rtol=2e-2, atol=1e-4)
     assert use.known.tolist() == [True] * 6 + [False] * 2
@@ -274,13 +281,16 @@ def test_sample_memory():
         trainer.step(batch_for(model, first=6))
 
 
-@pytest.mark.parametrize('use, scope, words', [
-    (dict(type='FeatureTarget'), 'past', "FeatureTarget' finds nothing.*scope='all'"),
-    (dict(type='LogitTarget'), 'off', "LogitTarget' finds nothing.*scope='all'"),
-    (dict(type='GatedContext'), 'off', "GatedContext' finds nothing"),
-    (dict(type='ClassMemory', num_classes=7), 'past', 'bank_use knows 7 classes, the model 5'),
-    (dict(type='SampleMemory', num_classes=7, num_samples=4), 'past', 'knows 7 classes'),
-])
+@pytest.mark.parametrize(
+    'use, scope, words',
+    [
+        (dict(type='FeatureTarget'), 'past', "FeatureTarget' finds nothing.*scope='all'"),
+        (dict(type='LogitTarget'), 'off', "LogitTarget' finds nothing.*scope='all'"),
+        (dict(type='GatedContext'), 'off', "GatedContext' finds nothing"),
+        (dict(type='ClassMemory', num_classes=7), 'past', 'bank_use knows 7 classes, the model 5'),
+        (dict(type='SampleMemory', num_classes=7, num_samples=4), 'past', 'knows 7 classes'),
+    ],
+)
 def test_what_does_not_fit_the_model(use, scope, words):
     model = model_with(use)
     with pytest.raises(LocalLearningError, match=words):
@@ -294,15 +304,18 @@ def test_a_detector():
         check_local_training(model, LocalOptimWrapper)
 
 
-@pytest.mark.parametrize('settings, words', [
-    (dict(type='ClassMemory'), 'num_classes=None: give an integer'),
-    (dict(type='ClassMemory', num_classes=5, momentum=1.), 'momentum=1.0'),
-    (dict(type='ClassMemory', num_classes=5, temperature=0.), 'temperature=0.0'),
-    (dict(type='SampleMemory', num_classes=5), 'num_samples=None'),
-    (dict(type='GatedContext', dropout=2.), 'dropout=2.0'),
-    (dict(type='GatedContext', opening=1.), 'opening=1.0'),
-    (dict(type='FeatureTarget', weight=0.), 'weight=0.0'),
-])
+@pytest.mark.parametrize(
+    'settings, words',
+    [
+        (dict(type='ClassMemory'), 'num_classes=None: give an integer'),
+        (dict(type='ClassMemory', num_classes=5, momentum=1.0), 'momentum=1.0'),
+        (dict(type='ClassMemory', num_classes=5, temperature=0.0), 'temperature=0.0'),
+        (dict(type='SampleMemory', num_classes=5), 'num_samples=None'),
+        (dict(type='GatedContext', dropout=2.0), 'dropout=2.0'),
+        (dict(type='GatedContext', opening=1.0), 'opening=1.0'),
+        (dict(type='FeatureTarget', weight=0.0), 'weight=0.0'),
+    ],
+)
 def test_settings_that_cannot_be(settings, words):
     with pytest.raises(LocalLearningError, match=words):
         model_with(settings)
@@ -313,8 +326,13 @@ def test_a_head_of_its_own(use):
     head = dict(
         type='ImageClassifier',
         neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=CLASSES, in_channels=64,
-                  loss=dict(type='CrossEntropyLoss')))
+        head=dict(
+            type='LinearClsHead',
+            num_classes=CLASSES,
+            in_channels=64,
+            loss=dict(type='CrossEntropyLoss'),
+        ),
+    )
     auxiliary = dict(type='SLM', head=head, **({} if use is None else dict(bank_use=use)))
     cfg = localize(classifier('BN'), 3, auxiliary=auxiliary)
     model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)).train()
@@ -327,8 +345,10 @@ def test_a_head_of_its_own(use):
     assert not torch.equal(own, before) and not torch.equal(model.head.fc.weight, main)
 
 
-@pytest.mark.parametrize('scope, frozen', [
-    ('past', {'0.gate', '0.deep_projection', '1.deep_projection'}), ('all', set())])
+@pytest.mark.parametrize(
+    'scope, frozen',
+    [('past', {'0.gate', '0.deep_projection', '1.deep_projection'}), ('all', set())],
+)
 def test_what_a_scope_has_no_source_for_is_not_trained(scope, frozen):
     """Processes would wait for its gradients."""
     model = model_with(USES['GatedContext'])
@@ -336,8 +356,11 @@ def test_what_a_scope_has_no_source_for_is_not_trained(scope, frozen):
     gradients = trainer.gradients(batch_for(model))
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == set(gradients)
-    parts = {name.replace('.bank_use.', '.').split('auxiliary.')[1].rpartition('.')[0]
-             for name, p in model.named_parameters() if not p.requires_grad}
+    parts = {
+        name.replace('.bank_use.', '.').split('auxiliary.')[1].rpartition('.')[0]
+        for name, p in model.named_parameters()
+        if not p.requires_grad
+    }
     assert parts == frozen
 
 
@@ -374,8 +397,11 @@ def test_the_bank_behind_another_methods_block(name):
 
 
 def test_a_bank_that_has_nothing_for_the_host():
-    cfg = localize(classifier('BN'), 3, auxiliary=dict(
-        type='MAN', host=dict(type='SLM', bank_use=USES['FeatureTarget'])))
+    cfg = localize(
+        classifier('BN'),
+        3,
+        auxiliary=dict(type='MAN', host=dict(type='SLM', bank_use=USES['FeatureTarget'])),
+    )
     model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     with pytest.raises(LocalLearningError, match="'FeatureTarget' finds nothing"):
         check_local_training(model, LocalOptimWrapper, 'past')

@@ -1,4 +1,5 @@
 """Local learning together with torch's and MMEngine's other ways to save memory and time."""
+
 import pytest
 import torch
 
@@ -43,18 +44,19 @@ def test_checkpointing_within_modules_saves_more():
     settings = dict(depth=50, num_modules=2, base_channels=16, stem_channels=16)
     local = peak(retinanet(auxiliary=own_head(), **settings))
     both = peak(retinanet(auxiliary=own_head(), with_cp=True, **settings))
-    assert both < .9 * local
+    assert both < 0.9 * local
 
 
 def test_bfloat16_saves_more():
     cfg = retinanet(depth=50, base_channels=16, stem_channels=16, auxiliary=own_head())
     full = peak(cfg)
     half = peak(cfg, wrapper=AmpLocalOptimWrapper, dtype='bfloat16')
-    assert half < .9 * full
+    assert half < 0.9 * full
 
 
 def test_a_smaller_bank_saves_memory_and_trains():
     from fba_mm import FBAHook
+
     peaks = {}
     for dtype in (None, 'bfloat16'):
         trainer = Trainer(build(retinanet(auxiliary=own_head())), scope='all', apply='eager')

@@ -1,4 +1,5 @@
 """The bank itself; what it holds while modules train is tested with FBAHook."""
+
 import pytest
 import torch
 

@@ -1,4 +1,5 @@
 """The gradients of a local step: K = 1 is the plain model, backward now is one backward later."""
+
 from unittest import mock
 
 import pytest
@@ -13,8 +14,12 @@ from ..local_training import Trainer
 
 # (stage, name) of what the modules of a ResNet-18 and a ResNet-50 are cut from; -1 is the stem.
 BLOCKS = {
-    depth: [(-1, 'stem')] + [(stage, f'layer{stage + 1}.{block}')
-                             for stage, count in enumerate(counts) for block in range(count)]
+    depth: [(-1, 'stem')]
+    + [
+        (stage, f'layer{stage + 1}.{block}')
+        for stage, count in enumerate(counts)
+        for block in range(count)
+    ]
     for depth, counts in ((18, (2, 2, 2, 2)), (50, (3, 4, 6, 3)))
 }
 
@@ -28,7 +33,7 @@ AUXILIARIES = dict(shared=lambda: dict(type='SLM'), own=own_head_with_stage_chan
 
 
 def momentum_sgd(parameters):
-    return torch.optim.SGD(parameters, lr=.01, momentum=.9, weight_decay=1e-4)
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=1e-4)
 
 
 @pytest.mark.parametrize('depth', [18, 50])
@@ -47,12 +52,18 @@ def test_one_module_trains_exactly_as_the_unwrapped_model(depth):
         # What the optimizer is about to apply.
         wrapper.optimizer.register_step_pre_hook(
             lambda optimizer, *_, name=name: gradients.__setitem__(
-                name, [p.grad.clone() if p.grad is not None else None
-                       for p in optimizer.param_groups[0]['params']]))
+                name,
+                [
+                    p.grad.clone() if p.grad is not None else None
+                    for p in optimizer.param_groups[0]['params']
+                ],
+            )
+        )
     same(list(plain.parameters()), list(wrapped.parameters()))
     for i in range(4):
-        losses = {k: float(v.detach()) for k, v in
-                  plain.train_step(batch(seed=i), optim_wrapper).items()}
+        losses = {
+            k: float(v.detach()) for k, v in plain.train_step(batch(seed=i), optim_wrapper).items()
+        }
         assert trainer.step(batch(seed=i)) == losses
         same(gradients['plain'], gradients['wrapped'])
     same(list(plain.parameters()), list(wrapped.parameters()))
@@ -79,7 +90,7 @@ def deferred_gradients(model, data, depth, scope, deeper_maps=False):
         losses = network.bbox_head.loss(network.neck(tuple(maps)), samples)
         return sum(sum(v) for name, v in losses.items() if 'loss' in name)
 
-    total, x, finished = 0., images, {}
+    total, x, finished = 0.0, images, {}
     for k, module in enumerate(wrapped.module_segments):
         x, own = x.detach(), {}
         for i in module:
@@ -111,15 +122,17 @@ def deferred_gradients(model, data, depth, scope, deeper_maps=False):
     return gradients
 
 
-SCOPES = [('past', None), ('off', None), ('all', 1.), ('all', 0.)]
+SCOPES = [('past', None), ('off', None), ('all', 1.0), ('all', 0.0)]
 
 
 @pytest.mark.parametrize('scope, bank_dropout', SCOPES)
 @pytest.mark.parametrize('head', sorted(AUXILIARIES))
-@pytest.mark.parametrize('depth, num_modules', [(18, 2), (18, 4), (18, 'stages'), (18, 'blocks'),
-                                                (50, 4)])
-def test_backward_now_gives_the_gradients_of_one_backward_later(depth, num_modules, head, scope,
-                                                                 bank_dropout):
+@pytest.mark.parametrize(
+    'depth, num_modules', [(18, 2), (18, 4), (18, 'stages'), (18, 'blocks'), (50, 4)]
+)
+def test_backward_now_gives_the_gradients_of_one_backward_later(
+    depth, num_modules, head, scope, bank_dropout
+):
     auxiliary = AUXILIARIES[head]()
     if bank_dropout is not None:
         auxiliary['bank_dropout'] = bank_dropout
@@ -169,8 +182,11 @@ def test_a_loss_reaches_its_own_module_alone(num_modules, head, scope):
         expected = {n for n in names if n.startswith(tuple(prefixes))}
         if k < last:
             expected |= {n for n in names if n.startswith(f'backbone.auxiliary.{k}.')}
-            own = {n for n, p in model.named_parameters()
-                   if any(p is q for q in wrapped.local_parameters(k))}
+            own = {
+                n
+                for n, p in model.named_parameters()
+                if any(p is q for q in wrapped.local_parameters(k))
+            }
             assert own == expected
         if k == last or head == 'shared':
             expected.update(shared)
@@ -183,8 +199,9 @@ def test_activation_checkpointing_leaves_the_gradients_as_they_are(auxiliary):
     for with_cp in (False, True):
         cfg = retinanet(18, 'stages', auxiliary=AUXILIARIES[auxiliary](), with_cp=with_cp)
         trainer = Trainer(build(cfg))
-        with mock.patch('mmdet.models.backbones.resnet.cp.checkpoint',
-                        wraps=checkpoint.checkpoint) as checkpointed:
+        with mock.patch(
+            'mmdet.models.backbones.resnet.cp.checkpoint', wraps=checkpoint.checkpoint
+        ) as checkpointed:
             gradients.append(trainer.gradients(batch()))
         calls.append(checkpointed.call_count)
     # Stock blocks are checkpointed if their input needs a gradient, which a detached one doesn't:
@@ -196,14 +213,15 @@ def test_activation_checkpointing_leaves_the_gradients_as_they_are(auxiliary):
         torch.testing.assert_close(recomputed[name], gradient, msg=name)
 
 
-@pytest.mark.parametrize('loss_weight', [.25, 3.])
+@pytest.mark.parametrize('loss_weight', [0.25, 3.0])
 def test_loss_weight_scales_what_a_module_learns(loss_weight):
     one, weighted = (
         Trainer(build(retinanet(18, 2, auxiliary=dict(own_head(), loss_weight=weight))))
-        for weight in (1., loss_weight))
+        for weight in (1.0, loss_weight)
+    )
     plain, scaled = one.gradients(batch()), weighted.gradients(batch())
     assert weighted.log['local_1.loss'] == pytest.approx(loss_weight * one.log['local_1.loss'])
-    for parameter_of, factor in (('backbone.backbone.conv1.', loss_weight), ('bbox_head.', 1.)):
+    for parameter_of, factor in (('backbone.backbone.conv1.', loss_weight), ('bbox_head.', 1.0)):
         names = [n for n in plain if n.startswith(parameter_of)]
         assert names
         for name in names:
@@ -244,7 +262,8 @@ def test_the_bank_does_not_starve_a_module(head, scope):
         for i in range(steps):
             trainer.step(batches[i % 4])
         trainer.hook.after_train(trainer.runner)
-        ratios = (gradient_norms(model, scope, batches[:2]) /
-                  gradient_norms(model, 'off', batches[:2]))
+        ratios = gradient_norms(model, scope, batches[:2]) / gradient_norms(
+            model, 'off', batches[:2]
+        )
         # Measured: 0.90 to 1.20 at first, 0.47 to 1.83 after the steps.
-        assert ratios.min() > .3, ratios
+        assert ratios.min() > 0.3, ratios

@@ -1,4 +1,5 @@
 """A head fed a few images at a time learns what it would from the whole batch."""
+
 import pytest
 import torch
 
@@ -38,8 +39,9 @@ def results(cfg, data, **kwargs):
 
 @pytest.mark.parametrize('size', [1, 2])
 @pytest.mark.parametrize('auxiliary', sorted(AUXILIARIES))
-@pytest.mark.parametrize('num_modules, scope', [(1, 'past'), (4, 'past'), (4, 'all'),
-                                                ('blocks', 'past')])
+@pytest.mark.parametrize(
+    'num_modules, scope', [(1, 'past'), (4, 'past'), (4, 'all'), ('blocks', 'past')]
+)
 def test_the_same_losses_and_gradients(num_modules, scope, auxiliary, size):
     make = AUXILIARIES[auxiliary]
     data = uneven_batch()
@@ -55,7 +57,7 @@ def test_the_same_losses_and_gradients(num_modules, scope, auxiliary, size):
 
 
 def test_weights_of_losses_are_kept():
-    auxiliary = dict(type='SLM', loss_weight=.3)
+    auxiliary = dict(type='SLM', loss_weight=0.3)
     whole, expected = results(model_with(None, auxiliary=dict(auxiliary)), uneven_batch())
     fed, gradients = results(model_with(1, auxiliary=dict(auxiliary)), uneven_batch())
     assert fed == pytest.approx(whole, rel=1e-5)
@@ -63,11 +65,16 @@ def test_weights_of_losses_are_kept():
     torch.testing.assert_close(gradients[name], expected[name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(apply='eager'), dict(accumulative_counts=2),
-    dict(wrapper=AmpLocalOptimWrapper, dtype='float16', loss_scale=64.),
-    dict(wrapper=AmpLocalOptimWrapper, dtype='bfloat16', apply='eager')
-], ids=['eager', 'accumulation', 'float16', 'bfloat16'])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(apply='eager'),
+        dict(accumulative_counts=2),
+        dict(wrapper=AmpLocalOptimWrapper, dtype='float16', loss_scale=64.0),
+        dict(wrapper=AmpLocalOptimWrapper, dtype='bfloat16', apply='eager'),
+    ],
+    ids=['eager', 'accumulation', 'float16', 'bfloat16'],
+)
 def test_training_goes_the_same_way(kwargs):
     # In bfloat16, torch's convolutions on CPU leave gradients unset on maps of one position.
     data = uneven_batch(size=128)
@@ -84,16 +91,16 @@ def test_training_goes_the_same_way(kwargs):
         # Half precision rounds the sum over images and the sum over slices apart.
         moved = float((value - start[name]).norm())
         apart = float((trained[1][name] - value).norm())
-        assert apart <= (.05 if 'wrapper' in kwargs else 1e-4) * moved + 1e-6, name
+        assert apart <= (0.05 if 'wrapper' in kwargs else 1e-4) * moved + 1e-6, name
 
 
 def test_the_head_sees_few_images_and_the_backbone_all():
     model = build(model_with(1))
     seen = dict(head=[], backbone=[])
-    model.bbox_head.register_forward_pre_hook(
-        lambda _, args: seen['head'].append(len(args[0][0])))
+    model.bbox_head.register_forward_pre_hook(lambda _, args: seen['head'].append(len(args[0][0])))
     model.backbone.backbone.conv1.register_forward_pre_hook(
-        lambda _, args: seen['backbone'].append(len(args[0])))
+        lambda _, args: seen['backbone'].append(len(args[0]))
+    )
     Trainer(model).step(uneven_batch())
     assert seen == dict(head=[1] * 12, backbone=[3])
 
@@ -127,8 +134,8 @@ def test_memory_of_the_head_does_not_grow_with_the_batch():
                 trainer.step(data)
             peaks[size, images] = tracker.peak
     grown = {size: peaks[size, 6] - peaks[size, 2] for size in (None, 1)}
-    assert grown[1] < .7 * grown[None]
-    assert peaks[1, 6] < .8 * peaks[None, 6]
+    assert grown[1] < 0.7 * grown[None]
+    assert peaks[1, 6] < 0.8 * peaks[None, 6]
 
 
 # Where slices would not sum to the whole
@@ -139,12 +146,14 @@ def norm_in_the_neck(cfg):
 
 
 def histogram_loss(cfg):
-    cfg['bbox_head']['loss_cls'] = dict(type='GHMC', bins=10, momentum=.75, use_sigmoid=True,
-                                        loss_weight=1.)
+    cfg['bbox_head']['loss_cls'] = dict(
+        type='GHMC', bins=10, momentum=0.75, use_sigmoid=True, loss_weight=1.0
+    )
 
 
 def two_stages(cfg):
     from fba_mm.config import load_config
+
     mask_rcnn = load_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
     backbone = dict(cfg['backbone'], backbone=dict(mask_rcnn.backbone, init_cfg=None))
     cfg.clear()
@@ -153,8 +162,15 @@ def two_stages(cfg):
 
 def another_loss(cfg):
     cfg.update(type='FCOS')
-    cfg['bbox_head'] = dict(type='FCOSHead', num_classes=3, in_channels=16, feat_channels=16,
-                            stacked_convs=1, strides=[8, 16, 32, 64, 128], norm_cfg=None)
+    cfg['bbox_head'] = dict(
+        type='FCOSHead',
+        num_classes=3,
+        in_channels=16,
+        feat_channels=16,
+        stacked_convs=1,
+        strides=[8, 16, 32, 64, 128],
+        norm_cfg=None,
+    )
 
 
 def test_a_loss_of_a_users_by_a_known_name():
@@ -188,9 +204,17 @@ def test_slices():
     assert slices_of(5, None) == slices_of(5, 5) == slices_of(5, 9) == [slice(0, 5)]
 
 
-@pytest.mark.parametrize('num_modules, size, height, expected', [
-    (4, None, 800, 1), (4, None, 512, 1), (4, None, 256, 2), (4, None, 64, 8), (4, 3, 800, 3),
-    (1, None, 800, None)])
+@pytest.mark.parametrize(
+    'num_modules, size, height, expected',
+    [
+        (4, None, 800, 1),
+        (4, None, 512, 1),
+        (4, None, 256, 2),
+        (4, None, 64, 8),
+        (4, 3, 800, 3),
+        (1, None, 800, None),
+    ],
+)
 def test_images_at_once(num_modules, size, height, expected):
     """As few as have 512×512 pixels; back-propagation stays as it is."""
     backbone = build(model_with(size, num_modules)).backbone

@@ -1,4 +1,5 @@
 """What hooks set on the model's head reaches the heads of modules that are copies of it."""
+
 import logging
 from types import SimpleNamespace
 
@@ -39,24 +40,24 @@ def test_each_form_of_setting(epochs):
     for epoch in range(epochs):
         trainer.step(batch())
         main.use_l1 = True
-        main.loss_cls.loss_weight = 7. + epoch
-        main.loss_bbox = MODELS.build(dict(type='SmoothL1Loss', beta=.5))
-        main.assigner.pos_iou_thr = .6
+        main.loss_cls.loss_weight = 7.0 + epoch
+        main.loss_bbox = MODELS.build(dict(type='SmoothL1Loss', beta=0.5))
+        main.assigner.pos_iou_thr = 0.6
         main.train_cfg.allowed_border = 3
-        main.margins = [1., np.ones(2), torch.ones(2)]
-        main.register_buffer('scale', torch.tensor(2. + epoch))
+        main.margins = [1.0, np.ones(2), torch.ones(2)]
+        main.register_buffer('scale', torch.tensor(2.0 + epoch))
         main.cls_convs[0].activate.inplace = False
         del main.stride
         model.settings = dict(a=1)
         trainer.step(batch())
         main.stride = 1
         for own in copies:
-            assert own.use_l1 is True and own.loss_cls.loss_weight == 7. + epoch
-            assert type(own.loss_bbox) is type(main.loss_bbox) and own.loss_bbox.beta == .5
+            assert own.use_l1 is True and own.loss_cls.loss_weight == 7.0 + epoch
+            assert type(own.loss_bbox) is type(main.loss_bbox) and own.loss_bbox.beta == 0.5
             assert own.loss_bbox is not main.loss_bbox
-            assert own.assigner.pos_iou_thr == .6 and own.train_cfg.allowed_border == 3
-            assert own.margins[0] == 1. and own.margins is not main.margins
-            assert dict(own.named_buffers())['scale'] == 2. + epoch
+            assert own.assigner.pos_iou_thr == 0.6 and own.train_cfg.allowed_border == 3
+            assert own.margins[0] == 1.0 and own.margins is not main.margins
+            assert dict(own.named_buffers())['scale'] == 2.0 + epoch
             assert own.cls_convs[0].activate.inplace is False
             assert not hasattr(own, 'stride')
         assert all(head.settings == dict(a=1) for head in heads_of(model))
@@ -65,7 +66,7 @@ def test_each_form_of_setting(epochs):
 
 def test_the_local_losses_are_those_of_the_setting():
     model = detector()
-    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.))
+    trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
     trainer.step(batch())
     before = trainer.log['local_1.loss_cls']
     model.bbox_head.loss_cls.loss_weight *= 10
@@ -110,7 +111,7 @@ def test_heads_of_another_kind_keep_their_settings(auxiliary, told):
     handler.emit = lambda record: lines.append(record.getMessage())
     MMLogger.get_current_instance().addHandler(handler)
     try:
-        for weight in 5., 6.:
+        for weight in 5.0, 6.0:
             model.bbox_head.loss_cls.loss_weight = weight
             trainer.step(batch())
     finally:
@@ -119,7 +120,7 @@ def test_heads_of_another_kind_keep_their_settings(auxiliary, told):
     assert len(lines) == told and all('bbox_head.loss_cls.loss_weight' in line for line in lines)
     for head in heads_of(model):
         if head is not None:
-            assert head.bbox_head.loss_cls.loss_weight == (1. if told else 6.)
+            assert head.bbox_head.loss_cls.loss_weight == (1.0 if told else 6.0)
 
 
 def test_margins_of_a_classifier():
@@ -130,7 +131,7 @@ def test_margins_of_a_classifier():
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = build(localize(cfg, 3, auxiliary='own').model)
     settings = HeadSettings(model, model.backbone, model.backbone.auxiliary)
-    model.head.set_margins([.1, .2, .3, .4, .5])
+    model.head.set_margins([0.1, 0.2, 0.3, 0.4, 0.5])
     assert settings.follow() and not settings.follow()
     for head in heads_of(model):
         for name in ('margins', 'sinm_m', 'threshold'):
@@ -140,24 +141,24 @@ def test_margins_of_a_classifier():
 def test_hooks_of_mmpretrain():
     pytest.importorskip('mmpretrain')
     from mmpretrain.engine.hooks import SwitchRecipeHook, WarmupParamHook
+
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = build(localize(classifier(), 3, auxiliary='own').model)
-        switched = MODELS.build(dict(type='LabelSmoothLoss', label_smooth_val=.1, loss_weight=2.))
+        switched = MODELS.build(dict(type='LabelSmoothLoss', label_smooth_val=0.1, loss_weight=2.0))
     runner = SimpleNamespace(model=model, iter=1, max_iters=8, max_epochs=2)
     settings = HeadSettings(model, model.backbone, model.backbone.auxiliary)
     SwitchRecipeHook._switch_loss(runner, switched)
     warmup = WarmupParamHook('loss_weight', 'head.loss_module.ce', 1)
     warmup.before_train(runner)
     warmup.before_train_iter(runner, 0)
-    assert model.head.loss_module.ce.loss_weight == .25
+    assert model.head.loss_module.ce.loss_weight == 0.25
     assert settings.follow()
     for head in heads_of(model):
         own = head.head.loss_module
-        assert type(own) is type(switched) and own is not switched and own.ce.loss_weight == .25
+        assert type(own) is type(switched) and own is not switched and own.ce.loss_weight == 0.25
 
 
 class Uncopied(nn.Module):
-
     def __deepcopy__(self, memo):
         raise RuntimeError('one of a kind')
 

@@ -1,4 +1,5 @@
 """What a network keeps from pass to pass, and passes that leave no trace of it."""
+
 import copy
 from collections import Counter, OrderedDict, deque, namedtuple
 from types import SimpleNamespace
@@ -22,8 +23,10 @@ Range = namedtuple('Range', 'low high')
 
 def test_norms_use_the_batch_and_track_where_they_are_told():
     inner, outer = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
-    fixed, stateless = torch.nn.BatchNorm2d(3).eval(), torch.nn.BatchNorm2d(
-        3, track_running_stats=False)
+    fixed, stateless = (
+        torch.nn.BatchNorm2d(3).eval(),
+        torch.nn.BatchNorm2d(3, track_running_stats=False),
+    )
     model = torch.nn.ModuleList([inner, outer, fixed, stateless])
     x = torch.rand(4, 3, 5, 5) * 3
     expected = torch.nn.functional.batch_norm(x, None, None, training=True)
@@ -40,13 +43,11 @@ def test_norms_use_the_batch_and_track_where_they_are_told():
     assert outer.running_mean.eq(0).all() and inner.running_mean.ne(0).all()
 
 
-
-
 class Assigner:
     """Neither a module nor a config, as mmdet's assigners."""
 
     def __init__(self):
-        self.threshold = .5
+        self.threshold = 0.5
         self.seen = [torch.zeros(2)]
 
 
@@ -59,29 +60,33 @@ class Keeper(nn.Module):
         self.register_buffer('queue', torch.zeros(4))
         self.fc = nn.Linear(3, 3)
         self.norms = nn.ModuleList(
-            [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)])
+            [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)]
+        )
         self.plain = torch.zeros(2)
         self.fresh = CountingHead(None, seen=False)
         self.array = np.zeros(2)
         self.iteration = 0
-        self.history = [[1.], deque([1, 2], maxlen=2)]
+        self.history = [[1.0], deque([1, 2], maxlen=2)]
         self.by_class = dict(a=[0], b=torch.zeros(1))
         self.ordered = OrderedDict(a=1, b=2)
         self.counter, self.names = Counter(a=1), {'a'}
         self.pair = (torch.zeros(1), [0])
         self.range = Range(torch.zeros(1), 1)
-        self.cfg = ConfigDict(train=dict(pos=.5), steps=[dict(at=1)])
+        self.cfg = ConfigDict(train=dict(pos=0.5), steps=[dict(at=1)])
         self.assigner, self.loss_bbox = Assigner(), nn.SmoothL1Loss()
         self.outside = [nn.BatchNorm1d(3)]
 
     def state(self):
-        return copy.deepcopy({k: v for k, v in vars(self).items() if k[0] != '_'}), {
-            k: v.clone() for k, v in self.state_dict().items()}, [
-            v.clone() for v in self.outside[0].state_dict().values()], self.loss_bbox.beta
+        return (
+            copy.deepcopy({k: v for k, v in vars(self).items() if k[0] != '_'}),
+            {k: v.clone() for k, v in self.state_dict().items()},
+            [v.clone() for v in self.outside[0].state_dict().values()],
+            self.loss_bbox.beta,
+        )
 
     def forward(self, x):
         self.counts += 1
-        self.counts.data[0] = 7.  # Which torch does not count as a change.
+        self.counts.data[0] = 7.0  # Which torch does not count as a change.
         self.queue = self.queue + 1
         x = self.outside[0](self.norms[0](self.fc(x)))
         self.norms[1](x.T[None])
@@ -91,7 +96,7 @@ class Keeper(nn.Module):
         self.new = 1
         self.fresh.register_buffer('late', torch.zeros(1))
         self.fresh.layer = nn.Identity()
-        self.history[0].append(2.)
+        self.history[0].append(2.0)
         self.history[1].append(3)
         self.by_class['a'][0] += 1
         self.by_class['b'] += 1
@@ -102,9 +107,9 @@ class Keeper(nn.Module):
         self.pair[0].add_(1)
         self.pair[1].append(1)
         self.range.low.add_(1)
-        self.cfg.train.pos = .7
+        self.cfg.train.pos = 0.7
         self.cfg.steps[0].at = 2
-        self.assigner.threshold = .6
+        self.assigner.threshold = 0.6
         self.assigner.seen[0] += 1
         self.assigner.seen.append(x.detach())
         self.loss_bbox = nn.SmoothL1Loss(beta=self.loss_bbox.beta / 2)
@@ -119,8 +124,13 @@ def same(a, b):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, (torch.Tensor, np.ndarray)):
         return bool((a == b).all())
-    return vars(a) == vars(b) if isinstance(a, nn.SmoothL1Loss) else a == b or (
-        isinstance(a, Assigner) and same(vars(a), vars(b))) or isinstance(a, nn.Module)
+    return (
+        vars(a) == vars(b)
+        if isinstance(a, nn.SmoothL1Loss)
+        else a == b
+        or (isinstance(a, Assigner) and same(vars(a), vars(b)))
+        or isinstance(a, nn.Module)
+    )
 
 
 @pytest.mark.parametrize('failing', [False, True])
@@ -147,8 +157,17 @@ def test_every_form_of_state_is_put_back(failing):
     loss.backward()
     assert torch.equal(loss, expected)
     assert torch.equal(model.fc.weight.grad, twin.fc.weight.grad)
-    assert {'counts', 'queue', 'iteration', 'new', 'history.0', 'by_class.c', 'assigner.threshold',
-            'cfg.train.pos', 'loss_bbox'} <= set(changed)
+    assert {
+        'counts',
+        'queue',
+        'iteration',
+        'new',
+        'history.0',
+        'by_class.c',
+        'assigner.threshold',
+        'cfg.train.pos',
+        'loss_bbox',
+    } <= set(changed)
     assert not any(name.startswith(('fc', 'norms.0')) for name in changed)
     # And so is the next one, which counts.
     model(x)
@@ -169,25 +188,38 @@ def test_parameters_that_a_pass_moves():
     model[0].weight.requires_grad_(False)
     with pytest.raises(LocalLearningError, match='0.weight is changed in the forward pass'):
         with unchanged_state(model):
-            model[0].weight.mul_(.9)
+            model[0].weight.mul_(0.9)
 
 
-@pytest.mark.parametrize('loss, args', [
-    (dict(type='SeesawLoss', num_classes=3), lambda: (torch.rand(4, 5), torch.arange(4) % 3)),
-    (dict(type='EQLV2Loss', num_classes=3), lambda: (torch.rand(4, 4), torch.arange(4) % 3)),
-    (dict(type='GHMC', momentum=.7),
-     lambda: (torch.rand(4, 3), torch.eye(4)[:, :3], torch.ones(4, 3))),
-    (dict(type='GHMR', momentum=.7),
-     lambda: (torch.rand(4, 4), torch.rand(4, 4), torch.ones(4, 4))),
-    (dict(type='mmseg.EMAModule', channels=4, num_bases=2, num_stages=1, momentum=.1),
-     lambda: (torch.rand(2, 4, 3, 3), )),
-    (dict(type='DropBlock', drop_prob=.1, block_size=1, warmup_iters=5),
-     lambda: (torch.rand(1, 2, 4, 4), )),
-], ids=lambda value: value['type'] if isinstance(value, dict) else '')
+@pytest.mark.parametrize(
+    'loss, args',
+    [
+        (dict(type='SeesawLoss', num_classes=3), lambda: (torch.rand(4, 5), torch.arange(4) % 3)),
+        (dict(type='EQLV2Loss', num_classes=3), lambda: (torch.rand(4, 4), torch.arange(4) % 3)),
+        (
+            dict(type='GHMC', momentum=0.7),
+            lambda: (torch.rand(4, 3), torch.eye(4)[:, :3], torch.ones(4, 3)),
+        ),
+        (
+            dict(type='GHMR', momentum=0.7),
+            lambda: (torch.rand(4, 4), torch.rand(4, 4), torch.ones(4, 4)),
+        ),
+        (
+            dict(type='mmseg.EMAModule', channels=4, num_bases=2, num_stages=1, momentum=0.1),
+            lambda: (torch.rand(2, 4, 3, 3),),
+        ),
+        (
+            dict(type='DropBlock', drop_prob=0.1, block_size=1, warmup_iters=5),
+            lambda: (torch.rand(1, 2, 4, 4),),
+        ),
+    ],
+    ids=lambda value: value['type'] if isinstance(value, dict) else '',
+)
 def test_losses_and_layers_that_count(loss, args):
     if loss['type'].startswith('mmseg'):
         pytest.importorskip('mmseg')
         from mmseg.models.decode_heads.ema_head import EMAModule
+
         module = EMAModule(**{k: v for k, v in loss.items() if k != 'type'})
     else:
         module = MODELS.build(loss)
@@ -198,8 +230,13 @@ def test_losses_and_layers_that_count(loss, args):
 
     def state():
         values = {**vars(module), **module._buffers}
-        return copy.deepcopy({name: value for name, value in values.items()
-                              if isinstance(value, (bool, int, float, list, torch.Tensor))})
+        return copy.deepcopy(
+            {
+                name: value
+                for name, value in values.items()
+                if isinstance(value, (bool, int, float, list, torch.Tensor))
+            }
+        )
 
     before = state()
     with unchanged_state(module):
@@ -251,8 +288,16 @@ def test_heads_of_users_see_the_whole_batch_unless_they_ask(asked, slices):
         pass
 
     model = build(retinanet(num_modules=None))
-    step = LocalStep(model, model.backbone, torch.rand(2, 3, 64, 64), [0, 1], None, None,
-                     head_batch_size=1, asked_for_slices=asked)
+    step = LocalStep(
+        model,
+        model.backbone,
+        torch.rand(2, 3, 64, 64),
+        [0, 1],
+        None,
+        None,
+        head_batch_size=1,
+        asked_for_slices=asked,
+    )
     assert len(step.slices(model, model.backbone)) == 2
     model.bbox_head.__class__ = OwnHead
     assert len(step.slices(model, model.backbone)) == slices
@@ -265,7 +310,11 @@ def test_a_head_that_counts_is_not_fed_in_slices():
     model.bbox_head.loss_cls.seen = []
     original = model.bbox_head.loss_cls.forward
     model.bbox_head.loss_cls.forward = lambda *args, **kwargs: (
-        model.bbox_head.loss_cls.seen.append(1), original(*args, **kwargs))[1]
-    with pytest.raises(LocalLearningError,
-                       match=r'keeps bbox_head.loss_cls.seen from one batch .*head_batch_size out'):
+        model.bbox_head.loss_cls.seen.append(1),
+        original(*args, **kwargs),
+    )[1]
+    with pytest.raises(
+        LocalLearningError,
+        match=r'keeps bbox_head.loss_cls.seen from one batch .*head_batch_size out',
+    ):
         trainer.step(batch())

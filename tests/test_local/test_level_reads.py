@@ -1,4 +1,5 @@
 """Levels of the backbone that nothing computes with are not kept."""
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ LIGHT = dict(type='SLM', head=dict(type='LightRetinaNet', num_classes=NUM_CLASSE
 
 class Source(nn.Module):
     """What a neck sits on, with the part of LocalBackbone that a pass on given maps needs."""
+
     answering = LocalBackbone.answering
 
     def forward(self, x):
@@ -33,7 +35,7 @@ def test_necks(start, read):
     assert levels_read(model, model.backbone, LEVELS) == read
     assert [module.training for module in model.modules()] == modes
     # Whatever else may look at the maps: it isn't known.
-    other = type('Other', (type(model), ), dict(loss=lambda self: None))
+    other = type('Other', (type(model),), dict(loss=lambda self: None))
     model.__class__ = other
     assert levels_read(model, model.backbone, LEVELS) == {0, 1, 2, 3}
 

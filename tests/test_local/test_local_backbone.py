@@ -1,4 +1,5 @@
 """Cutting, training, evaluating, copying and loading a wrapped backbone."""
+
 import copy
 import pickle
 import re
@@ -30,7 +31,7 @@ def on_levels(cfg: dict, out_indices: tuple) -> dict:
     backbone['out_indices'] = out_indices
     channels = cfg['neck']['in_channels']
     cfg['neck'].update(in_channels=[channels[i] for i in out_indices], start_level=0, num_outs=5)
-    first = 4 * 2**out_indices[0]
+    first = 4 * 2 ** out_indices[0]
     cfg['bbox_head']['anchor_generator']['strides'] = [first * 2**i for i in range(5)]
     return cfg
 
@@ -65,7 +66,7 @@ VARIANTS = dict(
 
 
 CASES = [(variant, (0, 1, 2, 3)) for variant in sorted(VARIANTS) if variant != 'three_stages']
-CASES += [('plain', (1, 2, 3)), ('plain', (3, )), ('bottleneck', (1, 2, 3))]
+CASES += [('plain', (1, 2, 3)), ('plain', (3,)), ('bottleneck', (1, 2, 3))]
 CASES += [('three_stages', (0, 2))]
 
 
@@ -73,7 +74,8 @@ def plain_and_wrapped(variant: str, out_indices: tuple):
     """The unwrapped model, and one that is trained locally, with the same weights."""
     plain, wrapped = (
         on_levels(retinanet(num_modules=num_modules, **VARIANTS[variant]), out_indices)
-        for num_modules in (None, 'blocks'))
+        for num_modules in (None, 'blocks')
+    )
     plain, wrapped = settled(plain), build(wrapped)
     wrapped.load_state_dict(plain.state_dict())
     return plain, wrapped, Trainer(wrapped)
@@ -127,14 +129,15 @@ def test_the_last_modules_loss_is_the_plain_models(variant, out_indices):
 
 @pytest.mark.parametrize('num_modules', [3, 'stages', 'blocks'])
 def test_a_stage_that_nobody_asks_for_trains_nowhere(num_modules):
-    plain, wrapped = (build(on_levels(retinanet(num_modules=k), (0, 2)))
-                      for k in (None, num_modules))
+    plain, wrapped = (
+        build(on_levels(retinanet(num_modules=k), (0, 2))) for k in (None, num_modules)
+    )
     plain.parse_losses(losses_of(plain, batch()))[0].backward()
     trained = {n for n, p in plain.backbone.named_parameters() if p.grad is not None}
     assert not any(n.startswith('layer4') for n in trained)
     start = 'backbone.backbone.'
     gradients = Trainer(wrapped).gradients(batch())
-    assert {n[len(start):] for n in gradients if n.startswith(start)} == trained
+    assert {n[len(start) :] for n in gradients if n.startswith(start)} == trained
 
 
 @pytest.mark.parametrize('scope', ['past', 'all'])
@@ -172,12 +175,14 @@ def test_frozen_stages_join_the_module_behind_them(frozen_stages):
     before = copy.deepcopy(wrapped.backbone.state_dict())
     trainer = Trainer(model)
     assert set(trainer.gradients(batch())) == {
-        n for n, p in model.named_parameters() if p.requires_grad}
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
     trainer.step(batch())
     assert trainer.log['local_1.loss'] > 0
     frozen = ('conv1.', 'bn1.') + tuple(f'layer{i + 1}.' for i in range(frozen_stages))
-    changed = {n for n, value in wrapped.backbone.state_dict().items()
-               if not torch.equal(value, before[n])}
+    changed = {
+        n for n, value in wrapped.backbone.state_dict().items() if not torch.equal(value, before[n])
+    }
     assert changed == {n for n in before if not n.startswith(frozen)}
 
 
@@ -232,9 +237,13 @@ def test_description():
     count = sum(p.numel() for p in wrapped.auxiliary.parameters()) / 1e6
     saved = [footprint.saved_bytes for footprint in wrapped.footprints]
     share = round(100 * sum(saved[:3]) / sum(saved))
-    assert first == (f'  module 1: stem ... layer1.1, {share}% of the activations, trained by SLM '
-                     f'with {count:.2f} M parameters of its own, LightRetinaNet among them')
-    assert second.startswith(f'  module 2: layer2.0 ... layer4.1, {100 - share}% of the activations')
+    assert first == (
+        f'  module 1: stem ... layer1.1, {share}% of the activations, trained by SLM '
+        f'with {count:.2f} M parameters of its own, LightRetinaNet among them'
+    )
+    assert second.startswith(
+        f'  module 2: layer2.0 ... layer4.1, {100 - share}% of the activations'
+    )
     shared = LocalBackbone(resnet(), [3, 6]).describe().splitlines()[0]
     assert shared.endswith("parameters of its own, before the model's own head")
 
@@ -242,22 +251,29 @@ def test_description():
 def test_modules_of_the_stages():
     wrapped = LocalBackbone(resnet(), 'stages')
     names = [[wrapped.segments[i].name for i in module] for module in wrapped.module_segments]
-    assert names == [['stem', 'layer1.0', 'layer1.1'], ['layer2.0', 'layer2.1'],
-                     ['layer3.0', 'layer3.1'], ['layer4.0', 'layer4.1']]
+    assert names == [
+        ['stem', 'layer1.0', 'layer1.1'],
+        ['layer2.0', 'layer2.1'],
+        ['layer3.0', 'layer3.1'],
+        ['layer4.0', 'layer4.1'],
+    ]
 
 
 # What a user gets wrong
 
 
-@pytest.mark.parametrize('num_modules, message', [
-    (0, r'num_modules=0: give 1 \(back-propagation\) to 9'),
-    (-1, r'num_modules=-1: give 1 .* to 9'),
-    (10, r'num_modules=10: give 1 .* to 9'),
-    (True, r"num_modules=True: give a number, 'blocks', 'stages', a list"),
-    (2.5, r"num_modules=2.5: give a number, 'blocks', 'stages', a list"),
-    ('foo', r"num_modules='foo': give a number, 'blocks', 'stages', a list"),
-    (None, r"num_modules=None: give a number, 'blocks', 'stages', a list"),
-])
+@pytest.mark.parametrize(
+    'num_modules, message',
+    [
+        (0, r'num_modules=0: give 1 \(back-propagation\) to 9'),
+        (-1, r'num_modules=-1: give 1 .* to 9'),
+        (10, r'num_modules=10: give 1 .* to 9'),
+        (True, r"num_modules=True: give a number, 'blocks', 'stages', a list"),
+        (2.5, r"num_modules=2.5: give a number, 'blocks', 'stages', a list"),
+        ('foo', r"num_modules='foo': give a number, 'blocks', 'stages', a list"),
+        (None, r"num_modules=None: give a number, 'blocks', 'stages', a list"),
+    ],
+)
 def test_wrong_number_of_modules(num_modules, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         LocalBackbone(resnet(), num_modules)
@@ -292,14 +308,17 @@ class OwnInit(ResNet):
 
 
 def test_unknown_backbone():
-    small = dict(num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1, ),
-                 num_channels=(8, ))
-    stage = dict(num_modules=1, num_branches=2, block='BASIC', num_blocks=(1, 1),
-                 num_channels=(8, 8))
-    three = dict(stage, num_branches=3, num_blocks=(1, ) * 3, num_channels=(8, ) * 3)
-    four = dict(stage, num_branches=4, num_blocks=(1, ) * 4, num_channels=(8, ) * 4)
-    hrnet = dict(type='mmdet.HRNet', extra=dict(
-        stage1=small, stage2=stage, stage3=three, stage4=four))
+    small = dict(
+        num_modules=1, num_branches=1, block='BOTTLENECK', num_blocks=(1,), num_channels=(8,)
+    )
+    stage = dict(
+        num_modules=1, num_branches=2, block='BASIC', num_blocks=(1, 1), num_channels=(8, 8)
+    )
+    three = dict(stage, num_branches=3, num_blocks=(1,) * 3, num_channels=(8,) * 3)
+    four = dict(stage, num_branches=4, num_blocks=(1,) * 4, num_channels=(8,) * 4)
+    hrnet = dict(
+        type='mmdet.HRNet', extra=dict(stage1=small, stage2=stage, stage3=three, stage4=four)
+    )
     with pytest.raises(LocalLearningError, match='HRNet cannot be cut: .*families.*ResNet') as info:
         LocalBackbone(hrnet, 4)
     assert '@fba_mm.backbone_family' in str(info.value)
@@ -359,7 +378,7 @@ def test_layers_and_attributes_of_the_wrapped_backbone():
 
 
 def plain(parameters):
-    return torch.optim.SGD(parameters, lr=.01)
+    return torch.optim.SGD(parameters, lr=0.01)
 
 
 def frozen(model, *prefixes, trained=False):
@@ -372,7 +391,9 @@ def changes(trainer, data):
     """Names of the parameters that a step changes."""
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.step(data)
-    return {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    return {
+        name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])
+    }
 
 
 @pytest.mark.parametrize('auxiliary', [dict(type='SLM', blocks_per_stage=0), own_head()])
@@ -383,13 +404,23 @@ def test_freezing_all_that_is_named_backbone_and_back(auxiliary):
     every = changes(trainer, batch())
     of_backbone = {name for name in every if name.startswith('backbone.')}
     assert {name.split('.')[2] for name in of_backbone if '.auxiliary.' not in name} >= {
-        'conv1', 'layer1', 'layer2', 'layer3', 'layer4'}
+        'conv1',
+        'layer1',
+        'layer2',
+        'layer3',
+        'layer4',
+    }
 
     # Exactly as in the stock model, whose neck and head alone learn.
     frozen(model, 'backbone')
     stock = build(retinanet(num_modules=None))
-    stock.load_state_dict({name.replace('backbone.backbone', 'backbone'): value for name, value
-                           in model.state_dict().items() if '.auxiliary.' not in name})
+    stock.load_state_dict(
+        {
+            name.replace('backbone.backbone', 'backbone'): value
+            for name, value in model.state_dict().items()
+            if '.auxiliary.' not in name
+        }
+    )
     frozen(stock, 'backbone')
     assert changes(trainer, batch()) == every - of_backbone
     stock.train_step(batch(), OptimWrapper(plain(stock.parameters())))
@@ -398,18 +429,27 @@ def test_freezing_all_that_is_named_backbone_and_back(auxiliary):
         torch.testing.assert_close(model.get_parameter(same), parameter)
 
     # One module alone, by the layers that a user knows: its auxiliary network comes with it.
-    index = next(k for k in range(3) if any(
-        model.backbone.segments[i].name.startswith('layer2') for i in
-        model.backbone.module_segments[k]))
+    index = next(
+        k
+        for k in range(3)
+        if any(
+            model.backbone.segments[i].name.startswith('layer2')
+            for i in model.backbone.module_segments[k]
+        )
+    )
     for parameter in model.backbone.layer2.parameters():
         parameter.requires_grad_()
     changed = changes(trainer, batch())
     assert {name.split('.')[2] for name in changed if name.startswith('backbone.backbone')} == {
-        'layer2'}
+        'layer2'
+    }
     assert {name for name in every if name.startswith(f'backbone.auxiliary.{index}.')} <= changed
     # Of other modules', nobody waits for a gradient: several processes would.
-    assert {name.split('.')[2] for name, p in model.named_parameters()
-            if name.startswith('backbone.auxiliary.') and p.requires_grad} <= {str(index)}
+    assert {
+        name.split('.')[2]
+        for name, p in model.named_parameters()
+        if name.startswith('backbone.auxiliary.') and p.requires_grad
+    } <= {str(index)}
 
     frozen(model, 'backbone', trained=True)
     assert changes(trainer, batch()) >= every
@@ -430,8 +470,9 @@ def test_a_frozen_module_keeps_no_graph():
         seen.append(result[0].requires_grad)
         return result
 
-    with mock.patch.object(type(model.backbone), '_run_module', watched), \
-            mock.patch.object(model.backbone.auxiliary[0], 'loss') as loss:
+    with mock.patch.object(type(model.backbone), '_run_module', watched), mock.patch.object(
+        model.backbone.auxiliary[0], 'loss'
+    ) as loss:
         trainer.step(batch())
     assert seen[0] is False and seen[-1] is True and not loss.called
 
@@ -453,8 +494,13 @@ def test_a_copy_has_modules_of_its_own():
 
     # Each of its segments runs its own layers, as those of the unwrapped model with its weights.
     plain = build(retinanet(num_modules=None))
-    plain.load_state_dict({name.replace('backbone.backbone.', 'backbone.'): value
-                           for name, value in kept.items() if '.auxiliary.' not in name})
+    plain.load_state_dict(
+        {
+            name.replace('backbone.backbone.', 'backbone.'): value
+            for name, value in kept.items()
+            if '.auxiliary.' not in name
+        }
+    )
     x = torch.rand(2, 3, 64, 64)
     segments = twin.backbone.segments
     with torch.no_grad():
@@ -490,7 +536,8 @@ def test_state_dict_keys(stock_state):
     auxiliary = {key for key in keys if key.startswith('backbone.auxiliary.')}
     assert {key.split('.')[2] for key in auxiliary} == {'0', '1', '2'}
     assert keys - auxiliary == {
-        key.replace('backbone.', 'backbone.backbone.', 1) for key in stock_state}
+        key.replace('backbone.', 'backbone.backbone.', 1) for key in stock_state
+    }
 
 
 def load_with_torch(model, state):
@@ -527,8 +574,11 @@ def test_what_else_is_missing_or_unexpected_is_reported(stock_state, load):
     given = dict(stock_state)
     given['backbone.foo'] = given.pop('backbone.layer1.0.conv1.weight')
     del given['neck.lateral_convs.0.conv.bias']
-    assert load(model, given) == ['backbone.backbone.layer1.0.conv1.weight', 'backbone.foo',
-                                  'neck.lateral_convs.0.conv.bias']
+    assert load(model, given) == [
+        'backbone.backbone.layer1.0.conv1.weight',
+        'backbone.foo',
+        'neck.lateral_convs.0.conv.bias',
+    ]
 
     # A local checkpoint with a gap is no stock one, also after a stock one has been loaded.
     local = model.state_dict()
@@ -538,12 +588,13 @@ def test_what_else_is_missing_or_unexpected_is_reported(stock_state, load):
     assert load(model, local) == [gap]
     without = {k: v for k, v in local.items() if not k.startswith('backbone.auxiliary.')}
     assert set(load(model, without)) >= {
-        f'backbone.auxiliary.{name}' for name, _ in model.backbone.auxiliary.named_parameters()}
+        f'backbone.auxiliary.{name}' for name, _ in model.backbone.auxiliary.named_parameters()
+    }
 
 
 def test_backbone_alone_loads_a_stock_backbones_state(stock_state):
     prefix = 'backbone.'
-    state = {k[len(prefix):]: v for k, v in stock_state.items() if k.startswith(prefix)}
+    state = {k[len(prefix) :]: v for k, v in stock_state.items() if k.startswith(prefix)}
     wrapped = build(retinanet(num_modules=4)).backbone
     assert load_with_torch(wrapped, state) == load_with_mmengine(wrapped, state) == []
     assert torch.equal(wrapped.backbone.conv1.weight, state['conv1.weight'])
@@ -553,4 +604,6 @@ def test_explicit_cuts_are_where_the_config_says():
     cuts = ['layer1.0', 'layer2.1', 'layer4.0']
     backbone = build(retinanet(num_modules=cuts)).backbone
     assert [backbone.segments[module[-1]].name for module in backbone.module_segments] == [
-        *cuts, 'layer4.1']
+        *cuts,
+        'layer4.1',
+    ]

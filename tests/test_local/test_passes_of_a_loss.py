@@ -1,4 +1,5 @@
 """Losses that run the backbone several times, or on other images than the batch."""
+
 from unittest import mock
 
 import pytest
@@ -16,20 +17,34 @@ from ..conftest import batch, retinanet
 from ..local_training import Trainer
 
 RESNET = dict(type='ResNet', depth=18, base_channels=8, stem_channels=8, zero_init_residual=False)
-NECK = dict(type='NonLinearNeck', in_channels=64, hid_channels=16, out_channels=16,
-            with_avg_pool=True)
-PREDICTOR = dict(type='NonLinearNeck', in_channels=16, hid_channels=16, out_channels=16,
-                 with_avg_pool=False)
+NECK = dict(
+    type='NonLinearNeck', in_channels=64, hid_channels=16, out_channels=16, with_avg_pool=True
+)
+PREDICTOR = dict(
+    type='NonLinearNeck', in_channels=16, hid_channels=16, out_channels=16, with_avg_pool=False
+)
 LATENT = dict(type='LatentPredictHead', loss=dict(type='CosineSimilarityLoss'), predictor=PREDICTOR)
 CONTRASTIVE = dict(type='ContrastiveHead', loss=dict(type='CrossEntropyLoss'))
 SELF_SUPERVISED = dict(
     SimSiam=dict(neck=NECK, head=LATENT),
-    BarlowTwins=dict(neck=NECK, head=dict(
-        type='LatentCrossCorrelationHead', in_channels=16, loss=dict(type='CrossCorrelationLoss'))),
-    BYOL=dict(neck=NECK, head=LATENT, base_momentum=.01),
-    MoCo=dict(queue_len=16, feat_dim=16, momentum=.01, head=CONTRASTIVE, neck=dict(
-        type='MoCoV2Neck', in_channels=64, hid_channels=16, out_channels=16)),
-    SimCLR=dict(neck=NECK, head=CONTRASTIVE))
+    BarlowTwins=dict(
+        neck=NECK,
+        head=dict(
+            type='LatentCrossCorrelationHead',
+            in_channels=16,
+            loss=dict(type='CrossCorrelationLoss'),
+        ),
+    ),
+    BYOL=dict(neck=NECK, head=LATENT, base_momentum=0.01),
+    MoCo=dict(
+        queue_len=16,
+        feat_dim=16,
+        momentum=0.01,
+        head=CONTRASTIVE,
+        neck=dict(type='MoCoV2Neck', in_channels=64, hid_channels=16, out_channels=16),
+    ),
+    SimCLR=dict(neck=NECK, head=CONTRASTIVE),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +54,12 @@ def scope():
 
 
 def self_supervised(kind, num_modules=3):
-    model = dict(type=kind, backbone=RESNET, data_preprocessor=dict(type='SelfSupDataPreprocessor'),
-                 **SELF_SUPERVISED[kind])
+    model = dict(
+        type=kind,
+        backbone=RESNET,
+        data_preprocessor=dict(type='SelfSupDataPreprocessor'),
+        **SELF_SUPERVISED[kind],
+    )
     cfg = Config(dict(model=model, default_scope='mmpretrain'))
     torch.manual_seed(0)
     model = build_model(cfg if num_modules is None else localize(cfg, num_modules))
@@ -67,13 +86,16 @@ def test_views_one_after_the_other(kind, num_modules):
     trainer = Trainer(model, apply='eager')
     if num_modules == 1:
         assert trainer.step(views())['loss'] == pytest.approx(
-            self_supervised(kind, None)(**views(), mode='loss')['loss'].item(), rel=1e-5)
+            self_supervised(kind, None)(**views(), mode='loss')['loss'].item(), rel=1e-5
+        )
     else:
         assert unchanged(model, lambda: trainer.step(views()))
 
 
-@pytest.mark.parametrize('kind, where', [('MoCo', 'backbone, encoder_k.module.0'),
-                                         ('BYOL', 'backbone, target_net.module.0')])
+@pytest.mark.parametrize(
+    'kind, where',
+    [('MoCo', 'backbone, encoder_k.module.0'), ('BYOL', 'backbone, target_net.module.0')],
+)
 def test_copies_of_the_backbone(kind, where):
     model = self_supervised(kind)
     with pytest.raises(LocalLearningError, match=rf'2 times \({where}\).*teacher-student'):
@@ -146,43 +168,61 @@ def test_arguments_beside_the_images():
     """As of backbones that are told a mask; back-propagation needs no family."""
 
     class Masked(nn.Module):
-
         def __init__(self):
             super().__init__()
             self.conv = nn.Conv2d(3, 4, 1)
 
-        def forward(self, x, mask, scale=1.):
+        def forward(self, x, mask, scale=1.0):
             return self.conv(x * mask) * scale
 
     backbone = LocalBackbone(dict(type=Masked), 1)
     x, mask = torch.rand(1, 3, 4, 4), torch.ones(1, 1, 4, 4)
     for mode in (True, False):
         backbone.train(mode)
-        torch.testing.assert_close(backbone(x, mask, scale=2.), 2 * backbone.backbone(x, mask))
+        torch.testing.assert_close(backbone(x, mask, scale=2.0), 2 * backbone.backbone(x, mask))
 
 
 def gfl(kind, **settings):
     """A small GFL, or one that learns from another."""
     head = dict(
-        type='GFLHead', num_classes=3, in_channels=16, stacked_convs=1, feat_channels=16,
-        norm_cfg=None, anchor_generator=dict(
-            type='AnchorGenerator', ratios=[1.], octave_base_scale=8, scales_per_octave=1,
-            strides=[8, 16, 32]), reg_max=4,
-        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.),
-        loss_dfl=dict(type='DistributionFocalLoss'), loss_bbox=dict(type='GIoULoss'))
+        type='GFLHead',
+        num_classes=3,
+        in_channels=16,
+        stacked_convs=1,
+        feat_channels=16,
+        norm_cfg=None,
+        anchor_generator=dict(
+            type='AnchorGenerator',
+            ratios=[1.0],
+            octave_base_scale=8,
+            scales_per_octave=1,
+            strides=[8, 16, 32],
+        ),
+        reg_max=4,
+        loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True, beta=2.0),
+        loss_dfl=dict(type='DistributionFocalLoss'),
+        loss_bbox=dict(type='GIoULoss'),
+    )
     if kind != 'GFL':
         head.update(type='LDHead', loss_ld=dict(type='KnowledgeDistillationKLDivLoss', T=10))
     cfg = retinanet(num_modules=None)
     cfg['neck'].update(num_outs=3)
-    cfg.update(type=f'mmdet.{kind}', bbox_head=head, train_cfg=dict(
-        assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1), **settings)
+    cfg.update(
+        type=f'mmdet.{kind}',
+        bbox_head=head,
+        train_cfg=dict(
+            assigner=dict(type='ATSSAssigner', topk=9), allowed_border=-1, pos_weight=-1
+        ),
+        **settings,
+    )
     return cfg
 
 
 def test_a_teacher_of_its_own_makes_no_second_pass():
     """Distillation in one model: the teacher has another backbone, the student runs once."""
-    cfg = gfl('KnowledgeDistillationSingleStageDetector',
-              teacher_config=ConfigDict(model=gfl('GFL')))
+    cfg = gfl(
+        'KnowledgeDistillationSingleStageDetector', teacher_config=ConfigDict(model=gfl('GFL'))
+    )
     cfg = localize(Config(dict(model=cfg, default_scope='mmdet')), 3, auxiliary='shared')
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -192,18 +232,30 @@ def test_a_teacher_of_its_own_makes_no_second_pass():
         trainer = Trainer(model)
         trainer.step(batch())
     assert {'local_1.loss_ld', 'local_2.loss_ld'} <= trainer.log.keys()
-    assert all(torch.equal(p, teacher[name]) for name, p in model.teacher_model.state_dict().items())
+    assert all(
+        torch.equal(p, teacher[name]) for name, p in model.teacher_model.state_dict().items()
+    )
 
 
 def test_tracklets_in_one_pass():
     """MMDetection's re-identification joins the images of its tracklets to one batch."""
     from mmdet.structures import ReIDDataSample
+
     cfg = dict(
-        type='mmdet.BaseReID', data_preprocessor=dict(type='mmdet.ReIDDataPreprocessor'), backbone=dict(RESNET, type='mmpretrain.ResNet'),
+        type='mmdet.BaseReID',
+        data_preprocessor=dict(type='mmdet.ReIDDataPreprocessor'),
+        backbone=dict(RESNET, type='mmpretrain.ResNet'),
         neck=dict(type='mmpretrain.GlobalAveragePooling'),
-        head=dict(type='mmdet.LinearReIDHead', num_fcs=1, in_channels=64, fc_channels=16,
-                  out_channels=8, num_classes=4,
-                  loss_cls=dict(type='mmpretrain.CrossEntropyLoss')))
+        head=dict(
+            type='mmdet.LinearReIDHead',
+            num_fcs=1,
+            in_channels=64,
+            fc_channels=16,
+            out_channels=8,
+            num_classes=4,
+            loss_cls=dict(type='mmpretrain.CrossEntropyLoss'),
+        ),
+    )
     torch.manual_seed(0)
     model = build_model(localize(Config(dict(model=cfg, default_scope='mmdet')), 2)).train()
     samples = [ReIDDataSample().set_gt_label(label) for label in (0, 1, 2, 3)]

@@ -1,4 +1,5 @@
 """Peak memory of a training step, against back-propagation's."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -24,7 +25,7 @@ MB = 1e6
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=.001)
+    return torch.optim.SGD(parameters, lr=0.001)
 
 
 @pytest.fixture(scope='module')
@@ -38,8 +39,11 @@ def peak():
         key = depth, num_modules, head
         if key not in known:
             auxiliary = own_head() if head == 'own' else dict(type='SLM')
-            model = build(retinanet(depth, num_modules, auxiliary=auxiliary, base_channels=16,
-                                    stem_channels=16))
+            model = build(
+                retinanet(
+                    depth, num_modules, auxiliary=auxiliary, base_channels=16, stem_channels=16
+                )
+            )
             data = batch(size=256, images=2)
             if num_modules is None:
                 optim_wrapper = OptimWrapper(sgd(model.parameters()))
@@ -62,19 +66,19 @@ def peak():
 def test_below_back_propagation(peak, head):
     bp, four, finest = (peak(50, k, head) for k in (None, 4, 'blocks'))
     # Measured ratios: 0.35 and 0.48 for K = 4, 0.25 and 0.47 for the finest cut.
-    assert four < (.5 if head == 'own' else .6) * bp
-    assert finest < (.35 if head == 'own' else .6) * bp
+    assert four < (0.5 if head == 'own' else 0.6) * bp
+    assert finest < (0.35 if head == 'own' else 0.6) * bp
     assert finest <= four
 
 
 def test_one_module_takes_what_back_propagation_takes(peak):
-    assert peak(50, 1) == pytest.approx(peak(50, None), rel=.01)
+    assert peak(50, 1) == pytest.approx(peak(50, None), rel=0.01)
 
 
 @pytest.mark.parametrize('head', ['own', 'shared'])
 def test_cuts_balanced_by_memory_beat_cuts_at_the_stages(peak, head):
     # Measured ratios: 0.65 and 0.71.
-    assert peak(50, 4, head) < .8 * peak(50, 'stages', head)
+    assert peak(50, 4, head) < 0.8 * peak(50, 'stages', head)
 
 
 @pytest.mark.parametrize('head', ['own', 'shared'])
@@ -91,18 +95,36 @@ def test_beside_activation_checkpointing():
     for depth in (50, 101):
         model = retinanet(depth, None, base_channels=16, stem_channels=16)
         model['neck']['out_channels'] = 64
-        model['bbox_head'].update(in_channels=64, feat_channels=64, stacked_convs=2,
-                                  loss_cls=dict(type='SlicedFocalLoss', use_sigmoid=True))
-        cfg = Config(dict(model=model, default_scope='mmdet', optim_wrapper=dict(
-            type='OptimWrapper', optimizer=dict(type='SGD', lr=.01, momentum=.9))))
-        auxiliary = dict(type='SLM', channels=16,
-                         head=dict(type='LightRetinaNet', num_classes=NUM_CLASSES, channels=16))
+        model['bbox_head'].update(
+            in_channels=64,
+            feat_channels=64,
+            stacked_convs=2,
+            loss_cls=dict(type='SlicedFocalLoss', use_sigmoid=True),
+        )
+        cfg = Config(
+            dict(
+                model=model,
+                default_scope='mmdet',
+                optim_wrapper=dict(
+                    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01, momentum=0.9)
+                ),
+            )
+        )
+        auxiliary = dict(
+            type='SLM',
+            channels=16,
+            head=dict(type='LightRetinaNet', num_classes=NUM_CLASSES, channels=16),
+        )
         profiles = profile_training(
-            localize(cfg, 4, auxiliary=auxiliary), (2, 3, 256, 256),
-            ['bp', 'checkpointing'] if depth == 50 else [], rounds=0, report=lambda line: None,
-            others=[localize(cfg, 'blocks', auxiliary=auxiliary)])
+            localize(cfg, 4, auxiliary=auxiliary),
+            (2, 3, 256, 256),
+            ['bp', 'checkpointing'] if depth == 50 else [],
+            rounds=0,
+            report=lambda line: None,
+            others=[localize(cfg, 'blocks', auxiliary=auxiliary)],
+        )
         peaks[depth] = [profile.memory.peak_bytes for profile in profiles]
     four, bp, checkpointing, blocks = peaks[50]
-    assert four < .45 * bp and four < .9 * checkpointing
-    assert blocks < .27 * bp and blocks < .55 * checkpointing
+    assert four < 0.45 * bp and four < 0.9 * checkpointing
+    assert blocks < 0.27 * bp and blocks < 0.55 * checkpointing
     assert peaks[101][-1] < 1.02 * blocks

@@ -1,4 +1,5 @@
 """Back-propagation with the backbone recomputed: the same training in less memory."""
+
 import copy
 
 import pytest
@@ -17,25 +18,28 @@ from ..super_resolution import editor, patches, swinir
 from .test_partition.family_checks import class_batch, classifier
 
 SWIN = dict(
-    type='mmpretrain.SwinTransformer', arch=dict(
-        embed_dims=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 4]),
-    img_size=64, window_size=2, drop_path_rate=.3)
+    type='mmpretrain.SwinTransformer',
+    arch=dict(embed_dims=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 4]),
+    img_size=64,
+    window_size=2,
+    drop_path_rate=0.3,
+)
 
 
 def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=.01, momentum=.9)
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
 
 def wrapped(cfg: dict, recompute, key: str = 'backbone', num_modules=1) -> dict:
     cfg = copy.deepcopy(cfg)
-    cfg[key] = dict(type='LocalBackbone', backbone=cfg[key], num_modules=num_modules,
-                    recompute=recompute)
+    cfg[key] = dict(
+        type='LocalBackbone', backbone=cfg[key], num_modules=num_modules, recompute=recompute
+    )
     return cfg
 
 
 def same(a, b) -> bool:
-    return len(a) == len(b) > 0 and all(
-        x is y or torch.equal(x, y) for x, y in zip(a, b))
+    return len(a) == len(b) > 0 and all(x is y or torch.equal(x, y) for x, y in zip(a, b))
 
 
 CASES = dict(
@@ -47,7 +51,8 @@ CASES = dict(
     with_cp=(retinanet(18, None, with_cp=True, frozen_stages=1, norm_eval=True), batch, 2),
     drop_path=(classifier(SWIN, None, 64, neck=True), class_batch, 'blocks'),
     segmentor=(segmentor(None), labelled_batch, 2),
-    skips=(editor(None, network=swinir), patches, 2))
+    skips=(editor(None, network=swinir), patches, 2),
+)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -58,8 +63,10 @@ def test_trains_bit_by_bit_as_the_plain_model(name):
     plain, recomputing = build(cfg), build(wrapped(cfg, recompute, key))
     assert same(list(plain.parameters()), list(recomputing.parameters()))
     averages = [ExponentialMovingAverage(model) for model in (plain, recomputing)]
-    wrappers = [OptimWrapper(sgd(model.parameters()), accumulative_counts=2)
-                for model in (plain, recomputing)]
+    wrappers = [
+        OptimWrapper(sgd(model.parameters()), accumulative_counts=2)
+        for model in (plain, recomputing)
+    ]
     for i in range(4):
         logs = []
         for model, wrapper, average in zip((plain, recomputing), wrappers, averages):
@@ -78,11 +85,15 @@ def test_in_mixed_precision(dtype):
     gradients = []
     for cfg in (retinanet(18, None), wrapped(retinanet(18, None), 'blocks')):
         model = build(cfg)
-        wrapper = AmpLocalOptimWrapper(optimizer=sgd(model.parameters()), dtype=dtype, apply='end',
-                                       loss_scale=128.)
+        wrapper = AmpLocalOptimWrapper(
+            optimizer=sgd(model.parameters()), dtype=dtype, apply='end', loss_scale=128.0
+        )
         found = {}
-        wrapper.optimizer.register_step_pre_hook(lambda *_, m=model, f=found: f.update(
-            (n, p.grad.clone()) for n, p in m.backbone.named_parameters()))
+        wrapper.optimizer.register_step_pre_hook(
+            lambda *_, m=model, f=found: f.update(
+                (n, p.grad.clone()) for n, p in m.backbone.named_parameters()
+            )
+        )
         model.train_step(batch(), wrapper)
         gradients.append(list(found.values()))
     assert same(*gradients)
@@ -105,8 +116,9 @@ def test_local_modules_that_recompute_train_the_same(recompute, apply):
 
 BY_IMAGE = dict(
     detector=(retinanet(18, None, frozen_stages=1, norm_eval=True), batch),
-    transformer=(classifier(dict(SWIN, drop_path_rate=0.), None, 64, neck=True), class_batch),
-    skips=(editor(None, network=swinir), patches))
+    transformer=(classifier(dict(SWIN, drop_path_rate=0.0), None, 64, neck=True), class_batch),
+    skips=(editor(None, network=swinir), patches),
+)
 
 
 @pytest.mark.parametrize('name', BY_IMAGE)
@@ -126,7 +138,7 @@ def test_image_by_image(name):
         found.append((logs, [p.detach() for p in model.parameters()], tracker.peak))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found[0][1], found[1][1]))
-    assert found[1][2] < .8 * found[0][2]
+    assert found[1][2] < 0.8 * found[0][2]
 
 
 def test_images_that_are_tied_together_or_drawn_for_stay_together():
@@ -155,8 +167,10 @@ def test_neck_and_head(num_modules):
     cfg = retinanet(18, num_modules)
     cfg['neck']['norm_cfg'] = dict(type='BN')
     cfg['bbox_head'].update(norm_cfg=dict(type='BN'), stacked_convs=3)
-    trainers = [Trainer(build(c), LocalOptimWrapper, sgd, apply='eager')
-                for c in (cfg, with_recomputed_head(cfg))]
+    trainers = [
+        Trainer(build(c), LocalOptimWrapper, sgd, apply='eager')
+        for c in (cfg, with_recomputed_head(cfg))
+    ]
     for i in range(2):
         assert trainers[0].step(batch(seed=i)) == trainers[1].step(batch(seed=i))
     models = [trainer.model for trainer in trainers]
@@ -168,11 +182,12 @@ def test_neck_and_head(num_modules):
         with StorageTracker() as tracker:
             trainer.step(batch(256))
         peaks.append(tracker.peak)
-    assert peaks[1] < .95 * peaks[0]
+    assert peaks[1] < 0.95 * peaks[0]
 
 
 def trained_in_parallel(rank: int, cfg: dict) -> list:
     from mmengine.model import MMDistributedDataParallel
+
     model = MMDistributedDataParallel(build(cfg), device_ids=None)
     wrapper = OptimWrapper(sgd(model.parameters()), accumulative_counts=2)
     for i in range(2):
@@ -182,8 +197,9 @@ def trained_in_parallel(rank: int, cfg: dict) -> list:
 
 def test_in_several_processes_with_the_stock_wrapper():
     plain = retinanet(18, None)
-    expected, found = (run_in_processes(2, trained_in_parallel, cfg)
-                       for cfg in (plain, wrapped(plain, 3)))
+    expected, found = (
+        run_in_processes(2, trained_in_parallel, cfg) for cfg in (plain, wrapped(plain, 3))
+    )
     assert all(map(same, expected, found))
 
 
@@ -208,16 +224,20 @@ def test_it_saves_memory():
     data = batch(128)
     plain = peak(cfg, data)
     finest, few, checkpointed = (
-        peak(c, data) for c in (wrapped(cfg, 'blocks'), wrapped(cfg, 4),
-                                retinanet(50, None, base_channels=16, stem_channels=16,
-                                          with_cp=True)))
-    assert max(finest, few) < .7 * plain
+        peak(c, data)
+        for c in (
+            wrapped(cfg, 'blocks'),
+            wrapped(cfg, 4),
+            retinanet(50, None, base_channels=16, stem_channels=16, with_cp=True),
+        )
+    )
+    assert max(finest, few) < 0.7 * plain
     # The stem, which with_cp keeps, is recomputed too.
     assert finest < checkpointed
     local = retinanet(50, 2, base_channels=16, stem_channels=16, auxiliary=own_head())
     both = copy.deepcopy(local)
     both['backbone']['recompute'] = 'blocks'
-    assert peak(both, data, local=True) < .8 * peak(local, data, local=True)
+    assert peak(both, data, local=True) < 0.8 * peak(local, data, local=True)
 
 
 def test_frozen_spans_keep_nothing():
@@ -225,7 +245,8 @@ def test_frozen_spans_keep_nothing():
     backbone = build(cfg).backbone
     runs = []
     backbone.backbone.layer1[0].register_forward_hook(
-        lambda *_: runs.append(torch.is_grad_enabled()))
+        lambda *_: runs.append(torch.is_grad_enabled())
+    )
     features = backbone(torch.rand(2, 3, 64, 64))
     assert not features[1].requires_grad and features[2].requires_grad
     sum(f.sum() for f in features[2:]).backward()
@@ -241,9 +262,17 @@ def test_an_input_that_is_written_to_is_found_out():
         sum(f.sum() for f in features).backward()
 
 
-@pytest.mark.parametrize('recompute, message', [
-    (0, 'give 1 to 9'), (10, 'give 1 to 9'), (True, 'recompute=True'), ('layers', "'layers'"),
-    (['layer1.0', 'layer9.0'], r"\['layer9.0'\].*stem, layer1.0"), (1.5, 'recompute=1.5')])
+@pytest.mark.parametrize(
+    'recompute, message',
+    [
+        (0, 'give 1 to 9'),
+        (10, 'give 1 to 9'),
+        (True, 'recompute=True'),
+        ('layers', "'layers'"),
+        (['layer1.0', 'layer9.0'], r"\['layer9.0'\].*stem, layer1.0"),
+        (1.5, 'recompute=1.5'),
+    ],
+)
 def test_what_cannot_be(recompute, message):
     with pytest.raises(LocalLearningError, match=message):
         build(wrapped(retinanet(18, None), recompute))

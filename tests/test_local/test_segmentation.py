@@ -1,4 +1,5 @@
 """mmseg's segmentors in local modules: dilated stages, several heads, and what they predict."""
+
 import copy
 from unittest import mock
 
@@ -18,10 +19,22 @@ from fba_mm.preflight.building import build_model
 
 from ..conftest import build
 from ..local_training import Trainer
-from ..segmentation import (LIGHT, NUM_CLASSES, dilated_resnet, labelled_batch, segmentor, swin,
-                            training)
-from .test_partition.family_checks import (built, check_checkpoint, check_forward,
-                                           check_isolation, check_parameters)
+from ..segmentation import (
+    LIGHT,
+    NUM_CLASSES,
+    dilated_resnet,
+    labelled_batch,
+    segmentor,
+    swin,
+    training,
+)
+from .test_partition.family_checks import (
+    built,
+    check_checkpoint,
+    check_forward,
+    check_isolation,
+    check_parameters,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +49,11 @@ def test_segments_one_by_one_are_the_forward(backbone):
     check_parameters(backbone)
 
 
-@pytest.mark.parametrize('kind, backbone', [
-    ('FCNHead', None), ('PSPHead', None), ('ASPPHead', None), ('UPerHead', swin())],
-    ids=['fcn', 'pspnet', 'deeplabv3', 'upernet'])
+@pytest.mark.parametrize(
+    'kind, backbone',
+    [('FCNHead', None), ('PSPHead', None), ('ASPPHead', None), ('UPerHead', swin())],
+    ids=['fcn', 'pspnet', 'deeplabv3', 'upernet'],
+)
 @pytest.mark.parametrize('auxiliary', [None, LIGHT], ids=['shared', 'light'])
 def test_isolation(kind, backbone, auxiliary):
     check_isolation(segmentor(3, kind, backbone, auxiliary), labelled_batch())
@@ -54,24 +69,27 @@ def test_one_module_trains_exactly_as_the_unwrapped_model():
     plain, wrapped = build(segmentor(None)), build(segmentor(1))
 
     def sgd(parameters):
-        return torch.optim.SGD(parameters, lr=.01, momentum=.9)
+        return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
     optim_wrapper, trainer = OptimWrapper(sgd(plain.parameters())), Trainer(wrapped, optimizer=sgd)
     for seed in range(2):
         log = plain.train_step(labelled_batch(seed=seed), optim_wrapper)
         assert trainer.step(labelled_batch(seed=seed)) == {
-            name: float(value.detach()) for name, value in log.items()}
+            name: float(value.detach()) for name, value in log.items()
+        }
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), wrapped.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), wrapped.buffers()))
 
 
 @pytest.mark.parametrize('size', [(64, 96), (57, 41)])
-@pytest.mark.parametrize('strides, dilations', [((1, 2, 1, 1), (1, 1, 2, 4)),
-                                                ((1, 2, 2, 1), (1, 1, 1, 2))])
+@pytest.mark.parametrize(
+    'strides, dilations', [((1, 2, 1, 1), (1, 1, 2, 4)), ((1, 2, 2, 1), (1, 1, 1, 2))]
+)
 def test_dilated_stages_are_completed_at_their_resolution(size, strides, dilations):
     """What each module's heads are given has the shapes of the whole backbone's maps."""
-    model = build(segmentor('blocks', backbone=dilated_resnet(
-        strides=strides, dilations=dilations)))
+    model = build(
+        segmentor('blocks', backbone=dilated_resnet(strides=strides, dilations=dilations))
+    )
     with torch.no_grad():
         expected = [feature.shape for feature in model.backbone.backbone(torch.rand(2, 3, *size))]
     model.data_preprocessor.size_divisor = 1
@@ -95,14 +113,30 @@ def test_reduced_blocks_see_as_far_as_the_stages_that_they_stand_in_for(depth, d
         later = [s for s in auxiliary.cut_point.stages if s.stage > auxiliary.cut_point.stage]
         assert len(later) == len(auxiliary.blocks)
         for stage, block in zip(later, auxiliary.blocks):
-            found = [m.dilation[0] for m in block.modules()
-                     if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+            found = [
+                m.dilation[0]
+                for m in block.modules()
+                if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+            ]
             assert found == [(1, 1, 2, 4)[stage.stage]] * dilated
     point = model.backbone.auxiliary[0].cut_point
-    finished = build(segmentor(
-        'blocks', backbone=dilated_resnet(depth), auxiliary=dict(type='SLM', finish_stage=True)))
-    assert len({m.dilation for a in finished.backbone.auxiliary if a.finish
-                for m in a.finish.modules() if isinstance(m, nn.Conv2d)}) == 3
+    finished = build(
+        segmentor(
+            'blocks', backbone=dilated_resnet(depth), auxiliary=dict(type='SLM', finish_stage=True)
+        )
+    )
+    assert (
+        len(
+            {
+                m.dilation
+                for a in finished.backbone.auxiliary
+                if a.finish
+                for m in a.finish.modules()
+                if isinstance(m, nn.Conv2d)
+            }
+        )
+        == 3
+    )
     # Other families' blocks are not asked.
     assert [s.dilation for s in point.stages] == [1, 1, 2, 4]
     assert {s.dilation for s in unroll(built(swin())).segments} == {1}
@@ -155,7 +189,12 @@ def test_synchronized_norms_are_cut_in_a_distributed_job():
 def test_peak_memory():
     cfg = training(backbone=dilated_resnet(50))
     light, bp, shared = profile_training(
-        localize(cfg, 4, auxiliary=LIGHT), (2, 3, 128, 128), ['bp'], rounds=0,
-        report=lambda line: None, others=[localize(cfg, 4, auxiliary='shared')])
+        localize(cfg, 4, auxiliary=LIGHT),
+        (2, 3, 128, 128),
+        ['bp'],
+        rounds=0,
+        report=lambda line: None,
+        others=[localize(cfg, 4, auxiliary='shared')],
+    )
     bp, light, shared = (one.memory.peak_bytes for one in (bp, light, shared))
-    assert light < .5 * bp and light < shared < .8 * bp, (light / bp, shared / bp)
+    assert light < 0.5 * bp and light < shared < 0.8 * bp, (light / bp, shared / bp)

@@ -1,4 +1,5 @@
 """Super-resolution by local learning: EDSR in modules, the first map in the bank."""
+
 import copy
 from unittest import mock
 
@@ -9,8 +10,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import load_checkpoint
 
-from fba_mm import (AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper,
-                    localize)
+from fba_mm import AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.analysis.memory import measure_step
 from fba_mm.checkpoint import check_fit, compare, export_checkpoint
 from fba_mm.local.auxiliary.reconstruction import SLMReconstruction
@@ -54,7 +54,8 @@ def test_one_module_trains_exactly_as_the_unwrapped_model(scale):
         data = patches(scale=scale, seed=seed)
         losses = plain.train_step(data, optim_wrapper)
         assert trainer.step(patches(scale=scale, seed=seed)) == {
-            k: float(v.detach()) for k, v in losses.items()}
+            k: float(v.detach()) for k, v in losses.items()
+        }
     for a, b in zip(plain.parameters(), trainer.model.parameters()):
         assert torch.equal(a, b)
 
@@ -90,8 +91,12 @@ def test_trained_on_the_same_forward_as_the_network():
 def test_mixed_precision(name):
     losses = []
     for num_modules in (1, 'blocks'):
-        trainer = Trainer(build(editor(num_modules, AUXILIARIES[name])), AmpLocalOptimWrapper,
-                          dtype='bfloat16', apply='eager')
+        trainer = Trainer(
+            build(editor(num_modules, AUXILIARIES[name])),
+            AmpLocalOptimWrapper,
+            dtype='bfloat16',
+            apply='eager',
+        )
         losses.append(trainer.step(patches()))
     assert losses[0] == losses[1]
     assert len(trainer.log) == 5 and all(0 < loss < 1 for loss in trainer.log.values())
@@ -102,7 +107,7 @@ def test_a_copy_runs_its_own_layers():
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in twin.generator.backbone.parameters():
-            parameter.mul_(.5)
+            parameter.mul_(0.5)
     expected = copy.deepcopy(twin.generator.backbone)
     x = torch.rand(1, 3, 8, 8)
     kept = {}
@@ -128,9 +133,9 @@ def test_losses_fall(name, scope):
     first = trainer.step(patches()), dict(trainer.log)
     for _ in range(60):
         last = trainer.step(patches())
-    assert last['loss'] < .95 * first[0]['loss']
+    assert last['loss'] < 0.95 * first[0]['loss']
     for i in (1, 2):
-        assert trainer.log[f'local_{i}.loss'] < .97 * first[1][f'local_{i}.loss']
+        assert trainer.log[f'local_{i}.loss'] < 0.97 * first[1][f'local_{i}.loss']
 
 
 # Gradients
@@ -145,9 +150,9 @@ def test_a_module_learns_from_its_own_loss_alone(name, num_modules):
     assert set(before) == {n for n, _ in model.named_parameters()}
     assert all(g.abs().sum() > 0 for g in before.values())
     for k in range(local.num_modules - 1):
-        local.auxiliary[k].loss_weight = 4.  # A power of two: nothing is rounded otherwise.
+        local.auxiliary[k].loss_weight = 4.0  # A power of two: nothing is rounded otherwise.
         after = trainer.gradients(patches())
-        local.auxiliary[k].loss_weight = 1.
+        local.auxiliary[k].loss_weight = 1.0
         own = {id(p) for p in local.local_parameters(k)}
         for n, parameter in model.named_parameters():
             if id(parameter) in own:
@@ -175,7 +180,7 @@ def _deferred(model, data):
     local = model.generator
     net, image = local.backbone, data['inputs']
     target = data['data_samples'].gt_img
-    x, first, total = image, None, 0.
+    x, first, total = image, None, 0.0
     for k, module in enumerate(local.module_segments):
         x, first = x.detach(), None if first is None else first.detach()
         for i in module:
@@ -189,8 +194,11 @@ def _deferred(model, data):
         if k < local.num_modules - 1:
             auxiliary = local.auxiliary[k]
             out = auxiliary.block(x)
-            out = _tail(net, out, first) if auxiliary.head is None else auxiliary.head(
-                out, first if auxiliary.skip or k == 0 else None, image)
+            out = (
+                _tail(net, out, first)
+                if auxiliary.head is None
+                else auxiliary.head(out, first if auxiliary.skip or k == 0 else None, image)
+            )
         total = total + (out - target).abs().mean()
     model.zero_grad()
     total.backward()
@@ -209,7 +217,8 @@ def test_eager_steps_are_those_at_the_end(name, num_modules):
     results = []
     for apply in ('end', 'eager'):
         trainer = Trainer(
-            build(editor(num_modules, AUXILIARIES[name])), optimizer=adam, apply=apply)
+            build(editor(num_modules, AUXILIARIES[name])), optimizer=adam, apply=apply
+        )
         losses = [trainer.step(patches(seed=i)) for i in range(3)]
         results.append((losses, [p.detach() for p in trainer.model.parameters()]))
     (losses, end), (eager_losses, eager) = results
@@ -229,7 +238,8 @@ def test_the_bank_holds_the_first_map_itself():
     seen, run_tail = {}, []
     conv_first = []
     model.generator.backbone.conv_first.register_forward_hook(
-        lambda module, args, output: conv_first.append(output))
+        lambda module, args, output: conv_first.append(output)
+    )
     tail = model.generator.segments[-1]
 
     def watch_tail(backbone, x, first_map):
@@ -278,9 +288,10 @@ def test_the_bank_does_not_starve_a_module():
         grads = Trainer(model, scope=scope).gradients(patches())
         norms[scope] = [
             torch.cat([g.flatten() for n, g in grads.items() if f'backbone.body.{i}.' in n]).norm()
-            for i in range(4)]
+            for i in range(4)
+        ]
     for past, off in zip(norms['past'], norms['off']):
-        assert past > .5 * off
+        assert past > 0.5 * off
 
 
 # Memory
@@ -295,8 +306,9 @@ def peak():
         key = num_modules, scale, num_blocks, head
         if key not in known:
             auxiliary = dict(type='SLMReconstruction', head=head)
-            model = build(editor(
-                num_modules, auxiliary, scale=scale, num_blocks=num_blocks, channels=64))
+            model = build(
+                editor(num_modules, auxiliary, scale=scale, num_blocks=num_blocks, channels=64)
+            )
             data = patches(24, 4, scale)
             if num_modules is None:
                 optim_wrapper = OptimWrapper(sgd(model.parameters()))
@@ -316,21 +328,21 @@ def peak():
     return measure
 
 
-@pytest.mark.parametrize('scale, four, finest', [(2, .4, .3), (4, .4, .3)])
+@pytest.mark.parametrize('scale, four, finest', [(2, 0.4, 0.3), (4, 0.4, 0.3)])
 def test_below_back_propagation(peak, scale, four, finest):
     # Measured with 16 patches of 48x48: 0.36 and 0.22 at x2, 0.33 and 0.25 at x4.
     bp = peak(None, scale)
-    assert peak(1, scale) == pytest.approx(bp, rel=.01)
+    assert peak(1, scale) == pytest.approx(bp, rel=0.01)
     assert peak(4, scale) < four * bp
     assert peak('blocks', scale) < finest * bp
 
 
 def test_the_networks_own_head_takes_more(peak):
-    assert peak('blocks') < peak('blocks', head='shared') < .5 * peak(None)
+    assert peak('blocks') < peak('blocks', head='shared') < 0.5 * peak(None)
 
 
 def test_does_not_grow_with_depth(peak):
-    assert peak('blocks', num_blocks=32) == pytest.approx(peak('blocks'), rel=.02)
+    assert peak('blocks', num_blocks=32) == pytest.approx(peak('blocks'), rel=0.02)
     assert peak(None, num_blocks=32) > 1.5 * peak(None)
 
 
@@ -340,7 +352,7 @@ def test_does_not_grow_with_depth(peak):
 def test_stock_checkpoints_load_and_exported_ones_are_stock():
     stock, model = build(editor(None)), build(editor(3))
     for parameter in stock.parameters():
-        torch.nn.init.normal_(parameter, 0, .1)
+        torch.nn.init.normal_(parameter, 0, 0.1)
     fit = compare(model, stock.state_dict())
     assert not (fit.missing or fit.mismatched or fit.unexpected)
     model.load_state_dict(stock.state_dict(), strict=True)
@@ -348,8 +360,10 @@ def test_stock_checkpoints_load_and_exported_ones_are_stock():
 
     def outputs(model):
         model.eval()
-        return [s.output.pred_img for s in model(
-            data['inputs'], copy.deepcopy(data['data_samples']), mode='predict')]
+        return [
+            s.output.pred_img
+            for s in model(data['inputs'], copy.deepcopy(data['data_samples']), mode='predict')
+        ]
 
     for a, b in zip(outputs(stock), outputs(model)):
         assert torch.equal(a, b)
@@ -364,8 +378,7 @@ def test_stock_checkpoints_load_and_exported_ones_are_stock():
 @pytest.mark.parametrize('num_modules', [1, 3])
 @pytest.mark.parametrize('wrapped', [None, 3])
 @pytest.mark.parametrize('scale', [3, 4])
-def test_training_for_another_scale_starts_from_a_checkpoint(
-        num_modules, wrapped, scale, tmp_path):
+def test_training_for_another_scale_starts_from_a_checkpoint(num_modules, wrapped, scale, tmp_path):
     path = str(tmp_path / 'x2.pth')
     source = build(editor(wrapped))
     for parameter in source.parameters():
@@ -380,8 +393,9 @@ def test_training_for_another_scale_starts_from_a_checkpoint(
     load_checkpoint(model, path, map_location='cpu', strict=False)
     source = source.generator if wrapped is None else source.generator.backbone
     for part in ('conv_first', 'body', 'conv_after_body', 'conv_last'):
-        for a, b in zip(getattr(source, part).parameters(),
-                        getattr(model.generator.backbone, part).parameters()):
+        for a, b in zip(
+            getattr(source, part).parameters(), getattr(model.generator.backbone, part).parameters()
+        ):
             assert torch.equal(a, b)
 
 
@@ -390,7 +404,7 @@ STOCK = 'mmagic::edsr/edsr_x{0}c64b16_1xb16-300k_div2k.py'
 
 @pytest.mark.parametrize('scale', [2, 3, 4])
 def test_localize_a_stock_config_and_back(scale):
-    cfg = localize(STOCK.format(scale), num_modules=4, auxiliary_lr_mult=2.)
+    cfg = localize(STOCK.format(scale), num_modules=4, auxiliary_lr_mult=2.0)
     assert cfg.model.generator.type == 'LocalBackbone'
     assert cfg.model.generator.backbone.upscale_factor == scale
     assert cfg.model.generator.auxiliary == dict(type='SLMReconstruction', head='own')
@@ -410,9 +424,16 @@ def test_localize_by_word(auxiliary, head):
 
 
 def test_preflight_accepts_it():
-    cfg = localize(Config(dict(
-        model=editor(None), train_dataloader=dict(), train_cfg=dict(max_epochs=1, by_epoch=True),
-        optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-4)))))
+    cfg = localize(
+        Config(
+            dict(
+                model=editor(None),
+                train_dataloader=dict(),
+                train_cfg=dict(max_epochs=1, by_epoch=True),
+                optim_wrapper=dict(optimizer=dict(type='Adam', lr=1e-4)),
+            )
+        )
+    )
     model = MODELS.build(copy.deepcopy(cfg.model))
     assert isinstance(check_training(cfg, model), LocalOptimWrapper)
 
@@ -420,16 +441,19 @@ def test_preflight_accepts_it():
 # Faults
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(head='none'), "is 'own' or 'shared'"),
-    (dict(residual='nearest'), "give 'bicubic', 'bilinear', 'network' or None"),
-    (dict(head='shared', residual='bicubic'), 'leave residual out'),
-    (dict(head='shared', skip=True), 'leave skip out'),
-    (dict(head='shared', channels=8), 'leave channels out'),
-    (dict(channels=0), 'give an integer from 1'),
-    (dict(loss_weight=0), 'a module does not train'),
-    (dict(type='SLM'), "take auxiliary=dict\\(type='SLMReconstruction'\\)"),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(head='none'), "is 'own' or 'shared'"),
+        (dict(residual='nearest'), "give 'bicubic', 'bilinear', 'network' or None"),
+        (dict(head='shared', residual='bicubic'), 'leave residual out'),
+        (dict(head='shared', skip=True), 'leave skip out'),
+        (dict(head='shared', channels=8), 'leave channels out'),
+        (dict(channels=0), 'give an integer from 1'),
+        (dict(loss_weight=0), 'a module does not train'),
+        (dict(type='SLM'), "take auxiliary=dict\\(type='SLMReconstruction'\\)"),
+    ],
+)
 def test_faulty_options(options, message):
     with pytest.raises(LocalLearningError, match=message):
         build(editor(2, dict(dict(type='SLMReconstruction'), **options)))
@@ -458,8 +482,9 @@ def test_other_faults():
     cfg.model.pop('generator')
     with pytest.raises(LocalLearningError, match='no model.generator to cut'):
         localize(cfg)
-    with mock.patch.object(type(model), 'train_step', lambda *args: None, create=True), \
-            pytest.raises(LocalLearningError, match='BaseEditModel trains in steps of its own'):
+    with mock.patch.object(
+        type(model), 'train_step', lambda *args: None, create=True
+    ), pytest.raises(LocalLearningError, match='BaseEditModel trains in steps of its own'):
         Trainer(model)
     with pytest.raises(LocalLearningError, match="mmagic's generator"):
         FBAHook().attach(build(editor(None)), None)

@@ -1,4 +1,5 @@
 """Local learning of mmagic's other networks for super-resolution: what holds for each of them."""
+
 import copy
 
 import pytest
@@ -27,8 +28,12 @@ HEADS = {
     'shared': dict(type='SLMReconstruction', head='shared'),
 }
 # RDN's last layers can't be shared.
-SERVED = [(network, head) for network in NETWORKS for head in HEADS
-          if not (network is rdn and head == 'shared')]
+SERVED = [
+    (network, head)
+    for network in NETWORKS
+    for head in HEADS
+    if not (network is rdn and head == 'shared')
+]
 
 each_network = pytest.mark.parametrize('network', NETWORKS)
 each_served = pytest.mark.parametrize('network, head', SERVED)
@@ -45,8 +50,7 @@ def test_one_module_trains_exactly_as_the_unwrapped_model(network):
     optim_wrapper = OptimWrapper(adam(plain.parameters()))
     for seed in range(2):
         losses = plain.train_step(patches(seed=seed), optim_wrapper)
-        assert trainer.step(patches(seed=seed)) == {
-            k: float(v.detach()) for k, v in losses.items()}
+        assert trainer.step(patches(seed=seed)) == {k: float(v.detach()) for k, v in losses.items()}
     for a, b in zip(plain.parameters(), trainer.model.parameters()):
         assert torch.equal(a, b)
 
@@ -70,9 +74,9 @@ def test_a_module_learns_from_its_own_loss_alone(network, head):
     assert set(before) == {n for n, _ in model.named_parameters()}
     tail = {id(p) for p in local.segments[-1].parameters(local.backbone)}
     for k in range(local.num_modules - 1):
-        local.auxiliary[k].loss_weight = 4.  # A power of two: nothing is rounded otherwise.
+        local.auxiliary[k].loss_weight = 4.0  # A power of two: nothing is rounded otherwise.
         after = trainer.gradients(patches())
-        local.auxiliary[k].loss_weight = 1.
+        local.auxiliary[k].loss_weight = 1.0
         own = {id(p) for p in local.local_parameters(k)}
         assert own & {id(p) for p in local.backbone.parameters()}
         for n, parameter in model.named_parameters():
@@ -98,7 +102,7 @@ def _deferred(model, data):
     local = model.generator
     net, images = local.backbone, data['inputs']
     target = data['data_samples'].gt_img
-    x, kept, total = images, {IMAGES: images}, 0.
+    x, kept, total = images, {IMAGES: images}, 0.0
     for k, module in enumerate(local.module_segments):
         x, kept = x.detach(), {name: feature.detach() for name, feature in kept.items()}
         for i in module:
@@ -112,7 +116,8 @@ def _deferred(model, data):
                 out = tail.run(net, out, *(kept[name] for name in tail.reads))
             else:
                 out = auxiliary.head(
-                    out, kept[FIRST_MAP] if auxiliary.skip or k == 0 else None, images)
+                    out, kept[FIRST_MAP] if auxiliary.skip or k == 0 else None, images
+                )
         total = total + (out - target).abs().mean()
     model.zero_grad()
     total.backward()
@@ -125,7 +130,7 @@ def _deferred(model, data):
 def test_stock_checkpoints_load_and_exported_ones_are_stock(network):
     stock, model = build(editor(None, network=network)), build(editor(3, network=network))
     for parameter in stock.parameters():
-        torch.nn.init.normal_(parameter, 0, .1)
+        torch.nn.init.normal_(parameter, 0, 0.1)
     fit = compare(model, stock.state_dict())
     assert not (fit.missing or fit.mismatched or fit.unexpected)
     model.load_state_dict(stock.state_dict(), strict=True)
@@ -133,8 +138,10 @@ def test_stock_checkpoints_load_and_exported_ones_are_stock(network):
 
     def outputs(model):
         model.eval()
-        return [s.output.pred_img for s in model(
-            data['inputs'], copy.deepcopy(data['data_samples']), mode='predict')]
+        return [
+            s.output.pred_img
+            for s in model(data['inputs'], copy.deepcopy(data['data_samples']), mode='predict')
+        ]
 
     for a, b in zip(outputs(stock), outputs(model)):
         assert torch.equal(a, b)
@@ -159,8 +166,10 @@ def test_the_first_map_is_banked_for_the_own_heads(network):
     assert {'local_1.loss', 'loss'} <= alike and 'local_3.loss' not in alike
 
 
-@pytest.mark.parametrize('network, four, finest', [
-    (msrresnet, .52, .42), (rrdbnet, .34, .2), (rdn, .39, .23), (swinir, .32, .16)])
+@pytest.mark.parametrize(
+    'network, four, finest',
+    [(msrresnet, 0.52, 0.42), (rrdbnet, 0.34, 0.2), (rdn, 0.39, 0.23), (swinir, 0.32, 0.16)],
+)
 def test_memory_below_back_propagation(network, four, finest):
     # Measured: 0.49 and 0.40, 0.32 and 0.18, 0.36 and 0.21, 0.29 and 0.14.
     peaks = {}
@@ -180,8 +189,7 @@ def test_memory_below_back_propagation(network, four, finest):
                 trainer.step(data)
 
         step()
-        peaks[num_modules] = measure_step(
-            step, watch=[model, optim_wrapper.optimizer]).peak_bytes
+        peaks[num_modules] = measure_step(step, watch=[model, optim_wrapper.optimizer]).peak_bytes
     assert peaks[4] < four * peaks[None]
     assert peaks['blocks'] < finest * peaks[None]
 
@@ -211,15 +219,18 @@ def test_the_last_layers_see_some_images_at_a_time():
     model = build(editor('blocks'))
     seen = []
     model.generator.backbone.conv_after_body.register_forward_pre_hook(
-        lambda module, args: seen.append(len(args[0])))
+        lambda module, args: seen.append(len(args[0]))
+    )
     model.generator.backbone.body[0].register_forward_pre_hook(
-        lambda module, args: seen.append(-len(args[0])))
+        lambda module, args: seen.append(-len(args[0]))
+    )
     trainer = Trainer(model)
     expected = trainer.gradients(patches(images=6))
     # Once for the image, once for the gradients.
     assert seen == [-6, 2, 2, 2, 2, 2, 2]
-    whole = build(dict(editor('blocks'), generator=dict(
-        editor('blocks')['generator'], head_batch_size=6)))
+    whole = build(
+        dict(editor('blocks'), generator=dict(editor('blocks')['generator'], head_batch_size=6))
+    )
     found = Trainer(whole).gradients(patches(images=6))
     for name in expected:
         assert torch.allclose(found[name], expected[name], rtol=1e-4, atol=1e-7), name

@@ -1,4 +1,5 @@
 """The task's own loss on given features, and nothing else of the model."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -18,7 +19,8 @@ def detector_with_norms():
 def maps(requires_grad=False):
     return tuple(
         torch.rand(2, 8 * 2**i, 16 // 2**i, 16 // 2**i, requires_grad=requires_grad)
-        for i in range(4))
+        for i in range(4)
+    )
 
 
 def test_loss_is_that_of_neck_and_head():

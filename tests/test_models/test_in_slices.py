@@ -1,4 +1,5 @@
 """Losses in slices against the stock ones."""
+
 import copy
 from importlib import import_module
 
@@ -24,25 +25,32 @@ def close(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 LABELS = torch.tensor([0, 7, 7, 3, 2, 7, 6, 7, 1, 7, 7, 4, 5])
-SHARES = torch.rand(13, 7, generator=torch.Generator().manual_seed(1)) * torch.nn.functional.one_hot(
-    LABELS, 8)[:, :7]
+SHARES = (
+    torch.rand(13, 7, generator=torch.Generator().manual_seed(1))
+    * torch.nn.functional.one_hot(LABELS, 8)[:, :7]
+)
 WEIGHTS = torch.linspace(0, 2, 13)
 LOSSES = {
     'FocalLoss': [(LABELS, WEIGHTS)],
-    'QualityFocalLoss': [((LABELS, SHARES.sum(1)), WEIGHTS), ((LABELS, SHARES.sum(1)), None),
-                         (SHARES, None)],
+    'QualityFocalLoss': [
+        ((LABELS, SHARES.sum(1)), WEIGHTS),
+        ((LABELS, SHARES.sum(1)), None),
+        (SHARES, None),
+    ],
     'VarifocalLoss': [(SHARES, None)],
 }
 CASES = [(name, *case) for name, cases in LOSSES.items() for case in cases]
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('reduction', [dict(avg_factor=3.), dict(), dict(reduction_override='sum'),
-                                       dict(reduction_override='none')])
+@pytest.mark.parametrize(
+    'reduction',
+    [dict(avg_factor=3.0), dict(), dict(reduction_override='sum'), dict(reduction_override='none')],
+)
 @pytest.mark.parametrize('name, target, weight', CASES)
 def test_losses_of_rows(name, target, weight, reduction, dtype):
-    stock = MODELS.build(dict(type=f'mmdet.{name}', loss_weight=.7))
-    sliced = MODELS.build(dict(type='InSlices', of=f'mmdet.{name}', loss_weight=.7))
+    stock = MODELS.build(dict(type=f'mmdet.{name}', loss_weight=0.7))
+    sliced = MODELS.build(dict(type='InSlices', of=f'mmdet.{name}', loss_weight=0.7))
     assert name == 'FocalLoss' or isinstance(sliced, type(stock))
     found = []
     for loss in (stock, sliced):
@@ -55,7 +63,7 @@ def test_losses_of_rows(name, target, weight, reduction, dtype):
     if dtype == torch.float32:
         assert all(map(close, found[1], found[0]))
     else:
-        assert all(torch.allclose(a, b, rtol=.03, atol=.03) for a, b in zip(*found))
+        assert all(torch.allclose(a, b, rtol=0.03, atol=0.03) for a, b in zip(*found))
 
 
 def test_losses_of_rows_take_little_memory(monkeypatch):
@@ -63,29 +71,48 @@ def test_losses_of_rows_take_little_memory(monkeypatch):
     for cfg in (dict(type='mmdet.QualityFocalLoss'), dict(type='InSlices', of='QualityFocalLoss')):
         loss = MODELS.build(cfg)
         logits = torch.randn(400, 7, requires_grad=True)
-        labels = torch.full((400, ), 7)
+        labels = torch.full((400,), 7)
         labels[::9] = 1
         with StorageTracker() as tracker:
-            loss(logits, (labels, torch.rand(400)), avg_factor=4.).backward()
+            loss(logits, (labels, torch.rand(400)), avg_factor=4.0).backward()
         peaks.append(tracker.peak / logits.nbytes)
     assert peaks[0] > 5 and peaks[1] < 2
 
 
 def decode_head(**kwargs) -> dict:
     return dict(
-        dict(type='FCNHead', in_channels=8, channels=8, num_classes=4, dropout_ratio=0.,
-             norm_cfg=dict(type='BN'), align_corners=False,
-             loss_decode=dict(type='CrossEntropyLoss', loss_weight=.4)), **kwargs)
+        dict(
+            type='FCNHead',
+            in_channels=8,
+            channels=8,
+            num_classes=4,
+            dropout_ratio=0.0,
+            norm_cfg=dict(type='BN'),
+            align_corners=False,
+            loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4),
+        ),
+        **kwargs,
+    )
 
 
 def sliced(head: dict) -> dict:
     return dict(head, type='InSlices', of=head['type'])
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(), dict(align_corners=True), dict(loss_decode=[
-        dict(type='CrossEntropyLoss', avg_non_ignore=True),
-        dict(type='CrossEntropyLoss', loss_name='loss_other'), dict(type='CrossEntropyLoss')])])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(),
+        dict(align_corners=True),
+        dict(
+            loss_decode=[
+                dict(type='CrossEntropyLoss', avg_non_ignore=True),
+                dict(type='CrossEntropyLoss', loss_name='loss_other'),
+                dict(type='CrossEntropyLoss'),
+            ]
+        ),
+    ],
+)
 @pytest.mark.parametrize('size', [(9, 7), (16, 16), (64, 64)])
 def test_decode_heads(size, kwargs):
     head = decode_head(**kwargs)
@@ -121,7 +148,7 @@ def test_a_segmentor_takes_less_memory_and_trains_the_same():
     assert all(close(found[1][1][k], v) for k, v in found[0][1].items())
     for a, b in zip(found[1][2], found[0][2]):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-6 * float(b.abs().max()) + 1e-8)
-    assert found[1][0] < .9 * found[0][0]
+    assert found[1][0] < 0.9 * found[0][0]
 
 
 def test_a_mask_head(monkeypatch):
@@ -149,21 +176,31 @@ def test_a_mask_head(monkeypatch):
         found.append([masks, x.grad, *(p.grad for p in head.parameters())])
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
-    assert peaks[1] < .5 * peaks[0]
+    assert peaks[1] < 0.5 * peaks[0]
     with torch.no_grad():
         assert torch.equal(sliced(rois), stock(rois))
     with pytest.raises(LocalLearningError, match='no loss that can be computed in slices'):
-        MODELS.build(dict(type='InSlices', of='mmdet.FCNMaskHead', norm_cfg=dict(type='BN'), **kwargs))
+        MODELS.build(
+            dict(type='InSlices', of='mmdet.FCNMaskHead', norm_cfg=dict(type='BN'), **kwargs)
+        )
 
 
-@pytest.mark.parametrize('cfg', [
-    dict(of='mmdet.L1Loss'),
-    dict(of='mmdet.FocalLoss', activated=True),
-    sliced(decode_head(sampler=dict(type='OHEMPixelSampler', thresh=.7))),
-    sliced(decode_head(loss_decode=dict(type='DiceLoss'))),
-    sliced(decode_head(loss_decode=dict(type='CrossEntropyLoss', class_weight=[1., 2., 1., 1.]))),
-])
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(of='mmdet.L1Loss'),
+        dict(of='mmdet.FocalLoss', activated=True),
+        sliced(decode_head(sampler=dict(type='OHEMPixelSampler', thresh=0.7))),
+        sliced(decode_head(loss_decode=dict(type='DiceLoss'))),
+        sliced(
+            decode_head(
+                loss_decode=dict(type='CrossEntropyLoss', class_weight=[1.0, 2.0, 1.0, 1.0])
+            )
+        ),
+    ],
+)
 def test_what_has_no_slices(cfg):
-    with DefaultScope.overwrite_default_scope('mmseg'), \
-            pytest.raises(LocalLearningError, match='InSlices'):
+    with DefaultScope.overwrite_default_scope('mmseg'), pytest.raises(
+        LocalLearningError, match='InSlices'
+    ):
         MODELS.build(dict(cfg, type='InSlices'))

@@ -1,4 +1,5 @@
 """A small RetinaNet as the own head of an auxiliary network."""
+
 import subprocess
 import sys
 
@@ -36,7 +37,7 @@ def test_is_mmdets_retinanet_made_light():
     model.pop('data_preprocessor')
     model.neck.update(in_channels=SOURCE['channels'], out_channels=64)
     model.bbox_head.update(in_channels=64, feat_channels=64, stacked_convs=1)
-    model.bbox_head.anchor_generator.update(scales_per_octave=1, ratios=[1.])
+    model.bbox_head.anchor_generator.update(scales_per_octave=1, ratios=[1.0])
     expected = MODELS.build(dict(model, type='mmdet.RetinaNet'))
     built = MODELS.build(dict(type='LightRetinaNet', num_classes=80, backbone=SOURCE))
     assert type(built) is type(expected)
@@ -47,12 +48,14 @@ def test_is_mmdets_retinanet_made_light():
     built.load_state_dict(expected.state_dict(), strict=True)
     features = tuple(
         torch.rand(2, channels, 64 // 2**i, 64 // 2**i)
-        for i, channels in enumerate(SOURCE['channels']))
+        for i, channels in enumerate(SOURCE['channels'])
+    )
     data = batch(256)
     inputs = torch.stack(data['inputs']).float()
     losses, expected = (
         task_loss(model, model.backbone, features, inputs, data['data_samples'])
-        for model in (built, expected))
+        for model in (built, expected)
+    )
     assert set(losses) == {'loss_cls', 'loss_bbox'}
     assert losses['loss_bbox'] > 0
     expected = {name: sum(levels) for name, levels in expected.items()}
@@ -86,13 +89,14 @@ def test_everything_can_be_set():
         stacked_convs=2,
         scales_per_octave=2,
         octave_base_scale=3,
-        ratios=[.5, 2.],
+        ratios=[0.5, 2.0],
         strides=[4, 8, 16, 32],
         loss_cls=dict(type='mmdet.QualityFocalLoss', use_sigmoid=True),
         loss_bbox=dict(type='mmdet.SmoothL1Loss'),
         neck=dict(start_level=0, add_extra_convs='on_output'),
         bbox_head=dict(reg_decoded_bbox=True, feat_channels=24),
-        train_cfg=dict(allowed_border=3, assigner=dict(type='mmdet.ATSSAssigner', topk=9)))
+        train_cfg=dict(allowed_border=3, assigner=dict(type='mmdet.ATSSAssigner', topk=9)),
+    )
     assert (built.neck.start_level, built.neck.add_extra_convs) == (0, 'on_output')
     bbox_head = built.bbox_head
     assert len(bbox_head.cls_convs) == 2 and bbox_head.num_base_priors == 4
@@ -115,8 +119,12 @@ def test_any_default_scope(scope):
 
 
 def test_config_is_left_as_it_was():
-    given = dict(light()['head'], backbone=dict(SOURCE), neck=dict(start_level=0),
-                 train_cfg=dict(pos_weight=2))
+    given = dict(
+        light()['head'],
+        backbone=dict(SOURCE),
+        neck=dict(start_level=0),
+        train_cfg=dict(pos_weight=2),
+    )
     before = str(given)
     MODELS.build(given)
     assert str(given) == before
@@ -149,11 +157,14 @@ def test_check():
         model.backbone.auxiliary[0].check(model, model.backbone)
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(chanels=8), 'cannot be built as a LightRetinaNet: .*chanels'),
-    (dict(backbone=dict(type='mmdet.ResNet', depth=18)), 'has a backbone: leave it out'),
-    (dict(loss_cls=dict(type='SlicedFocalLoss', use_sigmoid=False)), 'set use_sigmoid=True'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(chanels=8), 'cannot be built as a LightRetinaNet: .*chanels'),
+        (dict(backbone=dict(type='mmdet.ResNet', depth=18)), 'has a backbone: leave it out'),
+        (dict(loss_cls=dict(type='SlicedFocalLoss', use_sigmoid=False)), 'set use_sigmoid=True'),
+    ],
+)
 def test_settings_that_are_refused(settings, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         build(retinanet(num_modules=4, auxiliary=light(**settings)))
@@ -180,9 +191,11 @@ def test_without_mmdet(monkeypatch):
 
 def test_the_package_needs_no_mmdet():
     """Users of other OpenMMLab packages don't have it."""
-    code = ("import sys; sys.modules['mmdet'] = None; import fba_mm; "
-            "from mmengine.registry import MODELS; "
-            "assert 'LightRetinaNet' in MODELS and 'SlicedFocalLoss' in MODELS")
+    code = (
+        "import sys; sys.modules['mmdet'] = None; import fba_mm; "
+        'from mmengine.registry import MODELS; '
+        "assert 'LightRetinaNet' in MODELS and 'SlicedFocalLoss' in MODELS"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -195,17 +208,21 @@ def objects(*boxes) -> InstanceData:
 def test_targets_are_mmdets():
     """Objects of all sizes, on each other, at the border, too small for any anchor, and none."""
     from mmdet.models.dense_heads import RetinaHead
+
     ours = head().bbox_head
     sizes = [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
     metas = [dict(img_shape=(128, 192), pad_shape=shape) for shape in ((128, 192), (96, 150))]
     anchors, flags = ours.get_anchors(sizes, metas, device='cpu')
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(20, 2, generator=generator) * 100
-    many = torch.cat([corners, corners + torch.rand(20, 2, generator=generator)**2 * 90 + 1], 1)
+    many = torch.cat([corners, corners + torch.rand(20, 2, generator=generator) ** 2 * 90 + 1], 1)
     cases = [
         [objects(*many[:10].tolist()), objects(*many[10:].tolist())],
         [objects([10, 10, 60, 60], [10, 10, 60, 60], [12, 10, 60, 60]), objects()],
-        [objects([0, 0, 2, 2], [150, 100, 191, 127], [-20, -20, 30, 30]), objects([0, 0, 190, 120])],
+        [
+            objects([0, 0, 2, 2], [150, 100, 191, 127], [-20, -20, 30, 30]),
+            objects([0, 0, 190, 120]),
+        ],
     ]
     for case in cases:
         got = ours.get_targets(anchors, flags, case, metas)

@@ -1,4 +1,5 @@
 """A small segmentor as the own head of an auxiliary network."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
@@ -30,11 +31,13 @@ def head(**settings) -> torch.nn.Module:
 def test_the_loss_is_that_of_every_nth_pixel(stride, count):
     model, data = head(label_stride=stride), labelled_batch()
     features = [torch.rand(shape) for shape in MAPS]
-    losses = task_loss(model, model.backbone, features, torch.stack(data['inputs']),
-                       data['data_samples'])
+    losses = task_loss(
+        model, model.backbone, features, torch.stack(data['inputs']), data['data_samples']
+    )
     start = stride // 2
-    labels = torch.stack([sample.gt_sem_seg.data[0, start::stride, start::stride]
-                          for sample in data['data_samples']])
+    labels = torch.stack(
+        [sample.gt_sem_seg.data[0, start::stride, start::stride] for sample in data['data_samples']]
+    )
     assert labels.shape == (2, count, count)
     logits = F.interpolate(model.decode_head(features), labels.shape[1:], mode='bilinear')
     expected = F.cross_entropy(logits, labels, ignore_index=255, reduction='sum') / labels.numel()
@@ -49,8 +52,11 @@ def test_all_maps_take_part_at_the_positions_of_one():
         assert logits.shape == (2, NUM_CLASSES, size, size)
         logits.square().sum().backward()
         assert all(feature.grad.any() for feature in features)
-        assert all(parameter.grad.any() for name, parameter in model.named_parameters()
-                   if name != 'decode_head.fuse.conv.bias')
+        assert all(
+            parameter.grad.any()
+            for name, parameter in model.named_parameters()
+            if name != 'decode_head.fuse.conv.bias'
+        )
 
 
 def test_labels_of_small_images():
@@ -58,10 +64,13 @@ def test_labels_of_small_images():
     assert head(label_stride=8).decode_head._stack_batch_gt(sample).shape == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(chanels=8), 'cannot be built as a LightFCN: .*chanels'),
-    (dict(label_stride=0), 'label_stride=0: give a number from 1'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(chanels=8), 'cannot be built as a LightFCN: .*chanels'),
+        (dict(label_stride=0), 'label_stride=0: give a number from 1'),
+    ],
+)
 def test_settings_that_are_refused(settings, message):
     auxiliary = dict(LIGHT, head=dict(LIGHT['head'], **settings))
     with pytest.raises(LocalLearningError, match=message) as caught:

@@ -1,4 +1,5 @@
 """Training that runs out of memory ends with the next way to try."""
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -15,7 +16,8 @@ def sized(size: int = 64):
     """A classifier whose config tells the size of its images."""
     cfg = classifier()
     cfg.train_dataloader = dict(
-        batch_size=8, dataset=dict(pipeline=[dict(type='Resize', scale=(size, size))]))
+        batch_size=8, dataset=dict(pipeline=[dict(type='Resize', scale=(size, size))])
+    )
     return cfg
 
 

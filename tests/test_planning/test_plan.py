@@ -1,4 +1,5 @@
 """Which way to train a budget asks for, and whether it keeps within it."""
+
 import gc
 import re
 from functools import partial
@@ -10,8 +11,13 @@ from mmengine.registry import MODELS
 from mmdet.models.backbones import HourglassNet
 
 from fba_mm import localize
-from fba_mm.analysis import (MemoryPrediction, TrainingStep, measure_step, predict_memory,
-                             resident_bytes)
+from fba_mm.analysis import (
+    MemoryPrediction,
+    TrainingStep,
+    measure_step,
+    predict_memory,
+    resident_bytes,
+)
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.config import backbone_key
 from fba_mm.errors import LocalLearningError
@@ -42,21 +48,28 @@ def predicted(cfg, shape):
 def some_ways(cfg):
     """As shipped, checkpointing, and local learning with two kinds of heads."""
     found = ways_to_train(cfg)
-    kept = [one for one in found if isinstance(one, Way) and one.name in ('as shipped', 'with_cp=True')]
+    kept = [
+        one for one in found if isinstance(one, Way) and one.name in ('as shipped', 'with_cp=True')
+    ]
     return kept + [one for one in found if isinstance(one, Series)][:2]
 
 
 @pytest.fixture
 def large():
-    with mock.patch('fba_mm.planning.plan.predict_memory', predicted), \
-            mock.patch('fba_mm.planning.plan.ways_to_train', some_ways):
+    with mock.patch('fba_mm.planning.plan.predict_memory', predicted), mock.patch(
+        'fba_mm.planning.plan.ways_to_train', some_ways
+    ):
         yield
 
 
 def segmentor():
-    return Config(dict(
-        default_scope='mmseg', model=segmentation.segmentor(None),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=.01))))
+    return Config(
+        dict(
+            default_scope='mmseg',
+            model=segmentation.segmentor(None),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        )
+    )
 
 
 def chosen(budget):
@@ -69,31 +82,54 @@ def test_all_ways(large):
     first, *others = plan.tried
     assert name == first.way.name == 'as shipped' and first.time == 1
     assert [one.way.name for one in others] == [
-        'with_cp=True', *(f"local, K={k}, {heads}" for k, heads in [
-            (2, "the model's head"), (2, 'light heads'), (4, "the model's head"),
-            (4, 'light heads'), (8, "the model's head"), ('blocks', "the model's head"),
-            (8, 'light heads'), ('blocks', 'light heads')])]
+        'with_cp=True',
+        *(
+            f'local, K={k}, {heads}'
+            for k, heads in [
+                (2, "the model's head"),
+                (2, 'light heads'),
+                (4, "the model's head"),
+                (4, 'light heads'),
+                (8, "the model's head"),
+                ('blocks', "the model's head"),
+                (8, 'light heads'),
+                ('blocks', 'light heads'),
+            ]
+        ),
+    ]
     assert [one.way.name for one in plan.frontier(True)] == ['as shipped', 'with_cp=True']
     assert [one.time for one in plan.frontier(False)] == [1.02, 1.06, 1.14]
     assert plan.least.memory.total == 200 * MIB
 
 
-@pytest.mark.parametrize('budget, name, words', [
-    ('900MiB', 'as shipped', 'this is plain back-propagation, nothing is needed'),
-    ('700MiB', 'with_cp=True', '700 MiB of 700 MiB, 1.20 times.*fastest exact way that fits'),
-    ('699MiB', 'local, K=2, light heads', 'no exact way fits'),
-    ('350MiB', 'local, K=4, light heads', 'Training: local, K=4, light heads, 300 MiB of 350 MiB'),
-    ('0.25GB', 'local, K=6, light heads', '233 MiB of 238 MiB'),
-])
+@pytest.mark.parametrize(
+    'budget, name, words',
+    [
+        ('900MiB', 'as shipped', 'this is plain back-propagation, nothing is needed'),
+        ('700MiB', 'with_cp=True', '700 MiB of 700 MiB, 1.20 times.*fastest exact way that fits'),
+        ('699MiB', 'local, K=2, light heads', 'no exact way fits'),
+        (
+            '350MiB',
+            'local, K=4, light heads',
+            'Training: local, K=4, light heads, 300 MiB of 350 MiB',
+        ),
+        ('0.25GB', 'local, K=6, light heads', '233 MiB of 238 MiB'),
+    ],
+)
 def test_the_way_that_a_budget_asks_for(budget, name, words, large):
     plan, found = chosen(budget)
     assert found == name
     assert re.search(words, plan.summary())
-    assert plan.chosen.way.configure(detector()).to_dict() == {
-        'as shipped': detector(), 'with_cp=True': sliced(detector(with_cp=True)),
-        'local, K=2, light heads': localize(detector(), 2),
-        'local, K=4, light heads': localize(detector(), 4),
-        'local, K=6, light heads': localize(detector(), 6)}[name].to_dict()
+    assert (
+        plan.chosen.way.configure(detector()).to_dict()
+        == {
+            'as shipped': detector(),
+            'with_cp=True': sliced(detector(with_cp=True)),
+            'local, K=2, light heads': localize(detector(), 2),
+            'local, K=4, light heads': localize(detector(), 4),
+            'local, K=6, light heads': localize(detector(), 6),
+        }[name].to_dict()
+    )
     if name == 'as shipped':
         assert len(plan.tried) == 1
 
@@ -101,17 +137,24 @@ def test_the_way_that_a_budget_asks_for(budget, name, words, large):
 def test_none_fits(large):
     plan, found = chosen('150MiB')
     assert found is None
-    assert re.match(r'a budget of 150 MiB is less than any way to train takes on batches of 2×3×64×64: '
-                    r'the least is 200 MiB, by "local, K=8, light heads" \(100 MiB of it '
-                    'parameters and optimizer state\\): give that much', plan.refusal())
+    assert re.match(
+        r'a budget of 150 MiB is less than any way to train takes on batches of 2×3×64×64: '
+        r'the least is 200 MiB, by "local, K=8, light heads" \(100 MiB of it '
+        'parameters and optimizer state\\): give that much',
+        plan.refusal(),
+    )
     plan, found = chosen('90MiB')
     assert found is None
     assert 'less than parameters and optimizer state alone, 100 MiB' in plan.refusal()
 
 
-@pytest.mark.parametrize('make, shape, name', [
-    (classifier, (8, 3, 64, 64), 'checkpointing, blocks'),
-    (partial(super_resolution, num_blocks=16), (2, 3, 48, 48), 'local, K=2, light heads')])
+@pytest.mark.parametrize(
+    'make, shape, name',
+    [
+        (classifier, (8, 3, 64, 64), 'checkpointing, blocks'),
+        (partial(super_resolution, num_blocks=16), (2, 3, 48, 48), 'local, K=2, light heads'),
+    ],
+)
 def test_what_is_chosen_keeps_within_the_budget(make, shape, name):
     """By the tensors of a step that is really made."""
     cfg = make()
@@ -130,9 +173,10 @@ def test_what_is_chosen_keeps_within_the_budget(make, shape, name):
     step(data)
     gc.collect()
     sizes = resident_bytes(step.model, step.optim_wrapper.optimizer)
-    taken = sizes['parameters'] + sizes['optimizer_state'] + measure_step(
-        lambda: step(data)).peak_bytes
-    assert taken == pytest.approx(found.memory.total, rel=.001)
+    taken = (
+        sizes['parameters'] + sizes['optimizer_state'] + measure_step(lambda: step(data)).peak_bytes
+    )
+    assert taken == pytest.approx(found.memory.total, rel=0.001)
 
 
 def test_the_copy_of_an_ema_hook_counts():
@@ -147,15 +191,19 @@ def test_a_backbone_that_cannot_be_cut():
     """What needs no cuts can be planned all the same."""
 
     class Uncut(HourglassNet):
-
         def forward(self, x):
             return tuple(super().forward(x)[-1:])
 
     MODELS.register_module(name='UncutHourglass', module=Uncut, force=True)
     cfg = classifier()
     cfg.model.backbone = dict(
-        type='UncutHourglass', downsample_times=2, num_stacks=1, stage_channels=(8, 8, 8),
-        stage_blocks=(1, 1, 1), feat_channel=8)
+        type='UncutHourglass',
+        downsample_times=2,
+        num_stacks=1,
+        stage_channels=(8, 8, 8),
+        stage_blocks=(1, 1, 1),
+        feat_channel=8,
+    )
     cfg.model.head.in_channels = 8
     plan = plan_training(cfg, shape=(2, 3, 64, 64))
     assert [one.way.name for one in plan.tried] == ['as shipped']
@@ -181,7 +229,8 @@ def test_tasks(make, task):
     first, *others = ways_to_train(cfg)
     assert first.name == 'as shipped'
     assert {'checkpointing, 3 spans', 'checkpointing, blocks'} <= {
-        one.name for one in others if isinstance(one, Way)}
+        one.name for one in others if isinstance(one, Way)
+    }
     assert all(one.exact for one in others if isinstance(one, Way))
     series = [one for one in others if isinstance(one, Series)]
     assert series and all(one.numbers[-1] == 'blocks' for one in series)
@@ -196,23 +245,28 @@ def test_the_picture(large, tmp_path):
     plan, _ = chosen('300MiB')
     figure = draw_frontier(plan, tmp_path / 'a/frontier.png')
     assert (tmp_path / 'a/frontier.png').read_bytes().startswith(b'\x89PNG')
-    axes, = figure.axes
+    (axes,) = figure.axes
     names = {text.get_text() for text in axes.texts}
     assert names == {one.way.name for exact in (True, False) for one in plan.frontier(exact)}
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-@pytest.mark.parametrize('takes, budget, found', [
-    ({2: 5, 3: 4, 4: 6, 6: 7, 8: 8, 'blocks': 9}, 4, 3),   # rises again: modules have heads
-    ({2: 9, 3: 9, 4: 9, 6: 4, 8: 5, 'blocks': 9}, 5, 6),
-    ({2: 9, 3: 9, 4: 9, 6: 6, 8: 5, 'blocks': 9}, 5, 8),
-    ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 6, 'blocks'),
-    ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 5, None),
-])
+@pytest.mark.parametrize(
+    'takes, budget, found',
+    [
+        ({2: 5, 3: 4, 4: 6, 6: 7, 8: 8, 'blocks': 9}, 4, 3),  # rises again: modules have heads
+        ({2: 9, 3: 9, 4: 9, 6: 4, 8: 5, 'blocks': 9}, 5, 6),
+        ({2: 9, 3: 9, 4: 9, 6: 6, 8: 5, 'blocks': 9}, 5, 8),
+        ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 6, 'blocks'),
+        ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 5, None),
+    ],
+)
 def test_memory_that_does_not_fall_with_the_number(takes, budget, found):
     series = Series(lambda k: Way(f'K={k}', False, '', lambda cfg: takes[k]), list(takes))
-    with mock.patch('fba_mm.planning.plan.predict_memory',
-                    lambda cfg, shape: MemoryPrediction(None, 0, 0, cfg, flops=1)):
+    with mock.patch(
+        'fba_mm.planning.plan.predict_memory',
+        lambda cfg, shape: MemoryPrediction(None, 0, 0, cfg, flops=1),
+    ):
         planned = Search(detector(), SHAPE, budget).least_that_fits(series)
     assert (planned and planned.way.name) == (found and f'K={found}')

@@ -1,4 +1,5 @@
 """Models of configs, and errors that a user can read."""
+
 import pytest
 
 from fba_mm import LocalLearningError
@@ -10,14 +11,19 @@ def test_the_data_preprocessor_may_stand_beside_the_model():
     assert build_model(classifier()).data_preprocessor.num_classes == 5
 
 
-@pytest.mark.parametrize('raised, said', [
-    (KeyError('Nothing is not in the mmdet::model registry. Please check whether ...'),
-     r"nothing is registered as 'Nothing' \(mmdet::model registry\), check its spelling"),
-    (KeyError('a'), r'KeyError: a\): check the config$'),
-    (ValueError('one\n  two'), r'ValueError: one two\): check the config$'),
-    (AssertionError(), r'AssertionError: no reason given\): check the config$'),
-    (ValueError('x' * 1000), r'x{300}\): check the config$'),
-])
+@pytest.mark.parametrize(
+    'raised, said',
+    [
+        (
+            KeyError('Nothing is not in the mmdet::model registry. Please check whether ...'),
+            r"nothing is registered as 'Nothing' \(mmdet::model registry\), check its spelling",
+        ),
+        (KeyError('a'), r'KeyError: a\): check the config$'),
+        (ValueError('one\n  two'), r'ValueError: one two\): check the config$'),
+        (AssertionError(), r'AssertionError: no reason given\): check the config$'),
+        (ValueError('x' * 1000), r'x{300}\): check the config$'),
+    ],
+)
 def test_readable_errors(raised, said):
     with pytest.raises(LocalLearningError, match=said) as info:
         with readable_errors('it failed'):

@@ -1,4 +1,5 @@
 """What configs and folders tell about the number of classes."""
+
 import pytest
 from mmpretrain.datasets import CIFAR10, CustomDataset
 

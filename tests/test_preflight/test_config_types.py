@@ -1,4 +1,5 @@
 """Settings of the type that MMEngine takes."""
+
 import math
 
 import pytest
@@ -16,10 +17,14 @@ GOOD = dict(
     test_dataloader=[dict(dataset=dict(type='CocoDataset'))] * 2,
     train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1e2, dynamic_intervals=[(1, 2)]),
     optim_wrapper=dict(
-        type='AmpOptimWrapper', loss_scale=512., accumulative_counts=2,
-        clip_grad=dict(max_norm=10), optimizer=dict(type='SGD', lr=1, momentum=.9),
-        paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=.1)))),
-    param_scheduler=dict(type='LinearLR', start_factor=.1, by_epoch=False),
+        type='AmpOptimWrapper',
+        loss_scale=512.0,
+        accumulative_counts=2,
+        clip_grad=dict(max_norm=10),
+        optimizer=dict(type='SGD', lr=1, momentum=0.9),
+        paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.1))),
+    ),
+    param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False),
     val_evaluator=[dict(type='CocoMetric')],
     default_hooks=dict(checkpoint=dict(type='CheckpointHook', save_best=['a', 'b'], interval=2)),
     custom_hooks=(dict(type='FBAHook', scope='all'), dict(type=EMAHook), FBAHook()),
@@ -27,7 +32,8 @@ GOOD = dict(
     resume=False,
     visualizer=dict(type='Visualizer'),
     auto_scale_lr=dict(enable=True, base_batch_size=16),
-    randomness=dict(seed=None))
+    randomness=dict(seed=None),
+)
 
 # A setting, a value, and what the message says beside both.
 WRONG = [

@@ -1,4 +1,5 @@
 """Data that is missing or cut off."""
+
 import json
 
 import pytest
@@ -19,27 +20,37 @@ def _data(dataset):
     return Config(dict(train_dataloader=dict(dataset=dataset), val_dataloader=None))
 
 
-@pytest.mark.parametrize('around', [
-    lambda d: d,
-    lambda d: dict(type='RepeatDataset', dataset=d),
-    lambda d: dict(type='ConcatDataset', datasets=[d, d]),
-    lambda d: dict(type='ClassBalancedDataset', dataset=dict(type='RepeatDataset', dataset=d)),
-])
-@pytest.mark.parametrize('key, value, words', [
-    ('data_root', '/nowhere/', 'data_root: /nowhere/ does not exist'),
-    ('ann_file', 'b.json', 'ann_file: .*b.json does not exist'),
-    ('data_prefix', dict(img='pictures/'), 'data_prefix: .*pictures/ does not exist'),
-    ('data_prefix', dict(img='images/', seg='seg/'), 'data_prefix: .*seg/ does not exist'),
-])
+@pytest.mark.parametrize(
+    'around',
+    [
+        lambda d: d,
+        lambda d: dict(type='RepeatDataset', dataset=d),
+        lambda d: dict(type='ConcatDataset', datasets=[d, d]),
+        lambda d: dict(type='ClassBalancedDataset', dataset=dict(type='RepeatDataset', dataset=d)),
+    ],
+)
+@pytest.mark.parametrize(
+    'key, value, words',
+    [
+        ('data_root', '/nowhere/', 'data_root: /nowhere/ does not exist'),
+        ('ann_file', 'b.json', 'ann_file: .*b.json does not exist'),
+        ('data_prefix', dict(img='pictures/'), 'data_prefix: .*pictures/ does not exist'),
+        ('data_prefix', dict(img='images/', seg='seg/'), 'data_prefix: .*seg/ does not exist'),
+    ],
+)
 def test_data_that_is_missing(around, key, value, words, coco):
     check_data(_data(around(coco)), 'train', 'val', 'test')
     with pytest.raises(LocalLearningError, match=words):
         check_data(_data(around(dict(coco, **{key: value}))), 'train', 'val', 'test')
 
 
-@pytest.mark.parametrize('elsewhere', [
-    dict(backend_args=dict(backend='petrel')), dict(data_root='s3://bucket/'),
-])
+@pytest.mark.parametrize(
+    'elsewhere',
+    [
+        dict(backend_args=dict(backend='petrel')),
+        dict(data_root='s3://bucket/'),
+    ],
+)
 def test_data_that_is_not_on_this_machine(elsewhere, coco):
     check_data(_data(dict(coco, ann_file='b.json', **elsewhere)), 'train')
 

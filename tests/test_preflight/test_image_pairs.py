@@ -1,4 +1,5 @@
 """Faulty pairs of images are refused by file, before training."""
+
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,28 @@ def root(tmp_path):
 
 
 def training(root: Path, patch: int = 24, color_type: str = 'color', num_modules=3, **dataset):
-    return Config(dict(
-        default_scope='mmagic',
-        model=editor(num_modules),
-        train_dataloader=dict(dataset=dict(dict(
-            type='BasicImageDataset', data_root=str(root),
-            data_prefix=dict(img='low', gt='high'),
-            metainfo=dict(dataset_type='own', task_name='sisr'),
-            pipeline=[dict(type='LoadImageFromFile', key='img', color_type=color_type),
-                      dict(type='LoadImageFromFile', key='gt', color_type=color_type),
-                      dict(type='PairedRandomCrop', gt_patch_size=patch)]), **dataset))))
+    return Config(
+        dict(
+            default_scope='mmagic',
+            model=editor(num_modules),
+            train_dataloader=dict(
+                dataset=dict(
+                    dict(
+                        type='BasicImageDataset',
+                        data_root=str(root),
+                        data_prefix=dict(img='low', gt='high'),
+                        metainfo=dict(dataset_type='own', task_name='sisr'),
+                        pipeline=[
+                            dict(type='LoadImageFromFile', key='img', color_type=color_type),
+                            dict(type='LoadImageFromFile', key='gt', color_type=color_type),
+                            dict(type='PairedRandomCrop', gt_patch_size=patch),
+                        ],
+                    ),
+                    **dataset,
+                )
+            ),
+        )
+    )
 
 
 def refused(cfg, *words):
@@ -56,7 +69,9 @@ def test_good_pairs(root, num_modules):
 
 def test_a_scale_that_is_not_the_networks(root):
     save(root / 'low/b.png', 16, 20)
-    refused(training(root), 'low/b.png has 16x20 px', '48x60', 'enlarges 2 times', 'data_prefix.img')
+    refused(
+        training(root), 'low/b.png has 16x20 px', '48x60', 'enlarges 2 times', 'data_prefix.img'
+    )
     save(root / 'low/b.png', 24, 20)
     refused(training(root), 'low/b.png has 24x20', 'enlarges 2 times')
 

@@ -1,4 +1,5 @@
 """Faulty masks are refused by file, before training, and so are heads for other classes."""
+
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +38,19 @@ def root(tmp_path):
 
 def training(root: Path, **dataset) -> Config:
     settings = dict(
-        type='BaseSegDataset', data_root=str(root), metainfo=dict(classes=CLASSES),
-        data_prefix=dict(img_path='img', seg_map_path='mask'), pipeline=LOAD)
-    return Config(dict(
-        default_scope='mmseg', model=segmentor(3),
-        train_dataloader=dict(dataset=dict(settings, **dataset))))
+        type='BaseSegDataset',
+        data_root=str(root),
+        metainfo=dict(classes=CLASSES),
+        data_prefix=dict(img_path='img', seg_map_path='mask'),
+        pipeline=LOAD,
+    )
+    return Config(
+        dict(
+            default_scope='mmseg',
+            model=segmentor(3),
+            train_dataloader=dict(dataset=dict(settings, **dataset)),
+        )
+    )
 
 
 def refused(cfg: Config, *words: str) -> None:
@@ -70,7 +79,7 @@ def test_pictures_of_a_camera_held_upright(orientation, turned, root):
     exif[0x0112] = orientation
     Image.new('RGB', (10, 8)).save(root / 'img/x.jpg', exif=exif)
     stored = [dict(LOAD[0], color_type='color_ignore_orientation'), *LOAD[1:]]
-    pipelines = (LOAD, stored) if turned else (LOAD, )
+    pipelines = (LOAD, stored) if turned else (LOAD,)
     for pipeline in pipelines:
         as_seen = turned and pipeline is LOAD
         save_mask(root / 'mask/x.png', size=(10, 8) if as_seen else (8, 10))
@@ -88,21 +97,27 @@ def test_labels_beyond_the_classes(root):
     refused(training(root), 'mask/y.png has label 9', 'classes are 0 to 3', 'metainfo')
     save_mask(root / 'mask/x.png', (0, 6))
     refused(training(root), 'mask/x.png has label 6', '(1 more files have faults)')
-    check_data(training(root, ignore_index=9, data_prefix=dict(
-        img_path='img', seg_map_path='mask'), ann_file=''), 'val')
+    check_data(
+        training(
+            root, ignore_index=9, data_prefix=dict(img_path='img', seg_map_path='mask'), ann_file=''
+        ),
+        'val',
+    )
     # A val_dataloader that reads no masks has none to be faulty.
     check_data(training(root, pipeline=[LOAD[0], LOAD[2]]), 'train')
 
 
-@pytest.mark.parametrize('labels', [(0, 255), (255, ), (3, 255)])
+@pytest.mark.parametrize('labels', [(0, 255), (255,), (3, 255)])
 def test_masks_of_black_and_white(labels, root, monkeypatch):
     """The foreground would be passed over, and a network that says 0 everywhere be perfect."""
     for name in 'xy':
         save_mask(root / f'mask/{name}.png', labels)
     only = 'no label' if len(labels) == 1 else f'label {labels[0]} alone'
-    words = (f'apart from 255, which training passes over, all masks together have {only}: ',
-             'mask/x.png',
-             'number the 4 classes from 0 in the masks')
+    words = (
+        f'apart from 255, which training passes over, all masks together have {only}: ',
+        'mask/x.png',
+        'number the 4 classes from 0 in the masks',
+    )
     refused(training(root), *words)
     # One of several processes looks further before it says so.
     monkeypatch.setattr('fba_mm.preflight.label_maps.get_world_size', lambda: 2)
@@ -113,18 +128,21 @@ def test_masks_of_black_and_white(labels, root, monkeypatch):
 
 def test_masks_of_one_class(root):
     for name in 'xy':
-        save_mask(root / f'mask/{name}.png', (0, ))
+        save_mask(root / f'mask/{name}.png', (0,))
     check_data(training(root), 'train')
     save_mask(root / 'mask/x.png', (0, 255))
-    check_data(training(root, metainfo=dict(classes=('a', ))), 'train')
+    check_data(training(root, metainfo=dict(classes=('a',))), 'train')
     # With reduce_zero_label, 0 is passed over, too.
     save_mask(root / 'mask/y.png', (0, 1))
     refused(training(root, reduce_zero_label=True), 'apart from 0, 255, ', 'have label 1 alone')
 
 
 def test_a_data_set_without_classes(root):
-    refused(training(root, metainfo=None), 'BaseSegDataset has no classes of its own: name those '
-            'of the data as metainfo=dict(classes=(...)')
+    refused(
+        training(root, metainfo=None),
+        'BaseSegDataset has no classes of its own: name those '
+        'of the data as metainfo=dict(classes=(...)',
+    )
 
 
 def test_an_ignored_label_of_the_data_sets_own(root):
@@ -143,8 +161,12 @@ def test_labels_from_one(root):
 def test_files_that_are_missing(root):
     (root / 'mask/y.png').unlink()
     refused(training(root), 'mask/y.png does not exist, the mask of', 'img/y.jpg', 'seg_map_suffix')
-    refused(training(root, seg_map_suffix='_gtFine_labelTrainIds.png'),
-            'mask/x_gtFine_labelTrainIds.png does not exist', 'cityscapes.py', '1 more')
+    refused(
+        training(root, seg_map_suffix='_gtFine_labelTrainIds.png'),
+        'mask/x_gtFine_labelTrainIds.png does not exist',
+        'cityscapes.py',
+        '1 more',
+    )
     (root / 'list.txt').write_text('x\nz\n')
     refused(training(root, ann_file='list.txt'), 'img/z.jpg does not exist', 'ann_file')
     refused(training(root, img_suffix='.tif'), 'holds no image', '.tif')
@@ -168,12 +190,18 @@ def test_files_of_another_kind(root):
     refused(training(root, img_suffix='.npy'), 'mask/x.png has label 6')
 
 
-@pytest.mark.parametrize('change, words', [
-    (dict(decode_head=dict(num_classes=7)), ['model.decode_head.num_classes=7', 'set that to 4']),
-    (dict(auxiliary_head=dict(num_classes=3)), ['model.auxiliary_head.num_classes=3']),
-    (dict(auxiliary_head=dict(num_classes=2, out_channels=1)), None),
-    (dict(), None),
-])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (
+            dict(decode_head=dict(num_classes=7)),
+            ['model.decode_head.num_classes=7', 'set that to 4'],
+        ),
+        (dict(auxiliary_head=dict(num_classes=3)), ['model.auxiliary_head.num_classes=3']),
+        (dict(auxiliary_head=dict(num_classes=2, out_channels=1)), None),
+        (dict(), None),
+    ],
+)
 def test_heads_for_other_classes(root, change, words):
     cfg = training(root)
     assert len(CLASSES) == NUM_CLASSES

@@ -1,4 +1,5 @@
 """The model wrapper of several processes."""
+
 import pytest
 from mmengine.config import Config
 
@@ -11,8 +12,9 @@ def distributed(local=True, **settings):
     return Config(dict(dict(launcher='pytorch', custom_hooks=hooks), **settings))
 
 
-@pytest.mark.parametrize('local, expected', [(True, 'LocalDataParallel'),
-                                             (False, 'MMDistributedDataParallel')])
+@pytest.mark.parametrize(
+    'local, expected', [(True, 'LocalDataParallel'), (False, 'MMDistributedDataParallel')]
+)
 def test_the_model_wrapper_fits_the_training(local, expected):
     cfg = distributed(local, find_unused_parameters=True)
     choose_model_wrapper(cfg)

@@ -1,4 +1,5 @@
 """What is found wrong with a training config before anything is trained or written."""
+
 import copy
 
 import pytest
@@ -13,13 +14,17 @@ from tests.test_analysis.small_configs import classifier
 
 
 def _config(**changes):
-    return Config(dict(
-        default_scope='mmdet',
-        model=retinanet(),
-        train_dataloader=dict(dataset=dict()),
-        train_cfg=dict(max_epochs=1),
-        optim_wrapper=dict(type='LocalOptimWrapper', optimizer=dict(type='SGD', lr=.1)),
-        custom_hooks=[dict(type='FBAHook')], **changes))
+    return Config(
+        dict(
+            default_scope='mmdet',
+            model=retinanet(),
+            train_dataloader=dict(dataset=dict()),
+            train_cfg=dict(max_epochs=1),
+            optim_wrapper=dict(type='LocalOptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+            custom_hooks=[dict(type='FBAHook')],
+            **changes,
+        )
+    )
 
 
 def _check(cfg):
@@ -28,12 +33,14 @@ def _check(cfg):
 
 def test_good_config():
     wrapper = _check(_config())
-    assert isinstance(wrapper, LocalOptimWrapper) and wrapper.optimizer.defaults['lr'] == .1
+    assert isinstance(wrapper, LocalOptimWrapper) and wrapper.optimizer.defaults['lr'] == 0.1
 
 
-@pytest.mark.parametrize('hook, wrapper', [
-    (FBAHook, LocalOptimWrapper), ('mmengine.FBAHook', 'mmengine.LocalOptimWrapper')
-], ids=['classes', 'names with a scope'])
+@pytest.mark.parametrize(
+    'hook, wrapper',
+    [(FBAHook, LocalOptimWrapper), ('mmengine.FBAHook', 'mmengine.LocalOptimWrapper')],
+    ids=['classes', 'names with a scope'],
+)
 def test_types_in_other_forms(hook, wrapper):
     """Python-style configs hold classes, and names may say where they are registered."""
     cfg = _config()
@@ -64,6 +71,7 @@ def test_optimizers_of_other_packages():
     own = dict(type='OptimWrapper', optimizer=dict(type='Lamb', lr=1e-3))
     pytest.importorskip('mmpretrain')
     import mmpretrain.engine  # noqa: F401
+
     cfg = classifier()
     cfg.train_dataloader, cfg.train_cfg, cfg.optim_wrapper = dict(), dict(), own
     assert type(check_training(cfg, build_model(cfg)).optimizer).__name__ == 'Lamb'
@@ -80,15 +88,22 @@ def test_building_changes_no_config():
     assert cfg.to_dict() == before.to_dict()
 
 
-@pytest.mark.parametrize('hooks, expected', [
-    (dict(), dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1))),
-    (dict(checkpoint=dict(type='CheckpointHook', interval=5)),
-     dict(checkpoint=dict(type='AtomicCheckpointHook', interval=5))),
-    (dict(checkpoint=dict(type=CheckpointHook)),
-     dict(checkpoint=dict(type='AtomicCheckpointHook'))),
-    (dict(checkpoint=dict(type='MyHook')), dict(checkpoint=dict(type='MyHook'))),
-    (dict(checkpoint=None), dict(checkpoint=None)),
-])
+@pytest.mark.parametrize(
+    'hooks, expected',
+    [
+        (dict(), dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1))),
+        (
+            dict(checkpoint=dict(type='CheckpointHook', interval=5)),
+            dict(checkpoint=dict(type='AtomicCheckpointHook', interval=5)),
+        ),
+        (
+            dict(checkpoint=dict(type=CheckpointHook)),
+            dict(checkpoint=dict(type='AtomicCheckpointHook')),
+        ),
+        (dict(checkpoint=dict(type='MyHook')), dict(checkpoint=dict(type='MyHook'))),
+        (dict(checkpoint=None), dict(checkpoint=None)),
+    ],
+)
 def test_checkpoints_are_atomic(hooks, expected):
     cfg = Config(dict(default_hooks=hooks))
     use_atomic_checkpoints(cfg)

@@ -1,4 +1,5 @@
 """One small data set and one small training, which the tests of the tools share."""
+
 from types import SimpleNamespace
 
 import pytest

@@ -1,4 +1,5 @@
 """Running the command-line tools inside the test's process, where imports are paid for once."""
+
 import importlib.util
 import logging
 import sys
@@ -20,7 +21,8 @@ from fba_mm import command_line
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = dict(
     fba=ROOT / 'configs/demo/retinanet_r34_fba_digits.py',
-    bp=ROOT / 'configs/demo/retinanet_r34_digits.py')
+    bp=ROOT / 'configs/demo/retinanet_r34_digits.py',
+)
 
 
 @contextmanager
@@ -30,8 +32,9 @@ def untouched_process():
     kinds = [MMLogger, MessageHub, DefaultScope, *_with_subclasses(Visualizer)]
     instances = [dict(kind._instance_dict) for kind in kinds]
     handlers = list(logging.getLogger().handlers)
-    with mock.patch.dict('os.environ'), \
-            mock.patch.object(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes)):
+    with mock.patch.dict('os.environ'), mock.patch.object(
+        CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes)
+    ):
         try:
             yield
         finally:
@@ -56,8 +59,9 @@ def _with_subclasses(kind: type) -> list:
 @contextmanager
 def without_niceties():
     """Formatting config files, and collecting a large process's garbage, takes half the time."""
-    with mock.patch('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)), \
-            mock.patch('mmengine.dataset.base_dataset.gc'):
+    with mock.patch('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True)), mock.patch(
+        'mmengine.dataset.base_dataset.gc'
+    ):
         yield
 
 
@@ -99,8 +103,10 @@ def write_config(path: Path, data: Path, text: str = '', base: str = 'fba', **se
         **settings: ``epochs`` and ``checkpoint`` (its interval).
     """
     epochs = settings.get('epochs', 2)
-    loader = (f"dict(batch_size=2, num_workers=0, persistent_workers=False, "
-              f"dataset=dict(data_root='{data}/'))")
+    loader = (
+        f'dict(batch_size=2, num_workers=0, persistent_workers=False, '
+        f"dataset=dict(data_root='{data}/'))"
+    )
     resolved = Path(data) / f'{base}.py'
     if not resolved.exists():
         # Resolved once: looking up what is inherited from mmdet takes longer than the rest.

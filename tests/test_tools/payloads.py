@@ -1,4 +1,5 @@
 """Checkpoints that create a file when they are loaded carelessly."""
+
 import builtins
 import os
 import pickle
@@ -66,6 +67,7 @@ def _in_state_dict(checkpoint, marker):
 
 def _subprocess():
     import subprocess
+
     return subprocess.check_call
 
 
@@ -121,16 +123,23 @@ def _write_getattr_chain(path: Path, good: Path, marker: Path) -> Path:
     buffer = name(HistoryBuffer.__module__, 'HistoryBuffer')
     evaluate = attribute(attribute(name('builtins', 'getattr'), '__self__'), 'eval')
     empty = pickle.EMPTY_TUPLE
-    impostor = (buffer + empty + pickle.NEWOBJ + pickle.EMPTY_DICT + entry('array', evaluate) +
-                pickle.BUILD)
+    impostor = (
+        buffer + empty + pickle.NEWOBJ + pickle.EMPTY_DICT + entry('array', evaluate) + pickle.BUILD
+    )
     module_globals = attribute(attribute(buffer, 'update'), '__globals__')
     code = text(_touch(marker))
-    program = pickle.PROTO + b'\x02' + pickle.EMPTY_DICT + entry(
-        'a', module_globals + entry('np', impostor)) + entry(
-            'b', call(buffer, code, code)) + pickle.STOP
+    program = (
+        pickle.PROTO
+        + b'\x02'
+        + pickle.EMPTY_DICT
+        + entry('a', module_globals + entry('np', impostor))
+        + entry('b', call(buffer, code, code))
+        + pickle.STOP
+    )
     shutil.copy(good, path)
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(path, 'w') as target:
         for item in source.infolist():
-            target.writestr(item, program if item.filename.endswith('/data.pkl') else
-                            source.read(item))
+            target.writestr(
+                item, program if item.filename.endswith('/data.pkl') else source.read(item)
+            )
     return path

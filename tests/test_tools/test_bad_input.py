@@ -1,4 +1,5 @@
 """A user's error is one readable line that names the mend, before anything is trained."""
+
 import re
 import shutil
 import subprocess
@@ -11,64 +12,94 @@ from .in_process import ROOT, run_tool
 
 # Lines that follow a good config and spoil it, and what the message has to say.
 SPOILED = {
-    'more modules than blocks':
-    ('model = dict(backbone=dict(num_modules=100))', ['num_modules=100: give 1']),
+    'more modules than blocks': (
+        'model = dict(backbone=dict(num_modules=100))',
+        ['num_modules=100: give 1'],
+    ),
     'no module': ('model = dict(backbone=dict(num_modules=0))', ['num_modules=0']),
     'module count in words': ("model = dict(backbone=dict(num_modules='many'))", ["'many'"]),
-    'backbone that no partition knows':
-    ("model = dict(backbone=dict(backbone=dict(_delete_=True, type='HourglassNet', num_stacks=1, "
-     "downsample_times=1, stage_channels=(8, 8), stage_blocks=(1, 1), feat_channel=8)))",
-     ['HourglassNet', 'cannot be cut', 'ResNet']),
+    'backbone that no partition knows': (
+        "model = dict(backbone=dict(backbone=dict(_delete_=True, type='HourglassNet', num_stacks=1, "
+        'downsample_times=1, stage_channels=(8, 8), stage_blocks=(1, 1), feat_channel=8)))',
+        ['HourglassNet', 'cannot be cut', 'ResNet'],
+    ),
     'no FBAHook': ('custom_hooks = []', ['FBAHook', 'custom_hooks = [']),
-    'plain OptimWrapper': ("optim_wrapper = dict(type='OptimWrapper')",
-                           ["type='LocalOptimWrapper'"]),
-    'plain AmpOptimWrapper': ("optim_wrapper = dict(type='AmpOptimWrapper')",
-                              ["type='AmpLocalOptimWrapper'"]),
-    'FBAHook alone':
-    ("model = dict(backbone=dict(_delete_=True, **_base_.model.backbone.backbone))",
-     ['no LocalBackbone', "type='LocalBackbone'"]),
-    'unregistered optimizer wrapper': ("optim_wrapper = dict(type='LocalOptimWraper')",
-                                       ['LocalOptimWraper', "'LocalOptimWrapper'"]),
+    'plain OptimWrapper': (
+        "optim_wrapper = dict(type='OptimWrapper')",
+        ["type='LocalOptimWrapper'"],
+    ),
+    'plain AmpOptimWrapper': (
+        "optim_wrapper = dict(type='AmpOptimWrapper')",
+        ["type='AmpLocalOptimWrapper'"],
+    ),
+    'FBAHook alone': (
+        'model = dict(backbone=dict(_delete_=True, **_base_.model.backbone.backbone))',
+        ['no LocalBackbone', "type='LocalBackbone'"],
+    ),
+    'unregistered optimizer wrapper': (
+        "optim_wrapper = dict(type='LocalOptimWraper')",
+        ['LocalOptimWraper', "'LocalOptimWrapper'"],
+    ),
     'unregistered optimizer': ("optim_wrapper = dict(optimizer=dict(type='AdamV'))", ['AdamV']),
     'unknown apply': ("optim_wrapper = dict(apply='now')", ["'now'", "'eager'"]),
-    'unknown scope': ("custom_hooks = [dict(type='FBAHook', scope='future')]",
-                      ["'future'", "'past'"]),
+    'unknown scope': (
+        "custom_hooks = [dict(type='FBAHook', scope='future')]",
+        ["'future'", "'past'"],
+    ),
     'unregistered head': ("model = dict(bbox_head=dict(type='RetinaHaed'))", ['RetinaHaed']),
-    'unregistered hook': ("custom_hooks = [dict(type='FBAHook'), dict(type='EmaHook')]",
-                          ['EmaHook']),
+    'unregistered hook': (
+        "custom_hooks = [dict(type='FBAHook'), dict(type='EmaHook')]",
+        ['EmaHook'],
+    ),
     'unknown argument': ('model = dict(neck=dict(depth=3))', ['depth']),
-    'auxiliary that nobody registered':
-    ("model = dict(backbone=dict(auxiliary=dict(_delete_=True, type='SML')))", ['SML']),
-    'auxiliary head for other classes':
-    ("model = dict(backbone=dict(auxiliary=dict(type='SLM', channels=16, "
-     "head=dict(type='RetinaNet', neck=dict(type='FPN', out_channels=16, num_outs=4, "
-     "add_extra_convs='on_output'), "
-     "bbox_head=dict(_base_.model.bbox_head, in_channels=16, num_classes=3), "
-     "train_cfg=_base_.model.train_cfg))))", ['3 classes', '10', 'num_classes']),
-    'auxiliary head with other channels':
-    ("model = dict(backbone=dict(auxiliary=dict(type='SLM', channels=16, "
-     "head=dict(type='RetinaNet', neck=dict(type='FPN', out_channels=16, num_outs=4, "
-     "add_extra_convs='on_output'), "
-     "bbox_head=dict(_base_.model.bbox_head, in_channels=24), "
-     "train_cfg=_base_.model.train_cfg))))", ['auxiliary.head']),
+    'auxiliary that nobody registered': (
+        "model = dict(backbone=dict(auxiliary=dict(_delete_=True, type='SML')))",
+        ['SML'],
+    ),
+    'auxiliary head for other classes': (
+        "model = dict(backbone=dict(auxiliary=dict(type='SLM', channels=16, "
+        "head=dict(type='RetinaNet', neck=dict(type='FPN', out_channels=16, num_outs=4, "
+        "add_extra_convs='on_output'), "
+        'bbox_head=dict(_base_.model.bbox_head, in_channels=16, num_classes=3), '
+        'train_cfg=_base_.model.train_cfg))))',
+        ['3 classes', '10', 'num_classes'],
+    ),
+    'auxiliary head with other channels': (
+        "model = dict(backbone=dict(auxiliary=dict(type='SLM', channels=16, "
+        "head=dict(type='RetinaNet', neck=dict(type='FPN', out_channels=16, num_outs=4, "
+        "add_extra_convs='on_output'), "
+        'bbox_head=dict(_base_.model.bbox_head, in_channels=24), '
+        'train_cfg=_base_.model.train_cfg))))',
+        ['auxiliary.head'],
+    ),
     'no model': ('model = dict(_delete_=True)', ['model']),
     'no training data': ('train_dataloader = None', ['no train_dataloader']),
     'no optimizer wrapper': ('optim_wrapper = None', ['no optim_wrapper']),
-    'no training images':
-    ("train_dataloader['dataset'].update(data_prefix=dict(img='trian/'))",
-     ['train_dataloader.dataset.data_prefix', 'trian/', 'does not exist']),
-    'no training annotations': ("train_dataloader['dataset'].update(ann_file='absent.json')",
-                                ['train_dataloader.dataset.ann_file', 'absent.json']),
-    'no data': ("train_dataloader['dataset'].update(data_root='/nowhere/')",
-                ['/nowhere/', '--cfg-options train_dataloader.dataset.data_root=PATH']),
-    'no validation images': ("val_dataloader['dataset'].update(data_prefix=dict(img='vla/'))",
-                             ['val_dataloader.dataset.data_prefix', 'vla/']),
-    'no validation annotations': ("val_dataloader['dataset'].update(ann_file='absent.json')",
-                                  ['val_dataloader.dataset.ann_file', 'absent.json']),
-    'no data behind a RepeatDataset':
-    ("train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "
-     "dataset=dict(_base_.train_dataloader.dataset, data_root='/nowhere/')))",
-     ['train_dataloader.dataset.dataset.data_root', '/nowhere/']),
+    'no training images': (
+        "train_dataloader['dataset'].update(data_prefix=dict(img='trian/'))",
+        ['train_dataloader.dataset.data_prefix', 'trian/', 'does not exist'],
+    ),
+    'no training annotations': (
+        "train_dataloader['dataset'].update(ann_file='absent.json')",
+        ['train_dataloader.dataset.ann_file', 'absent.json'],
+    ),
+    'no data': (
+        "train_dataloader['dataset'].update(data_root='/nowhere/')",
+        ['/nowhere/', '--cfg-options train_dataloader.dataset.data_root=PATH'],
+    ),
+    'no validation images': (
+        "val_dataloader['dataset'].update(data_prefix=dict(img='vla/'))",
+        ['val_dataloader.dataset.data_prefix', 'vla/'],
+    ),
+    'no validation annotations': (
+        "val_dataloader['dataset'].update(ann_file='absent.json')",
+        ['val_dataloader.dataset.ann_file', 'absent.json'],
+    ),
+    'no data behind a RepeatDataset': (
+        "train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, "
+        "dataset=dict(_base_.train_dataloader.dataset, data_root='/nowhere/')))",
+        ['train_dataloader.dataset.dataset.data_root', '/nowhere/'],
+    ),
 }
 
 
@@ -95,25 +126,34 @@ def test_train_refuses_a_spoiled_config(fault, config, tmp_path, capsys):
 
 def test_two_local_backbones(config, tmp_path, capsys):
     # A wrapped backbone around a wrapped backbone is the shortest way to two.
-    text = ('model = dict(backbone=dict(num_modules=1, backbone=dict(_delete_=True, '
-            "**_base_.model.backbone)))")
+    text = (
+        'model = dict(backbone=dict(num_modules=1, backbone=dict(_delete_=True, '
+        '**_base_.model.backbone)))'
+    )
     result = run_tool('train', config(text), '--work-dir', tmp_path / 'work', capsys=capsys)
     assert_refused(result, '2 LocalBackbones', 'wrap one')
     assert not (tmp_path / 'work').exists()
 
 
-@pytest.mark.parametrize('text, words', [
-    ('model = dict(', ['cannot be read', 'SyntaxError']),
-    ("_base_ = ['./absent.py']", ['absent.py']),
-    ("raise ValueError('first line\\nsecond line')", ['ValueError', 'first line second line']),
-    ('x = 1', ['no model']),
-], ids=['syntax error', 'missing base', 'a config that raises', 'nothing in it'])
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ('model = dict(', ['cannot be read', 'SyntaxError']),
+        ("_base_ = ['./absent.py']", ['absent.py']),
+        ("raise ValueError('first line\\nsecond line')", ['ValueError', 'first line second line']),
+        ('x = 1', ['no model']),
+    ],
+    ids=['syntax error', 'missing base', 'a config that raises', 'nothing in it'],
+)
 @pytest.mark.parametrize('tool', ['train', 'test', 'export'])
 def test_config_that_is_none(tool, text, words, tmp_path, trained, capsys):
     path = tmp_path / 'broken.py'
     path.write_text(text)
-    more = {'train': [], 'test': [trained.checkpoint],
-            'export': [trained.checkpoint, tmp_path / 'out.pth']}
+    more = {
+        'train': [],
+        'test': [trained.checkpoint],
+        'export': [trained.checkpoint, tmp_path / 'out.pth'],
+    }
     work_dir = [] if tool == 'export' else ['--work-dir', tmp_path / 'work']
     result = run_tool(tool, path, *more[tool], *work_dir, capsys=capsys)
     if text == 'x = 1' and tool == 'test':
@@ -122,8 +162,14 @@ def test_config_that_is_none(tool, text, words, tmp_path, trained, capsys):
     assert not (tmp_path / 'work').exists() and not (tmp_path / 'out.pth').exists()
 
 
-@pytest.mark.parametrize('name', ['absent.py', 'mmdet::retinanet/retinanet_r51_fpn_1x_coco.py',
-                                  'no_such_package::retinanet/retinanet_r50_fpn_1x_coco.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'absent.py',
+        'mmdet::retinanet/retinanet_r51_fpn_1x_coco.py',
+        'no_such_package::retinanet/retinanet_r50_fpn_1x_coco.py',
+    ],
+)
 @pytest.mark.parametrize('tool', ['train', 'test', 'export'])
 def test_config_that_is_not_there(tool, name, tmp_path, capsys):
     more = {'train': [], 'test': ['x.pth'], 'export': ['x.pth', tmp_path / 'out.pth']}
@@ -133,23 +179,30 @@ def test_config_that_is_not_there(tool, name, tmp_path, capsys):
 @pytest.mark.parametrize('value', ['nonsense', '0', '-1', '4.5', '100', ''])
 def test_local_with_nonsense(value, data, config, tmp_path, capsys):
     stock = config(base='bp')
-    result = run_tool('train', stock, f'--local={value}', '--work-dir', tmp_path / 'work',
-                      capsys=capsys)
+    result = run_tool(
+        'train', stock, f'--local={value}', '--work-dir', tmp_path / 'work', capsys=capsys
+    )
     assert_refused(result, 'num_modules')
     assert not (tmp_path / 'work').exists()
 
 
-@pytest.mark.parametrize('options, words', [
-    (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
-    (['--no-slices'], ['--no-slices goes with --local']),
-    (['--checkpoint-head'], ['--checkpoint-head goes with --checkpoint']),
-    (['--memory-budget', '8'], ["'8'", "'8GB'"]),
-    (['--memory-budget', '1.2MB'], ['less than parameters and optimizer state alone', 'MiB']),
-    (['--local', 'auto'], ['--memory-budget 8GB']),
-    (['--local', 'auto', '--memory-budget', '8'], ["'8'", "'8GB'"]),
-    (['--local', '4', '--memory-budget', '8GB'], ['num_modules=4', '--local auto']),
-    (['--local', 'auto', '--memory-budget', '2MB'], ['less than any', 'the least is', 'smaller']),
-])
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
+        (['--no-slices'], ['--no-slices goes with --local']),
+        (['--checkpoint-head'], ['--checkpoint-head goes with --checkpoint']),
+        (['--memory-budget', '8'], ["'8'", "'8GB'"]),
+        (['--memory-budget', '1.2MB'], ['less than parameters and optimizer state alone', 'MiB']),
+        (['--local', 'auto'], ['--memory-budget 8GB']),
+        (['--local', 'auto', '--memory-budget', '8'], ["'8'", "'8GB'"]),
+        (['--local', '4', '--memory-budget', '8GB'], ['num_modules=4', '--local auto']),
+        (
+            ['--local', 'auto', '--memory-budget', '2MB'],
+            ['less than any', 'the least is', 'smaller'],
+        ),
+    ],
+)
 def test_what_does_not_go_together(options, words, config, tmp_path, capsys):
     work_dir = tmp_path / 'work'
     result = run_tool('train', config(base='bp'), *options, '--work-dir', work_dir, capsys=capsys)
@@ -158,25 +211,34 @@ def test_what_does_not_go_together(options, words, config, tmp_path, capsys):
 
 
 def test_local_twice(config, capsys):
-    assert_refused(run_tool('train', config(), '--local', 4, capsys=capsys),
-                   'already', 'num_modules')
+    assert_refused(
+        run_tool('train', config(), '--local', 4, capsys=capsys), 'already', 'num_modules'
+    )
 
 
-@pytest.mark.parametrize('options, words', [
-    (['model.neck.out_channels'], ['key=value']),
-    (['model.neck.in_channels=[1,(2]'], ['key=value']),
-    (['model.neck.in_channels.7=3'], ['check the keys']),
-    (['train_cfg.max_epochs.x=3'], ['check the keys']),
-], ids=['no value', 'brackets', 'index beyond a list', 'key below a number'])
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['model.neck.out_channels'], ['key=value']),
+        (['model.neck.in_channels=[1,(2]'], ['key=value']),
+        (['model.neck.in_channels.7=3'], ['check the keys']),
+        (['train_cfg.max_epochs.x=3'], ['check the keys']),
+    ],
+    ids=['no value', 'brackets', 'index beyond a list', 'key below a number'],
+)
 def test_bad_overrides(options, words, config, tmp_path, capsys):
-    result = run_tool('train', config(), '--work-dir', tmp_path / 'work', '--cfg-options', *options,
-                      capsys=capsys)
+    result = run_tool(
+        'train', config(), '--work-dir', tmp_path / 'work', '--cfg-options', *options, capsys=capsys
+    )
     assert_refused(result, '--cfg-options', *words)
     assert not (tmp_path / 'work').exists()
 
 
-@pytest.mark.parametrize('content', ['', '{"images": [', '[]', '{"images": 3}'],
-                         ids=['empty', 'cut off', 'a list', 'a number'])
+@pytest.mark.parametrize(
+    'content',
+    ['', '{"images": [', '[]', '{"images": 3}'],
+    ids=['empty', 'cut off', 'a list', 'a number'],
+)
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_broken_annotations(split, content, data, config, tmp_path, capsys):
     broken = tmp_path / 'broken.json'
@@ -208,8 +270,15 @@ def test_work_dir_that_cannot_be_written(trained, tmp_path, capsys, monkeypatch)
 def test_checkpoints_go_where_they_cannot(trained, tmp_path, capsys):
     file = tmp_path / 'notes.txt'
     file.write_text('mine')
-    result = run_tool('train', trained.config, '--work-dir', tmp_path / 'work', '--cfg-options',
-                      f'default_hooks.checkpoint.out_dir={file}', capsys=capsys)
+    result = run_tool(
+        'train',
+        trained.config,
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        f'default_hooks.checkpoint.out_dir={file}',
+        capsys=capsys,
+    )
     assert_refused(result, f'{file}/work', 'is a file', 'default_hooks.checkpoint.out_dir')
     assert file.read_text() == 'mine' and not (tmp_path / 'work').exists()
 
@@ -225,8 +294,9 @@ def test_predictions_that_are_there_are_kept(trained, tmp_path, capsys):
 
 
 def test_auto_scale_lr_without_a_batch_size(trained, tmp_path, capsys):
-    result = run_tool('train', trained.config, '--work-dir', tmp_path / 'work', '--auto-scale-lr',
-                      capsys=capsys)
+    result = run_tool(
+        'train', trained.config, '--work-dir', tmp_path / 'work', '--auto-scale-lr', capsys=capsys
+    )
     assert_refused(result, 'base_batch_size')
 
 
@@ -236,24 +306,31 @@ def test_auto_scale_lr_without_a_batch_size(trained, tmp_path, capsys):
 def _spoil(path, fault, good):
     """Write a checkpoint file with a fault."""
     whole = good.read_bytes()
-    path.write_bytes({
-        'truncated': whole[:len(whole) // 2],
-        'without its end': whole[:-100],
-        'random': bytes(torch.randint(0, 256, (5000, ), dtype=torch.uint8).tolist()),
-        'pickle magic': b'\x80\x02' + bytes(range(256)),
-        'empty': b'',
-        'text': b'<html>404 not found</html>\n',
-        'zip': b'PK\x03\x04' + bytes(200),
-    }[fault])
+    path.write_bytes(
+        {
+            'truncated': whole[: len(whole) // 2],
+            'without its end': whole[:-100],
+            'random': bytes(torch.randint(0, 256, (5000,), dtype=torch.uint8).tolist()),
+            'pickle magic': b'\x80\x02' + bytes(range(256)),
+            'empty': b'',
+            'text': b'<html>404 not found</html>\n',
+            'zip': b'PK\x03\x04' + bytes(200),
+        }[fault]
+    )
 
 
 FAULTS = ['truncated', 'without its end', 'random', 'pickle magic', 'empty', 'text', 'zip']
 
 
 @pytest.mark.parametrize(
-    'use, fault', [('test', fault) for fault in FAULTS] +
-    [(use, fault) for use in ('load', 'resume', 'auto', 'export')
-     for fault in ('truncated', 'empty')])
+    'use, fault',
+    [('test', fault) for fault in FAULTS]
+    + [
+        (use, fault)
+        for use in ('load', 'resume', 'auto', 'export')
+        for fault in ('truncated', 'empty')
+    ],
+)
 def test_corrupt_checkpoint(use, fault, trained, tmp_path, capsys):
     path = tmp_path / 'bad.pth'
     _spoil(path, fault, trained.checkpoint)
@@ -290,8 +367,11 @@ def test_missing_checkpoint(use, trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('use', ['load', 'resume', 'test', 'export'])
-@pytest.mark.parametrize('content', [[1, 2], torch.zeros(3), dict(meta=[1], state_dict={})],
-                         ids=['list', 'tensor', 'meta that is none'])
+@pytest.mark.parametrize(
+    'content',
+    [[1, 2], torch.zeros(3), dict(meta=[1], state_dict={})],
+    ids=['list', 'tensor', 'meta that is none'],
+)
 def test_file_without_weights(use, content, trained, tmp_path, capsys):
     torch.save(content, tmp_path / 'other.pth')
     result = _use(use, trained.config, tmp_path / 'other.pth', tmp_path, capsys)
@@ -312,8 +392,10 @@ def test_resume_with_another_number_of_modules(trained, config, tmp_path, capsys
     assert_refused(result, 'does not fit', '.auxiliary.', 'give the config')
 
 
-@pytest.mark.parametrize('use, absent', [('resume', 'optimizer'), ('resume', 'message_hub'),
-                                         ('resume', 'meta'), ('auto', 'optimizer')])
+@pytest.mark.parametrize(
+    'use, absent',
+    [('resume', 'optimizer'), ('resume', 'message_hub'), ('resume', 'meta'), ('auto', 'optimizer')],
+)
 def test_resume_without_what_it_takes(use, absent, trained, tmp_path, capsys):
     checkpoint = torch.load(trained.checkpoint, weights_only=False)
     del checkpoint[absent]
@@ -326,7 +408,7 @@ def test_resume_with_another_optimizer(trained, config, tmp_path, capsys):
     sgd = config("optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=.01))")
     result = _use('resume', sgd, trained.checkpoint, tmp_path, capsys)
     assert_refused(result, 'SGD', 'optim_wrapper', 'load_from=')
-    groups = config("optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.))")
+    groups = config('optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.))')
     shutil.rmtree(tmp_path / 'work', ignore_errors=True)
     result = _use('resume', groups, trained.checkpoint, tmp_path, capsys)
     assert_refused(result, 'parameter groups')
@@ -336,7 +418,8 @@ def test_resume_from_a_stock_training(trained, tmp_path, capsys):
     checkpoint = torch.load(trained.checkpoint, weights_only=False)
     checkpoint['state_dict'] = {
         key.replace('backbone.backbone.', 'backbone.'): value
-        for key, value in checkpoint['state_dict'].items() if '.auxiliary.' not in key
+        for key, value in checkpoint['state_dict'].items()
+        if '.auxiliary.' not in key
     }
     torch.save(checkpoint, tmp_path / 'stock.pth')
     result = _use('resume', trained.config, tmp_path / 'stock.pth', tmp_path, capsys)
@@ -366,14 +449,16 @@ def test_last_checkpoint_in_the_work_dir_stays_as_it_is(trained, tmp_path, capsy
 
 
 def test_out_that_is_no_pickle(trained, tmp_path, capsys):
-    result = run_tool('test', trained.config, trained.checkpoint, '--out', tmp_path / 'out.json',
-                      capsys=capsys)
+    result = run_tool(
+        'test', trained.config, trained.checkpoint, '--out', tmp_path / 'out.json', capsys=capsys
+    )
     assert_refused(result, 'out.json', '.pkl')
 
 
 def test_tta_without_a_pipeline(trained, capsys):
-    assert_refused(run_tool('test', trained.config, trained.checkpoint, '--tta', capsys=capsys),
-                   'tta_pipeline')
+    assert_refused(
+        run_tool('test', trained.config, trained.checkpoint, '--tta', capsys=capsys), 'tta_pipeline'
+    )
 
 
 def test_no_test_data(trained, config, tmp_path, capsys):
@@ -385,8 +470,9 @@ def test_no_test_data(trained, config, tmp_path, capsys):
 def test_broken_test_annotations(trained, config, tmp_path, capsys):
     (tmp_path / 'broken.json').write_text('{')
     broken = config(f"test_dataloader['dataset']['ann_file'] = '{tmp_path}/broken.json'")
-    result = run_tool('test', broken, trained.checkpoint, '--work-dir', tmp_path / 'work',
-                      capsys=capsys)
+    result = run_tool(
+        'test', broken, trained.checkpoint, '--work-dir', tmp_path / 'work', capsys=capsys
+    )
     assert_refused(result, 'test_dataloader')
 
 
@@ -406,11 +492,19 @@ def test_export_overwrites_nothing_unasked(option, trained, tmp_path, capsys):
 def test_export_where_nothing_can_be_written(trained, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     for out in (tmp_path / 'file/out.pth', tmp_path):
-        result = run_tool('export', trained.config, trained.checkpoint, out, '--overwrite',
-                          capsys=capsys)
+        result = run_tool(
+            'export', trained.config, trained.checkpoint, out, '--overwrite', capsys=capsys
+        )
         assert_refused(result, 'cannot write', str(out))
-    result = run_tool('export', trained.config, trained.checkpoint, tmp_path / 'out.pth',
-                      '--out-config', tmp_path / 'out.txt', capsys=capsys)
+    result = run_tool(
+        'export',
+        trained.config,
+        trained.checkpoint,
+        tmp_path / 'out.pth',
+        '--out-config',
+        tmp_path / 'out.txt',
+        capsys=capsys,
+    )
     assert_refused(result, 'out.txt', '.py')
     assert not (tmp_path / 'out.pth').exists()
 
@@ -424,14 +518,21 @@ def test_export_of_a_stock_config(trained, data, config, tmp_path, capsys):
 # In processes of their own -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('tool, arguments', [
-    ('train', ['absent.py']),
-    ('test', ['absent.py', 'absent.pth']),
-    ('export', ['absent.py', 'absent.pth', 'out.pth']),
-])
+@pytest.mark.parametrize(
+    'tool, arguments',
+    [
+        ('train', ['absent.py']),
+        ('test', ['absent.py', 'absent.pth']),
+        ('export', ['absent.py', 'absent.pth', 'out.pth']),
+    ],
+)
 def test_process_ends_with_one_line_and_status_1(tool, arguments, tmp_path):
-    result = subprocess.run([sys.executable, ROOT / 'tools' / f'{tool}.py', *arguments],
-                            cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools' / f'{tool}.py', *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert re.fullmatch(r'error: config absent\.py not found .*\n', result.stderr)
     assert not result.stdout and not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 """The tools in several processes: as a launcher starts them, and when one of them is lost."""
+
 import contextlib
 import io
 import json
@@ -29,8 +30,7 @@ train_dataloader['dataset']['indices'] = 8
 def tool(rank, name, *args, own=()):
     """Run a tool in one of the processes, with arguments of its own."""
     with contextlib.redirect_stderr(io.StringIO()) as err:
-        status = run_tool(name, *args, *(own[rank] if own else ()),
-                          '--launcher', 'pytorch').status
+        status = run_tool(name, *args, *(own[rank] if own else ()), '--launcher', 'pytorch').status
     lines = [line for line in err.getvalue().splitlines() if line.startswith('error: ')]
     return SimpleNamespace(status=status, errors=lines)
 
@@ -66,8 +66,8 @@ def test_train(whole):
     found = losses(whole)
     assert sorted(found) == list(range(1, 9))
     assert all(f'local_{k}.loss' in row for row in found.values() for k in (1, 2, 3))
-    (log, ) = whole.glob('*/*.log')
-    assert "LocalDataParallel" in next(whole.glob('*.py')).read_text()
+    (log,) = whole.glob('*/*.log')
+    assert 'LocalDataParallel' in next(whole.glob('*.py')).read_text()
     assert 'bbox_mAP' in log.read_text()
 
 
@@ -97,8 +97,10 @@ def killed_tool(rank, config, work_dir, *args):
 
 def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, whole, tmp_path):
     with_kill = tmp_path / 'kill.py'
-    with_kill.write_text(f"_base_ = ['{config}']\ncustom_hooks = [dict(type='FBAHook'), "
-                         "dict(type='EMAHook', momentum=.1), dict(type='KillHook', at=6)]\n")
+    with_kill.write_text(
+        f"_base_ = ['{config}']\ncustom_hooks = [dict(type='FBAHook'), "
+        "dict(type='EMAHook', momentum=.1), dict(type='KillHook', at=6)]\n"
+    )
     survivor, killed = launch(2, killed_tool, with_kill, tmp_path / 'work')
     assert killed == -signal.SIGKILL and survivor.status == 1
     assert 'another process of this job was lost' in survivor.errors[0]
@@ -122,8 +124,9 @@ def test_test(config, whole, tmp_path):
     assert run_tool('test', config, checkpoint, '--work-dir', tmp_path / 'one').status == 0
     outcomes = run('test', config, checkpoint, '--work-dir', tmp_path / 'two')
     assert [outcome.status for outcome in outcomes] == [0, 0]
-    one, two = (json.loads(next((tmp_path / name).glob('*/*.json')).read_text())
-                for name in ('one', 'two'))
+    one, two = (
+        json.loads(next((tmp_path / name).glob('*/*.json')).read_text()) for name in ('one', 'two')
+    )
     assert one['coco/bbox_mAP'] > -1
     for key in one:
         assert 'time' in key or one[key] == two[key], key
@@ -161,7 +164,7 @@ def test_a_wrapper_that_knows_nothing_of_local_losses(config, tmp_path):
     options = ('--cfg-options', 'model_wrapper_cfg.type=MMDistributedDataParallel')
     for outcome in run('train', config, '--work-dir', tmp_path, *options):
         assert outcome.status == 1
-        assert "MMDistributedDataParallel would not reduce" in outcome.errors[0]
+        assert 'MMDistributedDataParallel would not reduce' in outcome.errors[0]
 
 
 def test_back_propagation_in_several_processes(data, tmp_path):
@@ -182,51 +185,89 @@ def command(tmp_path):
 
     def run_script(name, *args, **env):
         env = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', PYTHON=str(program), **env)
-        return subprocess.run([ROOT / 'tools' / name, *args], env=env, capture_output=True,
-                              text=True)
+        return subprocess.run(
+            [ROOT / 'tools' / name, *args], env=env, capture_output=True, text=True
+        )
 
     return run_script
 
 
-@pytest.mark.parametrize('name, given, expected', [
-    ('dist_train.sh', ['a b.py', '4'], ['train.py', 'a b.py', '--launcher', 'pytorch']),
-    ('dist_test.sh', ['a.py', 'b c.pth', '4'],
-     ['test.py', 'a.py', 'b c.pth', '--launcher', 'pytorch']),
-])
+@pytest.mark.parametrize(
+    'name, given, expected',
+    [
+        ('dist_train.sh', ['a b.py', '4'], ['train.py', 'a b.py', '--launcher', 'pytorch']),
+        (
+            'dist_test.sh',
+            ['a.py', 'b c.pth', '4'],
+            ['test.py', 'a.py', 'b c.pth', '--launcher', 'pytorch'],
+        ),
+    ],
+)
 def test_scripts_for_torchrun(name, given, expected, command):
-    lines = command(name, *given, '--cfg-options', 'x="[1, 2]"', NNODES='2', NODE_RANK='1',
-                    MASTER_ADDR='host', PORT='1').stdout.splitlines()
+    lines = command(
+        name,
+        *given,
+        '--cfg-options',
+        'x="[1, 2]"',
+        NNODES='2',
+        NODE_RANK='1',
+        MASTER_ADDR='host',
+        PORT='1',
+    ).stdout.splitlines()
     at = lines.index(str(ROOT / 'tools' / expected[0]))
     assert lines[:2] == ['-m', 'torch.distributed.run']
-    assert {'--nnodes=2', '--node-rank=1', '--master-addr=host', '--master-port=1',
-            '--nproc-per-node=4'} <= set(lines[:at])
-    assert lines[at + 1:] == [*expected[1:], '--cfg-options', 'x="[1, 2]"']
+    assert {
+        '--nnodes=2',
+        '--node-rank=1',
+        '--master-addr=host',
+        '--master-port=1',
+        '--nproc-per-node=4',
+    } <= set(lines[:at])
+    assert lines[at + 1 :] == [*expected[1:], '--cfg-options', 'x="[1, 2]"']
 
 
 def test_restarts(command):
-    lines = command('dist_train.sh', 'a.py', '2', MAX_RESTARTS='3', MASTER_ADDR='host',
-                    PORT='1').stdout.splitlines()
+    lines = command(
+        'dist_train.sh', 'a.py', '2', MAX_RESTARTS='3', MASTER_ADDR='host', PORT='1'
+    ).stdout.splitlines()
     assert {'--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-endpoint=host:1'} <= set(lines)
 
 
-@pytest.mark.parametrize('name, given, expected', [
-    ('slurm_train.sh', ['part', 'job', 'a b.py', 'w d'],
-     ['train.py', 'a b.py', '--work-dir=w d', '--launcher', 'slurm']),
-    ('slurm_test.sh', ['part', 'job', 'a.py', 'b c.pth'],
-     ['test.py', 'a.py', 'b c.pth', '--launcher', 'slurm']),
-])
+@pytest.mark.parametrize(
+    'name, given, expected',
+    [
+        (
+            'slurm_train.sh',
+            ['part', 'job', 'a b.py', 'w d'],
+            ['train.py', 'a b.py', '--work-dir=w d', '--launcher', 'slurm'],
+        ),
+        (
+            'slurm_test.sh',
+            ['part', 'job', 'a.py', 'b c.pth'],
+            ['test.py', 'a.py', 'b c.pth', '--launcher', 'slurm'],
+        ),
+    ],
+)
 def test_scripts_for_slurm(name, given, expected, command):
-    lines = command(name, *given, '--cfg-options', 'x="[1, 2]"', GPUS='4',
-                    SRUN_ARGS='--qos=x --time=1').stdout.splitlines()
+    lines = command(
+        name, *given, '--cfg-options', 'x="[1, 2]"', GPUS='4', SRUN_ARGS='--qos=x --time=1'
+    ).stdout.splitlines()
     at = lines.index(str(ROOT / 'tools' / expected[0]))
     assert lines[:2] == ['-p', 'part']
-    assert {'--ntasks=4', '--ntasks-per-node=4', '--gres=gpu:4', '--qos=x', '--time=1',
-            '--kill-on-bad-exit=1'} <= set(lines[:at])
-    assert lines[at + 1:] == [*expected[1:], '--cfg-options', 'x="[1, 2]"']
+    assert {
+        '--ntasks=4',
+        '--ntasks-per-node=4',
+        '--gres=gpu:4',
+        '--qos=x',
+        '--time=1',
+        '--kill-on-bad-exit=1',
+    } <= set(lines[:at])
+    assert lines[at + 1 :] == [*expected[1:], '--cfg-options', 'x="[1, 2]"']
 
 
-@pytest.mark.parametrize('name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh',
-                                  'slurm_test.sh'])
+@pytest.mark.parametrize(
+    'name', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh']
+)
 def test_scripts_say_what_they_need(name, command):
     outcome = command(name)
     assert outcome.returncode == 2 and outcome.stderr.startswith('usage: ')

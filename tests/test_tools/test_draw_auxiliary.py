@@ -1,4 +1,5 @@
 """Drawing auxiliary networks from the command line."""
+
 from matplotlib.image import imread
 
 from ..test_analysis.small_configs import detector

@@ -1,4 +1,5 @@
 """The training tool with modules in several processes: its checkpoints are those of one process."""
+
 import signal
 
 import pytest
@@ -57,15 +58,17 @@ def test_train(config, alone, tmp_path):
     for name in ('epoch_1.pth', 'epoch_2.pth'):
         assert_same_checkpoints(whole / name, alone / name)
     assert list(whole.glob('best_*.pth'))
-    (log, ) = whole.glob('*/*.log')
+    (log,) = whole.glob('*/*.log')
     assert 'Module parallel: module 1 in process 2' in log.read_text()
 
 
 def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, alone, tmp_path):
     """The one in the middle: before it, a process waits to send, and after it, one to receive."""
     with_kill = tmp_path / 'kill.py'
-    with_kill.write_text(f"_base_ = ['{config}']\ncustom_hooks = [dict(type='FBAHook'), "
-                         "dict(type='EMAHook', momentum=.1), dict(type='KillHook', at=4)]\n")
+    with_kill.write_text(
+        f"_base_ = ['{config}']\ncustom_hooks = [dict(type='FBAHook'), "
+        "dict(type='EMAHook', momentum=.1), dict(type='KillHook', at=4)]\n"
+    )
     work_dir = tmp_path / 'work'
     last, killed, first = launch(3, killed_tool, with_kill, work_dir, *PARALLEL)
     assert killed == -signal.SIGKILL
@@ -83,14 +86,16 @@ def test_a_killed_process_ends_the_job_which_goes_on_after_a_restart(config, alo
 
 
 def test_more_processes_than_modules(config, tmp_path):
-    for outcome in launch(2, tool, 'train', config, '--work-dir', tmp_path, *PARALLEL,
-                          'model.backbone.num_modules=1'):
+    for outcome in launch(
+        2, tool, 'train', config, '--work-dir', tmp_path, *PARALLEL, 'model.backbone.num_modules=1'
+    ):
         assert outcome.status == 1
         assert '2 processes for num_modules=1' in outcome.errors[0]
 
 
 def test_testing_needs_no_modules(config, alone, tmp_path):
     """Processes test the whole network, on images of their own."""
-    for outcome in launch(2, tool, 'test', config, alone / 'epoch_2.pth', '--work-dir', tmp_path,
-                          *PARALLEL):
+    for outcome in launch(
+        2, tool, 'test', config, alone / 'epoch_2.pth', '--work-dir', tmp_path, *PARALLEL
+    ):
         assert outcome.status == 0, outcome

@@ -1,12 +1,12 @@
 """Profiling a training step from the command line."""
+
 import json
 
 import pytest
 
 from fba_mm.analysis.memory_fit import predict_memory
 
-from ..test_analysis.small_configs import (classifier, detector, local_detector,
-                                            super_resolution)
+from ..test_analysis.small_configs import classifier, detector, local_detector, super_resolution
 from .in_process import run_tool
 from .test_bad_input import assert_refused
 
@@ -25,9 +25,26 @@ def written(tmp_path):
 
 
 def test_a_stock_config_made_local(written, tmp_path, capsys):
-    result = run_tool(TOOL, written(detector()), '--local', 3, '--batch', 2, '--size', 64, 96,
-                      '--twins', 'checkpointing', '--rounds', 1, '--out', tmp_path / 'out',
-                      '--cfg-options', 'model.backbone.frozen_stages=0', capsys=capsys)
+    result = run_tool(
+        TOOL,
+        written(detector()),
+        '--local',
+        3,
+        '--batch',
+        2,
+        '--size',
+        64,
+        96,
+        '--twins',
+        'checkpointing',
+        '--rounds',
+        1,
+        '--out',
+        tmp_path / 'out',
+        '--cfg-options',
+        'model.backbone.frozen_stages=0',
+        capsys=capsys,
+    )
     assert result.status == 0, result.err
     assert 'local, K=3' in result.out and 'module' in result.out and '2×3×64×96' in result.out
     found = json.loads((tmp_path / 'out/profile.json').read_text())
@@ -41,14 +58,34 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
 
 
 def test_a_generator_made_local(written, tmp_path, capsys):
-    result = run_tool(TOOL, written(super_resolution()), '--local', 'auto', '--memory-budget',
-                      '1GB', '--shape', 2, 3, 16, 16, '--rounds', 0, '--out', tmp_path,
-                      capsys=capsys)
+    result = run_tool(
+        TOOL,
+        written(super_resolution()),
+        '--local',
+        'auto',
+        '--memory-budget',
+        '1GB',
+        '--shape',
+        2,
+        3,
+        16,
+        16,
+        '--rounds',
+        0,
+        '--out',
+        tmp_path,
+        capsys=capsys,
+    )
     assert result.status == 0, result.err
     assert 'num_modules=1: ' in result.out
     found = json.loads((tmp_path / 'profile.json').read_text())
     assert [one['kind'] for one in found['variants']] == [
-        'local', 'bp', 'checkpointing', 'accumulation', 'forward']
+        'local',
+        'bp',
+        'checkpointing',
+        'accumulation',
+        'forward',
+    ]
 
 
 def test_as_many_modules_as_fit(written, tmp_path, capsys):
@@ -56,16 +93,33 @@ def test_as_many_modules_as_fit(written, tmp_path, capsys):
     shape = (2, 3, 192, 192)
     one, two = (predict_memory(local_detector(number), shape).total for number in (1, 2))
     budget = (one + two) // 2
-    result = run_tool(TOOL, written(detector()), '--local', 'auto', '--auxiliary', 'shared',
-                      '--memory-budget', budget, '--shape', *shape, '--twins', 'bp', '--rounds', 0, '--out', tmp_path,
-                      capsys=capsys)
+    result = run_tool(
+        TOOL,
+        written(detector()),
+        '--local',
+        'auto',
+        '--auxiliary',
+        'shared',
+        '--memory-budget',
+        budget,
+        '--shape',
+        *shape,
+        '--twins',
+        'bp',
+        '--rounds',
+        0,
+        '--out',
+        tmp_path,
+        capsys=capsys,
+    )
     assert result.status == 0, result.err
     assert 'num_modules=2: ' in result.out
     local, bp = json.loads((tmp_path / 'profile.json').read_text())['variants']
 
     def total(one):
-        return one['peak_bytes'] + one['resident']['parameters'] + one['resident'][
-            'optimizer_state']
+        return (
+            one['peak_bytes'] + one['resident']['parameters'] + one['resident']['optimizer_state']
+        )
 
     assert total(local) <= budget < total(bp)
 
@@ -73,8 +127,9 @@ def test_as_many_modules_as_fit(written, tmp_path, capsys):
 def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     paths = [written(local_detector(light=True), 'local'), written(classifier(), 'stock')]
-    result = run_tool(TOOL, *paths, '--shape', 1, 3, 64, 64, '--rounds', 0, '--amp', '--local', 2,
-                      capsys=capsys)
+    result = run_tool(
+        TOOL, *paths, '--shape', 1, 3, 64, 64, '--rounds', 0, '--amp', '--local', 2, capsys=capsys
+    )
     assert result.status == 0, result.err
     assert 'accumulation over single images is back-propagation' in result.out
     kinds = ['local', 'bp', 'checkpointing', 'forward']
@@ -88,27 +143,39 @@ def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsy
         assert (folder / 'memory.png').exists()
 
 
-@pytest.mark.parametrize('options, words', [
-    (['--shape', 1, 3, 8, 8], ['1×3×8×8', 'another shape']),
-    (['--shape', 2, 1, 64, 64], ['2×1×64×64', 'takes 3']),
-    (['--shape', 2, 3, 0, 64], ['--shape', 'positive']),
-    (['--batch', 0], ['--batch', 'positive']),
-    (['--size', 64, 64, 64], ['--size', 'one number or two']),
-    (['--shape', 2, 3, 64, 64, '--batch', 2], ['--shape says it all']),
-    (['--rounds', -1], ['--rounds -1', '0 or more']),
-    (['--device', 'meta'], ["'meta'", "'cpu' or 'cuda'"]),
-    (['--local', 100], ['num_modules=100']),
-    (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
-    (['--memory-budget', '1GB'], ['--memory-budget 1GB', '--local auto']),
-    (['--local', 'auto', '--memory-budget', '1MB', '--shape', 2, 3, 64, 64], ['2×3×64×64']),
-    (['--cfg-options', 'model.backbone=1'], ['no model.backbone']),
-    (['--cfg-options', 'model.backbone.depth.x=1'], ['--cfg-options', 'do not fit']),
-    (['--cfg-options', 'model.neck.type=FBN'], ["'FBN'", 'spelling']),
-    (['--cfg-options', 'optim_wrapper=None'], ['no optim_wrapper']),
-])
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['--shape', 1, 3, 8, 8], ['1×3×8×8', 'another shape']),
+        (['--shape', 2, 1, 64, 64], ['2×1×64×64', 'takes 3']),
+        (['--shape', 2, 3, 0, 64], ['--shape', 'positive']),
+        (['--batch', 0], ['--batch', 'positive']),
+        (['--size', 64, 64, 64], ['--size', 'one number or two']),
+        (['--shape', 2, 3, 64, 64, '--batch', 2], ['--shape says it all']),
+        (['--rounds', -1], ['--rounds -1', '0 or more']),
+        (['--device', 'meta'], ["'meta'", "'cpu' or 'cuda'"]),
+        (['--local', 100], ['num_modules=100']),
+        (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
+        (['--memory-budget', '1GB'], ['--memory-budget 1GB', '--local auto']),
+        (['--local', 'auto', '--memory-budget', '1MB', '--shape', 2, 3, 64, 64], ['2×3×64×64']),
+        (['--cfg-options', 'model.backbone=1'], ['no model.backbone']),
+        (['--cfg-options', 'model.backbone.depth.x=1'], ['--cfg-options', 'do not fit']),
+        (['--cfg-options', 'model.neck.type=FBN'], ["'FBN'", 'spelling']),
+        (['--cfg-options', 'optim_wrapper=None'], ['no optim_wrapper']),
+    ],
+)
 def test_what_cannot_be_profiled(options, words, written, tmp_path, capsys):
-    result = run_tool(TOOL, written(detector()), '--rounds', 0, '--twins', '--out',
-                      tmp_path / 'out', *options, capsys=capsys)
+    result = run_tool(
+        TOOL,
+        written(detector()),
+        '--rounds',
+        0,
+        '--twins',
+        '--out',
+        tmp_path / 'out',
+        *options,
+        capsys=capsys,
+    )
     assert_refused(result, *words)
     assert not (tmp_path / 'out').exists()
 

@@ -1,4 +1,5 @@
 """A training that was stopped and resumed is the training that was never stopped."""
+
 import json
 import os
 import signal
@@ -36,7 +37,7 @@ optim_wrapper = dict(type='AmpLocalOptimWrapper', dtype='float16', apply='eager'
                      loss_scale=dict(init_scale=1024., growth_interval=3))
 train_dataloader['dataset']['indices'] = 4""",
     'EMA': "custom_hooks = [dict(type='FBAHook'), dict(type='EMAHook', momentum=.1)]",
-    'BP': "model = dict(backbone=dict(num_modules=1, recompute=3))",
+    'BP': 'model = dict(backbone=dict(num_modules=1, recompute=3))',
 }
 BY_ITERATION = """
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=8, val_interval=8)
@@ -54,7 +55,8 @@ def losses(work_dir):
             row = json.loads(line)
             if 'loss' in row:
                 steps[row['iter']] = {
-                    key: value for key, value in row.items()
+                    key: value
+                    for key, value in row.items()
                     if 'loss' in key or key in ('lr', 'grad_norm')
                 }
     return steps
@@ -64,8 +66,9 @@ def assert_resumed_alike(config, checkpoint, stop, tmp_path):
     """Train without a stop, and again from a checkpoint of so many iterations."""
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
     assert run_tool('train', config, '--work-dir', whole).status == 0
-    assert run_tool('train', config, '--work-dir', resumed, '--resume',
-                    whole / checkpoint).status == 0
+    assert (
+        run_tool('train', config, '--work-dir', resumed, '--resume', whole / checkpoint).status == 0
+    )
     expected, got = losses(whole), losses(resumed)
     assert sorted(got) == list(range(stop + 1, len(expected) + 1))
     assert got == {step: expected[step] for step in got}
@@ -95,9 +98,13 @@ def test_resume_by_iteration(variant, config, tmp_path):
 
 
 def test_resume_within_an_epoch(config, tmp_path):
-    text = VARIANTS['past, eager, accumulating, SGD'] + FLIPPED + """
+    text = (
+        VARIANTS['past, eager, accumulating, SGD']
+        + FLIPPED
+        + """
 default_hooks['checkpoint'].update(by_epoch=False, interval=3)
 train_dataloader.update(num_workers=2)"""
+    )
     assert_resumed_alike(config(text), 'iter_3.pth', 3, tmp_path)
 
 
@@ -121,12 +128,15 @@ def test_resume_after_a_kill(config, tmp_path):
     with log.open('w') as file:
         process = subprocess.Popen(
             [sys.executable, ROOT / 'tools/train.py', path, '--work-dir', work_dir],
-            stdout=file, stderr=subprocess.STDOUT, cwd=tmp_path)
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+        )
         deadline = time.monotonic() + 120
         while not (work_dir / 'epoch_2.pth').exists() or len(losses(work_dir)) < 11:
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(.005)
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     before = losses(work_dir)
@@ -145,19 +155,20 @@ def test_resume_with_nothing_there_starts(config, tmp_path):
     assert sorted(losses(work_dir)) == [1, 2, 3, 4, 5]
 
 
-def checkpoint(path, age=0.):
+def checkpoint(path, age=0.0):
     """A file that training can go on from, so many seconds old."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state_dict={}, optimizer={}, message_hub={}, meta=dict(epoch=1, iter=1)), path)
-    os.utime(path, times=(time.time() - age, ) * 2)
+    os.utime(path, times=(time.time() - age,) * 2)
     return str(path)
 
 
 def starts_from(work_dir, argument=None, **cfg):
     """Where ``tools/train.py`` starts."""
     return load_tool('train').starting_point(
-        Config(dict(cfg, work_dir=str(work_dir))), SimpleNamespace(resume=argument,
-                                                                   trust_checkpoint=False))
+        Config(dict(cfg, work_dir=str(work_dir))),
+        SimpleNamespace(resume=argument, trust_checkpoint=False),
+    )
 
 
 def test_weights_to_start_from_are_kept_where_there_is_nothing_to_resume(tmp_path):

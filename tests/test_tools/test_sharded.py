@@ -1,4 +1,5 @@
 """The training tool with parameters in pieces: its checkpoints are those of one process."""
+
 import os
 from types import SimpleNamespace
 from unittest import mock
@@ -24,7 +25,7 @@ train_dataloader['dataset']['indices'] = 8
 default_hooks['checkpoint'].update(save_best='auto')
 """
 WRAPPERS = ('LocalShardedDataParallel', 'LocalModuleParallel')
-OTHER_RATE = ((), ('optim_wrapper.optimizer.lr=.5', ))
+OTHER_RATE = ((), ('optim_wrapper.optimizer.lr=.5',))
 
 
 def all_trainings(rank, config, root):
@@ -63,15 +64,16 @@ def test_train_and_resume(trainings):
     expected = losses(whole)
     assert sorted(expected) == list(range(1, 9)) and 'local_2.loss' in expected[1]
     assert losses(resumed) == {step: expected[step] for step in range(5, 9)}
-    ours, theirs = (torch.load(root / 'epoch_2.pth', weights_only=False)
-                    for root in (resumed, whole))
+    ours, theirs = (
+        torch.load(root / 'epoch_2.pth', weights_only=False) for root in (resumed, whole)
+    )
     for name, tensor in theirs['state_dict'].items():
         assert type(tensor) is torch.Tensor and torch.equal(tensor, ours['state_dict'][name]), name
     for i, state in theirs['optimizer']['state'].items():
         for name, tensor in state.items():
             assert type(tensor) is torch.Tensor
             assert torch.equal(tensor, ours['optimizer']['state'][i][name]), (i, name)
-    (best, ) = whole.glob('best_*.pth')
+    (best,) = whole.glob('best_*.pth')
     best = torch.load(best, weights_only=False)['state_dict']
     assert all(torch.equal(tensor, best[name]) for name, tensor in theirs['state_dict'].items())
 
@@ -85,8 +87,19 @@ def test_checkpoints_are_those_of_one_process(trainings, tmp_path):
     assert 'backbone.conv1.weight' in stock
     for name, tensor in stock.items():
         assert torch.equal(tensor, weights[name.replace('backbone.', 'backbone.backbone.', 1)])
-    assert run_tool('train', trainings.config, '--work-dir', tmp_path / 'on', '--resume',
-                    checkpoint, '--cfg-options', 'train_cfg.max_epochs=3').status == 0
+    assert (
+        run_tool(
+            'train',
+            trainings.config,
+            '--work-dir',
+            tmp_path / 'on',
+            '--resume',
+            checkpoint,
+            '--cfg-options',
+            'train_cfg.max_epochs=3',
+        ).status
+        == 0
+    )
     assert min(losses(tmp_path / 'on')) == 9
 
 
@@ -95,8 +108,9 @@ def test_one_process_that_differs(wrapper, trainings):
     """An error in all, before anything is written."""
     for outcome in trainings.outcomes:
         for what, message in {
-                'config': 'process 1 has another config than process 0, optim_wrapper.optimizer.lr',
-                'data': 'process 1 of 2: '}.items():
+            'config': 'process 1 has another config than process 0, optim_wrapper.optimizer.lr',
+            'data': 'process 1 of 2: ',
+        }.items():
             assert outcome[what, wrapper].status == 1
             assert message in outcome[what, wrapper].errors[0]
     assert not (trainings.root / 'other').exists()

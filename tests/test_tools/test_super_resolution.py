@@ -1,4 +1,5 @@
 """Super-resolution from built pairs to figures and pictures, through the tools."""
+
 import re
 
 import numpy as np
@@ -26,13 +27,19 @@ def pairs(tmp_path_factory):
 def options(pairs, method, scale=2):
     net = 'model.generator.' + ('backbone.' if method == 'fba' else '')
     return [
-        f'{net}mid_channels=8', f'{net}num_blocks=4', 'train_cfg.max_iters=2',
-        'train_cfg.val_interval=2', 'train_dataloader.batch_size=2',
-        'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False',
-        'val_dataloader.num_workers=0', 'val_dataloader.persistent_workers=False',
-        'test_dataloader.num_workers=0', 'test_dataloader.persistent_workers=False',
+        f'{net}mid_channels=8',
+        f'{net}num_blocks=4',
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'train_dataloader.batch_size=2',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'val_dataloader.num_workers=0',
+        'val_dataloader.persistent_workers=False',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
         *(f'{split}_dataloader.dataset.data_root={pairs}' for split in ('train', 'val', 'test')),
-        f'train_dataloader.dataset.data_prefix.img=LRbicx{scale}'
+        f'train_dataloader.dataset.data_prefix.img=LRbicx{scale}',
     ]
 
 
@@ -42,8 +49,9 @@ def checkpoints(pairs, tmp_path_factory):
     found = {}
     for method, config in CONFIGS.items():
         work_dir = tmp_path_factory.mktemp(method)
-        result = run_tool('train', config, '--work-dir', work_dir, '--cfg-options',
-                          *options(pairs, method))
+        result = run_tool(
+            'train', config, '--work-dir', work_dir, '--cfg-options', *options(pairs, method)
+        )
         assert result.status == 0, result.err
         found[method] = work_dir / 'iter_2.pth'
     return found
@@ -56,8 +64,16 @@ def figures_in(result):
 
 @pytest.mark.parametrize('method', CONFIGS)
 def test_figures_on_luma_and_rgb(method, pairs, checkpoints, tmp_path, capfd):
-    result = run_tool('test', CONFIGS[method], checkpoints[method], '--work-dir', tmp_path,
-                      '--cfg-options', *options(pairs, method), capsys=capfd)
+    result = run_tool(
+        'test',
+        CONFIGS[method],
+        checkpoints[method],
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *options(pairs, method),
+        capsys=capfd,
+    )
     assert result.status == 0, result.err
     found = figures_in(result)
     assert set(found) == {f'photos{y}/{m}' for y in ('', '_Y') for m in ('PSNR', 'SSIM')}
@@ -69,17 +85,38 @@ def test_the_picture(pairs, checkpoints, tmp_path, capfd):
     models = []
     for method, checkpoint in checkpoints.items():
         models += ['--model', method, next(checkpoint.parent.glob('*.py')), checkpoint]
-    result = run_tool('analysis_tools/draw_super_resolution', *models, '--crop', 24, '--out',
-                      tmp_path / 'new/compare.png', capsys=capfd)
+    result = run_tool(
+        'analysis_tools/draw_super_resolution',
+        *models,
+        '--crop',
+        24,
+        '--out',
+        tmp_path / 'new/compare.png',
+        capsys=capfd,
+    )
     assert result.status == 0, result.err
     assert imread(tmp_path / 'new/compare.png').ndim == 3
-    result = run_tool('analysis_tools/draw_super_resolution', *models, '--images', 'three', '--out',
-                      tmp_path / 'x.png', capsys=capfd)
+    result = run_tool(
+        'analysis_tools/draw_super_resolution',
+        *models,
+        '--images',
+        'three',
+        '--out',
+        tmp_path / 'x.png',
+        capsys=capfd,
+    )
     assert_refused(result, '--images three', 'one, two')
 
 
 def test_pairs_of_another_scale(pairs, tmp_path, capfd):
-    result = run_tool('train', CONFIGS['fba'], '--work-dir', tmp_path / 'work', '--cfg-options',
-                      *options(pairs, 'fba', scale=3), capsys=capfd)
+    result = run_tool(
+        'train',
+        CONFIGS['fba'],
+        '--work-dir',
+        tmp_path / 'work',
+        '--cfg-options',
+        *options(pairs, 'fba', scale=3),
+        capsys=capfd,
+    )
     assert_refused(result, 'LRbicx3/one.png has 32x24 px', 'enlarges 2 times', 'data_prefix.img')
     assert not (tmp_path / 'work').exists()

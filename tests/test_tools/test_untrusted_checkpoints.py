@@ -1,4 +1,5 @@
 """A checkpoint from a stranger runs no code, unless the user says that it may."""
+
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,12 @@ from .test_bad_input import assert_refused
 
 USES = ['load', 'resume', 'auto', 'initialization', 'test', 'export']
 # Each way in meets the subtlest payload and a plain one, one way in meets them all.
-PAIRS = [(use, payload) for use in USES for payload in PAYLOADS
-         if use == 'resume' or payload in ('meta', 'getattr')]
+PAIRS = [
+    (use, payload)
+    for use in USES
+    for payload in PAYLOADS
+    if use == 'resume' or payload in ('meta', 'getattr')
+]
 
 
 @pytest.fixture()
@@ -33,8 +38,7 @@ def _use(use, config, checkpoint, tmp_path, capsys, *more):
     work_dir = tmp_path / 'work'
     text = {
         'load': f"load_from = '{checkpoint}'",
-        'initialization':
-        f"model = dict(init_cfg=dict(type='Pretrained', checkpoint='{checkpoint}'))"
+        'initialization': f"model = dict(init_cfg=dict(type='Pretrained', checkpoint='{checkpoint}'))",
     }.get(use, '')
     config = config(text, epochs=2 if use in ('resume', 'auto') else 1)
     arguments = {
@@ -69,12 +73,20 @@ def test_config_text_is_not_executed(use, payload, trained, config, tmp_path, ma
     assert result.status == 0, result.err
 
 
-@pytest.mark.parametrize('use, payload', [
-    ('auto', 'meta'), ('initialization', 'meta'), ('test', 'meta'), ('export', 'meta'),
-    ('resume', 'message_hub'), ('resume', 'config text'),
-])
-def test_trusted_checkpoints_load_as_before(use, payload, trained, config, tmp_path, marker,
-                                            capsys):
+@pytest.mark.parametrize(
+    'use, payload',
+    [
+        ('auto', 'meta'),
+        ('initialization', 'meta'),
+        ('test', 'meta'),
+        ('export', 'meta'),
+        ('resume', 'message_hub'),
+        ('resume', 'config text'),
+    ],
+)
+def test_trusted_checkpoints_load_as_before(
+    use, payload, trained, config, tmp_path, marker, capsys
+):
     path = write_payload(payload, tmp_path / 'mine.pth', trained.checkpoint, marker)
     result = _use(use, config, path, tmp_path, capsys, '--trust-checkpoint')
     assert marker.exists()
@@ -95,6 +107,7 @@ def test_these_payloads_work_where_nothing_guards(payload, trained, tmp_path, ma
 @pytest.mark.parametrize('payload', ['all of it', 'eval', 'state_dict', 'config text that clings'])
 def test_payloads_run_when_unpickled(payload, trained, tmp_path, marker):
     from mmengine.config import Config
+
     path = write_payload(payload, tmp_path / 'gift.pth', trained.checkpoint, marker)
     checkpoint = torch.load(path, weights_only=False)
     if payload in CONFIG_TEXTS:
@@ -105,8 +118,19 @@ def test_payloads_run_when_unpickled(payload, trained, tmp_path, marker):
 def test_as_a_process(trained, tmp_path, marker):
     path = write_payload('meta', tmp_path / 'gift.pth', trained.checkpoint, marker)
     result = subprocess.run(
-        [sys.executable, ROOT / 'tools/train.py', trained.config, '--resume', path, '--work-dir',
-         tmp_path / 'work'], capture_output=True, text=True, cwd=tmp_path)
+        [
+            sys.executable,
+            ROOT / 'tools/train.py',
+            trained.config,
+            '--resume',
+            path,
+            '--work-dir',
+            tmp_path / 'work',
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
     assert result.returncode == 1 and not marker.exists()
     assert 'Traceback' not in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f'error: checkpoint {path} wants to run code')
@@ -134,8 +158,9 @@ def test_downloaded_checkpoint(payload, server, trained, config, tmp_path, marke
 
 
 @pytest.mark.parametrize('payload', ['meta', 'getattr'])
-def test_checkpoint_by_a_name_of_the_model_zoo(payload, trained, config, tmp_path, marker, capsys,
-                                               monkeypatch):
+def test_checkpoint_by_a_name_of_the_model_zoo(
+    payload, trained, config, tmp_path, marker, capsys, monkeypatch
+):
     """MMEngine reads these with a list of its own of what is safe."""
     monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
     (tmp_path / 'open_mmlab.json').write_text('{"gift": "gift.pth"}')
@@ -152,10 +177,13 @@ def test_genuine_downloaded_checkpoint(server, trained, config, tmp_path, capsys
     assert result.status == 0, result.err
 
 
-@pytest.mark.parametrize('use, words', [
-    ('load', ['absent.pth', '404', 'check its address']),
-    ('test', ['absent.pth', '404', 'check its address']),
-    ('resume', ['cannot resume', 'download it']),
-])
+@pytest.mark.parametrize(
+    'use, words',
+    [
+        ('load', ['absent.pth', '404', 'check its address']),
+        ('test', ['absent.pth', '404', 'check its address']),
+        ('resume', ['cannot resume', 'download it']),
+    ],
+)
 def test_download_that_fails(use, words, server, config, tmp_path, capsys):
     assert_refused(_use(use, config, f'{server}/absent.pth', tmp_path, capsys), *words)

@@ -6,6 +6,7 @@
 
 One training step is done on a synthetic batch: no data and no checkpoints are needed.
 """
+
 import argparse
 from pathlib import Path
 
@@ -23,8 +24,7 @@ def parse_args() -> argparse.Namespace:
     command_line.add_local(parser, 'a stock config')
     parser.add_argument('--modules', type=int, nargs='+', help='numbers of modules, from 1')
     parser.add_argument('--title', help="default: the config's name")
-    parser.add_argument(
-        '--out', help='a PNG file (default: work_dirs/draw_auxiliary/<config>.png)')
+    parser.add_argument('--out', help='a PNG file (default: work_dirs/draw_auxiliary/<config>.png)')
     command_line.add_cfg_options(parser)
     return parser.parse_args()
 

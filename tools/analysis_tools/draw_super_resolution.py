@@ -7,6 +7,7 @@
 The pictures are those of the first config's first test set, or of ``--data``, a folder with
 ``GTmod12`` and ``LRbicx<scale>``.
 """
+
 import argparse
 from pathlib import Path
 
@@ -25,14 +26,21 @@ from fba_mm.preflight.image_pairs import scale_of
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw super-resolution side by side')
-    parser.add_argument('--model', nargs=3, action='append', required=True,
-                        metavar=('NAME', 'CONFIG', 'CHECKPOINT'), help='once for each model')
+    parser.add_argument(
+        '--model',
+        nargs=3,
+        action='append',
+        required=True,
+        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
+        help='once for each model',
+    )
     parser.add_argument('--data', type=Path, help="default: the first config's first test set")
     parser.add_argument('--images', nargs='+', metavar='NAME', help='default: the first four')
     parser.add_argument('--crop', type=int, default=48, help='side of the enlarged square in px')
     parser.add_argument('--out', default='work_dirs/super_resolution.png', help='a PNG file')
-    parser.add_argument('--trust-checkpoint', action='store_true',
-                        help='load a checkpoint that can run code')
+    parser.add_argument(
+        '--trust-checkpoint', action='store_true', help='load a checkpoint that can run code'
+    )
     return parser.parse_args()
 
 
@@ -48,8 +56,9 @@ def main() -> None:
     scales = {scale_of(cfg.model.get('generator') or {}) for cfg in cfgs.values()}
     if len(scales) > 1 or None in scales:
         raise LocalLearningError(
-            '--model: give configs of networks that enlarge, all by the same scale')
-    scale, = scales
+            '--model: give configs of networks that enlarge, all by the same scale'
+        )
+    (scale,) = scales
     truths, lows = folders(args, next(iter(cfgs.values())), scale)
     models = {}
     for name, _, checkpoint in args.model:
@@ -62,11 +71,14 @@ def main() -> None:
     missing = [name for name in names if f'{name}.png' not in files]
     if missing:
         raise LocalLearningError(
-            f'--images {missing[0]}: {truths} has {", ".join(Path(f).stem for f in files[:8])}')
+            f'--images {missing[0]}: {truths} has {", ".join(Path(f).stem for f in files[:8])}'
+        )
     rows = []
     for name in names:
-        low, truth = (np.asarray(Image.open(folder / f'{name}.png').convert('RGB'))
-                      for folder in (lows, truths))
+        low, truth = (
+            np.asarray(Image.open(folder / f'{name}.png').convert('RGB'))
+            for folder in (lows, truths)
+        )
         made = {key: enlarge(model, low) for key, model in models.items()}
         rows.append(dict(low=low, truth=truth, **made))
     draw_super_resolution(rows, args.out, scale, names, args.crop)
@@ -84,8 +96,10 @@ def folders(args: argparse.Namespace, cfg, scale: int):
         truths, lows = root / dataset.data_prefix.gt, root / dataset.data_prefix.img
     for folder in (truths, lows):
         if not folder.is_dir():
-            raise LocalLearningError(f'{folder} does not exist: give --data FOLDER, as '
-                                     'tools/dataset_converters/build_photo_pairs.py builds it')
+            raise LocalLearningError(
+                f'{folder} does not exist: give --data FOLDER, as '
+                'tools/dataset_converters/build_photo_pairs.py builds it'
+            )
     return truths, lows
 
 

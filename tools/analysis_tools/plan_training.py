@@ -9,6 +9,7 @@ Nothing is trained, no data and no checkpoints are needed, and no more memory th
 of small models: steps are simulated. Memory is that of a step's tensors, parameters and optimizer
 state included; time is counted operations.
 """
+
 import argparse
 from pathlib import Path
 
@@ -29,31 +30,43 @@ WIDTH = 140
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Memory and time of the ways to train a config')
     parser.add_argument(
-        'config', help='path of a stock config, or its name in a package (mmdet::retinanet/...)')
+        'config', help='path of a stock config, or its name in a package (mmdet::retinanet/...)'
+    )
     parser.add_argument(
-        '--memory-budget', metavar='SIZE',
-        help='also find what fits this: 8GB, 512MB, 10GiB; without it, the range is shown')
+        '--memory-budget',
+        metavar='SIZE',
+        help='also find what fits this: 8GB, 512MB, 10GiB; without it, the range is shown',
+    )
     parser.add_argument('--batch', type=int, help='number of images (default: as the config)')
     parser.add_argument(
-        '--size', nargs='+', type=int, metavar='PIXELS',
-        help='height and width of the images, one number if they are square (default: as the config)')
+        '--size',
+        nargs='+',
+        type=int,
+        metavar='PIXELS',
+        help='height and width of the images, one number if they are square (default: as the config)',
+    )
     parser.add_argument(
-        '--amp', nargs='?', const='bfloat16', choices=['bfloat16', 'float16'],
-        help='automatic mixed precision, in bfloat16 unless float16 is asked for')
-    parser.add_argument(
-        '--out', help='the picture (default: work_dirs/plan_training/<config>.png)')
+        '--amp',
+        nargs='?',
+        const='bfloat16',
+        choices=['bfloat16', 'float16'],
+        help='automatic mixed precision, in bfloat16 unless float16 is asked for',
+    )
+    parser.add_argument('--out', help='the picture (default: work_dirs/plan_training/<config>.png)')
     command_line.add_cfg_options(parser)
     return parser.parse_args()
 
 
-def shape_from(args: argparse.Namespace, images: int, channels: int, height: int,
-               width: int) -> Shape:
+def shape_from(
+    args: argparse.Namespace, images: int, channels: int, height: int, width: int
+) -> Shape:
     """The batch that was asked for, completed from the config."""
     numbers = [*(args.size or []), *([args.batch] * (args.batch is not None))]
     if any(number < 1 for number in numbers) or len(args.size or []) > 2:
         raise LocalLearningError(
             '--batch and --size take a number of images, and height and width in pixels: give '
-            'positive ones, two at most for --size')
+            'positive ones, two at most for --size'
+        )
     if args.size:
         height, width = args.size[0], args.size[-1]
     return args.batch or images, channels, height, width
@@ -74,8 +87,9 @@ def main() -> None:
     with console.status('simulating'):
         plan = plan_training(cfg, args.memory_budget, shape, console.print)
     plan.print(console)
-    draw_frontier(plan, out, f'{name}, {"×".join(map(str, shape))}'
-                  f'{", " + args.amp if args.amp else ""}')
+    draw_frontier(
+        plan, out, f'{name}, {"×".join(map(str, shape))}{", " + args.amp if args.amp else ""}'
+    )
     console.print(str(out), soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ Trains on synthetic batches, from scratch: no data and no checkpoints are needed
 stand back-propagation, activation checkpointing, gradient accumulation over single images, and the
 forward pass with its loss alone. Peak: live tensors above parameters, buffers and optimizer state.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -33,31 +34,54 @@ WIDTH = 120
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Memory and time of a training step',
-        epilog='With several configs, each gets tables and a folder of its own.')
+        epilog='With several configs, each gets tables and a folder of its own.',
+    )
     parser.add_argument(
-        'configs', nargs='+', metavar='config',
-        help='path of a config, or its name in a package (mmdet::retinanet/...)')
+        'configs',
+        nargs='+',
+        metavar='config',
+        help='path of a config, or its name in a package (mmdet::retinanet/...)',
+    )
     command_line.add_local(parser, 'stock configs')
     parser.add_argument(
-        '--twins', nargs='*', choices=list(TWINS), default=list(TWINS),
-        help='what to compare with (default: all)')
+        '--twins',
+        nargs='*',
+        choices=list(TWINS),
+        default=list(TWINS),
+        help='what to compare with (default: all)',
+    )
     parser.add_argument(
-        '--shape', nargs=4, type=int, metavar=('N', 'C', 'H', 'W'),
+        '--shape',
+        nargs=4,
+        type=int,
+        metavar=('N', 'C', 'H', 'W'),
         help="the batch (default: as the config's train pipeline makes it; 2 3 256 256 where it "
-        "doesn't say)")
+        "doesn't say)",
+    )
     parser.add_argument('--batch', type=int, help='number of images, instead of --shape')
     parser.add_argument(
-        '--size', nargs='+', type=int, metavar='PIXELS',
-        help='height and width of the images, one number if they are square, instead of --shape')
+        '--size',
+        nargs='+',
+        type=int,
+        metavar='PIXELS',
+        help='height and width of the images, one number if they are square, instead of --shape',
+    )
     parser.add_argument(
-        '--rounds', type=int, default=5, help='timed steps; 0 measures memory alone')
+        '--rounds', type=int, default=5, help='timed steps; 0 measures memory alone'
+    )
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument(
-        '--amp', nargs='?', const='bfloat16', choices=['bfloat16', 'float16'],
-        help='automatic mixed precision, in bfloat16 unless float16 is asked for')
+        '--amp',
+        nargs='?',
+        const='bfloat16',
+        choices=['bfloat16', 'float16'],
+        help='automatic mixed precision, in bfloat16 unless float16 is asked for',
+    )
     parser.add_argument(
-        '--out', help='folder for profile.json and memory.png (default: '
-        'work_dirs/profile_training/<config>); with several configs, for a folder of each')
+        '--out',
+        help='folder for profile.json and memory.png (default: '
+        'work_dirs/profile_training/<config>); with several configs, for a folder of each',
+    )
     command_line.add_cfg_options(parser)
     return parser.parse_args()
 
@@ -70,11 +94,14 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
         command_line.apply_cfg_options(cfg, args.cfg_options)
         cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
         if args.local is not None and trains_locally(cfg):
-            print(f'{config} trains locally already: --local {args.local} is for the others',
-                  file=sys.stderr)
+            print(
+                f'{config} trains locally already: --local {args.local} is for the others',
+                file=sys.stderr,
+            )
         elif args.local is not None:
             cfg = localize(
-                cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget)
+                cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget
+            )
         cfgs.append(resolve_num_modules(cfg, shape_from(args, cfg)))
     return cfgs
 
@@ -86,7 +113,8 @@ def folders_from(args: argparse.Namespace) -> List[Path]:
     if twice:
         raise LocalLearningError(
             f'several configs are named {", ".join(sorted(twice))}: profile them one by one, each '
-            'with its --out')
+            'with its --out'
+        )
     if args.out and len(names) == 1:
         folders = [Path(args.out)]
     else:
@@ -115,7 +143,8 @@ def check_args(args: argparse.Namespace) -> None:
     if any(number < 1 for number in numbers):
         raise LocalLearningError(
             '--shape, --batch and --size take numbers of images, channels and pixels: give '
-            'positive ones')
+            'positive ones'
+        )
     if len(args.size or []) > 2:
         raise LocalLearningError('--size takes height and width: give one number or two')
     if args.rounds < 0:
@@ -138,13 +167,24 @@ def main() -> None:
         console.rule(f'{name}, {text}')
         if 'accumulation' in args.twins and shape[0] == 1:
             console.print('One image: accumulation over single images is back-propagation itself.')
-        profiles = profile_training(cfg, shape, args.twins, args.device, args.rounds,
-                                    report=console.print)
+        profiles = profile_training(
+            cfg, shape, args.twins, args.device, args.rounds, report=console.print
+        )
         print_profile(console, profiles, f'One training step, {text}')
         save_profile(
-            profiles, folder, f'{name}\none training step, {text}',
-            dict(config=config, shape=shape, device=args.device, amp=args.amp, local=args.local,
-                 cfg_options=args.cfg_options, rounds=args.rounds))
+            profiles,
+            folder,
+            f'{name}\none training step, {text}',
+            dict(
+                config=config,
+                shape=shape,
+                device=args.device,
+                amp=args.amp,
+                local=args.local,
+                cfg_options=args.cfg_options,
+                rounds=args.rounds,
+            ),
+        )
         console.print(f'{folder / "profile.json"}\n{folder / "memory.png"}', soft_wrap=True)
 
 

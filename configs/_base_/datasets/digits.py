@@ -8,10 +8,12 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(_delete_=True, type=dataset_type, split='train', pipeline=train_pipeline))
+    dataset=dict(_delete_=True, type=dataset_type, split='train', pipeline=train_pipeline),
+)
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
     persistent_workers=False,
-    dataset=dict(_delete_=True, type=dataset_type, split='test', pipeline=_base_.test_pipeline))
+    dataset=dict(_delete_=True, type=dataset_type, split='test', pipeline=_base_.test_pipeline),
+)
 test_dataloader = val_dataloader

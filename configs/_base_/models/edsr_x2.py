@@ -10,9 +10,12 @@ model = dict(
         upscale_factor=2,
         res_scale=1,
         rgb_mean=[0.4488, 0.4371, 0.4040],
-        rgb_std=[1.0, 1.0, 1.0]),
+        rgb_std=[1.0, 1.0, 1.0],
+    ),
     pixel_loss=dict(type='L1Loss', loss_weight=1.0, reduction='mean'),
     train_cfg=dict(),
     test_cfg=dict(),
     data_preprocessor=dict(
-        type='DataPreprocessor', mean=[0., 0., 0.], std=[255., 255., 255.]))
+        type='DataPreprocessor', mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0]
+    ),
+)

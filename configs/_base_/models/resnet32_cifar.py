@@ -4,6 +4,10 @@ model = dict(
     backbone=dict(type='fba_mm.CifarResNet', depth=32),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
-        type='LinearClsHead', num_classes=10, in_channels=64,
+        type='LinearClsHead',
+        num_classes=10,
+        in_channels=64,
         init_cfg=None,  # PyTorch's own, as the authors have it
-        loss=dict(type='CrossEntropyLoss')))
+        loss=dict(type='CrossEntropyLoss'),
+    ),
+)

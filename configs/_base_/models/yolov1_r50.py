@@ -8,11 +8,23 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=32),
+        pad_size_divisor=32,
+    ),
     backbone=dict(
-        type='ResNet', depth=50, num_stages=4, out_indices=(3, ), norm_cfg=dict(type='BN'),
-        norm_eval=False, style='pytorch'),
+        type='ResNet',
+        depth=50,
+        num_stages=4,
+        out_indices=(3,),
+        norm_cfg=dict(type='BN'),
+        norm_eval=False,
+        style='pytorch',
+    ),
     bbox_head=dict(type='fba_mm.YOLOV1Head', num_classes=80, in_channels=2048),
     test_cfg=dict(
-        nms_pre=1000, min_bbox_size=0, score_thr=0.01, nms=dict(type='nms', iou_threshold=0.5),
-        max_per_img=100))
+        nms_pre=1000,
+        min_bbox_size=0,
+        score_thr=0.01,
+        nms=dict(type='nms', iou_threshold=0.5),
+        max_per_img=100,
+    ),
+)

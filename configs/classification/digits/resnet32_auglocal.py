@@ -1,4 +1,5 @@
 # ResNet-32 on handwritten digits by AugLocal with d = 2, in 16 - d modules.
 _base_ = ['./resnet32_fba.py', '../../_base_/methods/auglocal.py']
-model = dict(backbone=dict(
-    num_modules=[1] * 13 + [3], auxiliary=dict(_base_.method, _delete_=True)))
+model = dict(
+    backbone=dict(num_modules=[1] * 13 + [3], auxiliary=dict(_base_.method, _delete_=True))
+)

@@ -1,7 +1,9 @@
 # ResNet-32 on STL-10 by back-propagation.
 _base_ = [
-    '../../_base_/models/resnet32_cifar.py', '../../_base_/datasets/stl10.py',
-    '../../_base_/schedules/local_400e.py', '../../_base_/classification_runtime.py'
+    '../../_base_/models/resnet32_cifar.py',
+    '../../_base_/datasets/stl10.py',
+    '../../_base_/schedules/local_400e.py',
+    '../../_base_/classification_runtime.py',
 ]
 # As the paper has it, and what lr 0.8 at batch 1024 scales to.
 optim_wrapper = dict(optimizer=dict(lr=0.1))

@@ -1,6 +1,8 @@
 # RetinaNet-R50 on VOC 2007 by back-propagation.
 _base_ = [
-    '../../_base_/models/retinanet_r50.py', '../../_base_/datasets/voc2007.py',
-    '../../_base_/schedules/local_90e.py', '../../_base_/detection_runtime.py'
+    '../../_base_/models/retinanet_r50.py',
+    '../../_base_/datasets/voc2007.py',
+    '../../_base_/schedules/local_90e.py',
+    '../../_base_/detection_runtime.py',
 ]
 model = dict(bbox_head=dict(num_classes=20))

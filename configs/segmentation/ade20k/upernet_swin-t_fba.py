@@ -1,8 +1,11 @@
 # UPerNet-Swin-T on ADE20K by FBA, in 4 modules; by back-propagation, it is mmseg's own config.
 _base_ = [
     'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
-    '../../_base_/fba.py'
+    '../../_base_/fba.py',
 ]
-model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
-                           backbone=_base_.model.backbone, num_modules=4))
+model = dict(
+    backbone=dict(
+        _delete_=True, type='LocalBackbone', backbone=_base_.model.backbone, num_modules=4
+    )
+)
 optim_wrapper = dict(type='LocalOptimWrapper')

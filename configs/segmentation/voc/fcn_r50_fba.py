@@ -1,8 +1,9 @@
 # FCN-R50-D8 on VOC 2012 with the additional annotations by FBA, in 4 modules; by
 # back-propagation, it is mmseg's own config.
-_base_ = [
-    'mmseg::fcn/fcn_r50-d8_4xb4-40k_voc12aug-512x512.py', '../../_base_/fba.py'
-]
-model = dict(backbone=dict(_delete_=True, type='LocalBackbone',
-                           backbone=_base_.model.backbone, num_modules=4))
+_base_ = ['mmseg::fcn/fcn_r50-d8_4xb4-40k_voc12aug-512x512.py', '../../_base_/fba.py']
+model = dict(
+    backbone=dict(
+        _delete_=True, type='LocalBackbone', backbone=_base_.model.backbone, num_modules=4
+    )
+)
 optim_wrapper = dict(type='LocalOptimWrapper')

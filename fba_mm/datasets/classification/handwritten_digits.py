@@ -1,4 +1,5 @@
 """Handwritten digits that are on every machine with scikit-learn."""
+
 from typing import List, Optional
 
 import numpy as np
@@ -43,14 +44,13 @@ class HandwrittenDigits(BaseDataset):
 
     METAINFO = dict(classes=DIGIT_CLASSES)
 
-    def __init__(self,
-                 split: str = 'train',
-                 image_size: int = 32,
-                 metainfo: Optional[dict] = None,
-                 **kwargs):
+    def __init__(
+        self, split: str = 'train', image_size: int = 32, metainfo: Optional[dict] = None, **kwargs
+    ):
         if split not in ('train', 'test'):
             raise LocalLearningError(
-                f'HandwrittenDigits: split={split!r} does not exist, give train or test')
+                f'HandwrittenDigits: split={split!r} does not exist, give train or test'
+            )
         self.split = split
         self.image_size = check_count('HandwrittenDigits: image_size', image_size, least=8)
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
@@ -62,10 +62,13 @@ class HandwrittenDigits(BaseDataset):
         for index in digit_indices('train' if self.split == 'train' else 'val', len(digits.target)):
             ink = np.rint(digits.images[index] * (255 / _FULL_INK)).astype(np.uint8)
             picture = Image.fromarray(ink).resize([self.image_size] * 2, Image.BICUBIC)
-            data_list.append(dict(
-                img=np.repeat(np.asarray(picture)[..., None], 3, axis=2),
-                gt_label=int(digits.target[index]),
-                digit_index=index))
+            data_list.append(
+                dict(
+                    img=np.repeat(np.asarray(picture)[..., None], 3, axis=2),
+                    gt_label=int(digits.target[index]),
+                    digit_index=index,
+                )
+            )
         return data_list
 
     def extra_repr(self) -> List[str]:

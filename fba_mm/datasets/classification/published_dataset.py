@@ -1,4 +1,5 @@
 """What data sets that torchvision can fetch and read have in common."""
+
 import os
 from abc import ABCMeta, abstractmethod
 from typing import List, Optional, Tuple
@@ -29,20 +30,24 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
 
     SPLITS: Tuple[str, ...] = ('train', 'test')
 
-    def __init__(self,
-                 data_root: str = '',
-                 split: str = 'train',
-                 download: bool = False,
-                 metainfo: Optional[dict] = None,
-                 **kwargs):
+    def __init__(
+        self,
+        data_root: str = '',
+        split: str = 'train',
+        download: bool = False,
+        metainfo: Optional[dict] = None,
+        **kwargs,
+    ):
         self.check_split(split)
         if not data_root:
             raise LocalLearningError(
-                f'{type(self).__name__}: give a data_root, the folder of its files')
+                f'{type(self).__name__}: give a data_root, the folder of its files'
+            )
         self.split = split
         self.download = download
-        super().__init__(ann_file='', data_root=os.path.expanduser(data_root), metainfo=metainfo,
-                         **kwargs)
+        super().__init__(
+            ann_file='', data_root=os.path.expanduser(data_root), metainfo=metainfo, **kwargs
+        )
 
     @classmethod
     def check_split(cls, split: str) -> None:
@@ -55,8 +60,10 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
             LocalLearningError: Names those that do.
         """
         if split not in cls.SPLITS:
-            raise LocalLearningError(f'{cls.__name__}: split={split!r} does not exist, give one '
-                                     f'of {", ".join(cls.SPLITS)}')
+            raise LocalLearningError(
+                f'{cls.__name__}: split={split!r} does not exist, give one '
+                f'of {", ".join(cls.SPLITS)}'
+            )
 
     @classmethod
     @abstractmethod
@@ -105,7 +112,8 @@ class PublishedDataset(BaseDataset, metaclass=ABCMeta):
             raise LocalLearningError(
                 f'data not found in {os.path.normpath(source.root)}, and fetching it failed '
                 f'({reason[:200]}): check the network connection, or put '
-                f'{source.files[0].name} there') from error
+                f'{source.files[0].name} there'
+            ) from error
 
     def extra_repr(self) -> List[str]:
         """What ``repr()`` says beyond the number of images and classes."""

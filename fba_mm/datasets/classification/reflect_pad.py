@@ -1,4 +1,5 @@
 """Padding by the image's own pixels."""
+
 import mmcv
 from mmcv.transforms import BaseTransform
 from mmengine.registry import TRANSFORMS
@@ -29,8 +30,7 @@ class ReflectPad(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """Pad ``results['img']``, of (H, W, C) or (H, W)."""
-        results['img'] = mmcv.impad(
-            results['img'], padding=self.padding, padding_mode='reflect')
+        results['img'] = mmcv.impad(results['img'], padding=self.padding, padding_mode='reflect')
         results['img_shape'] = results['img'].shape[:2]
         return results
 

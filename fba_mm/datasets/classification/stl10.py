@@ -1,4 +1,5 @@
 """STL-10: few labelled pictures, larger than CIFAR's."""
+
 from typing import Tuple
 
 import numpy as np
@@ -46,22 +47,37 @@ class STL10(PublishedDataset):
         torch.Size([3, 96, 96])
     """
 
-    METAINFO = dict(classes=('airplane', 'bird', 'car', 'cat', 'deer', 'dog', 'horse', 'monkey',
-                             'ship', 'truck'))
+    METAINFO = dict(
+        classes=(
+            'airplane',
+            'bird',
+            'car',
+            'cat',
+            'deer',
+            'dog',
+            'horse',
+            'monkey',
+            'ship',
+            'truck',
+        )
+    )
 
     @classmethod
     def source(cls, data_root: str, split: str) -> Source:
         """The two files of a split, and the archive of all."""
         cls.check_split(split)
-        files = [SourceFile(f'{_STL10.base_folder}/{name}', md5)
-                 for name, md5 in _STL10.train_list + _STL10.test_list
-                 if name in (f'{split}_X.bin', f'{split}_y.bin')]
+        files = [
+            SourceFile(f'{_STL10.base_folder}/{name}', md5)
+            for name, md5 in _STL10.train_list + _STL10.test_list
+            if name in (f'{split}_X.bin', f'{split}_y.bin')
+        ]
         return Source(data_root, files, SourceFile(_STL10.filename, _STL10.tgz_md5))
 
     def fetch(self) -> None:
         """Download the archive, unless it lies there, and unpack it."""
         torchvision_datasets.utils.download_and_extract_archive(
-            _STL10.url, self.data_root, filename=_STL10.filename, md5=_STL10.tgz_md5)
+            _STL10.url, self.data_root, filename=_STL10.filename, md5=_STL10.tgz_md5
+        )
 
     def read(self) -> Tuple[np.ndarray, np.ndarray]:
         """Images and labels; the file counts labels from 1."""

@@ -1,4 +1,5 @@
 """SVHN: house numbers."""
+
 from typing import Tuple
 
 import numpy as np

@@ -2,6 +2,7 @@
 
 A new method is one new file in this folder: it is imported, and so registered, here by itself.
 """
+
 from importlib import import_module
 from pkgutil import iter_modules
 

@@ -1,4 +1,5 @@
 """AugLocal: an auxiliary network of the same shape as a sample of the layers that follow."""
+
 from typing import Optional, Tuple
 
 from mmengine.model import Sequential
@@ -61,14 +62,16 @@ class AugLocal(ClassificationAuxiliary):
         ...                 auxiliary=dict(type='AugLocal', num_classes=10, max_depth=3))
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 max_depth: int = 3,
-                 min_depth: int = 1,
-                 pyramid: float = .5,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        max_depth: int = 3,
+        min_depth: int = 1,
+        pyramid: float = 0.5,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
         check_count('auxiliary.min_depth', min_depth, what='a number of blocks')
         check_count('auxiliary.max_depth', max_depth, min_depth, 'a number of blocks')

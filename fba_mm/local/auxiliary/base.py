@@ -1,4 +1,5 @@
 """What every auxiliary network has in common."""
+
 from abc import ABCMeta, abstractmethod
 from typing import Dict, Optional, Set, Tuple
 
@@ -23,15 +24,17 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
         init_cfg: Initialization config.
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self, cut_point: CutPoint, loss_weight: float = 1.0, init_cfg: Optional[dict] = None
+    ):
         super().__init__(init_cfg)
         self.cut_point = cut_point
         self.loss_weight = check_number(
-            'auxiliary.loss_weight', loss_weight, above=0,
-            fix=': without a positive loss a module does not train; or a smaller num_modules')
+            'auxiliary.loss_weight',
+            loss_weight,
+            above=0,
+            fix=': without a positive loss a module does not train; or a smaller num_modules',
+        )
 
     @abstractmethod
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
@@ -57,7 +60,8 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
         """
         raise LocalLearningError(
             f'{type(self).__name__} makes no class scores: leave LocalAccuracyHook out of '
-            'custom_hooks')
+            'custom_hooks'
+        )
 
     # Whether it reads weights of the next module, which may be in pieces while this one trains.
     follows_next_module = False
@@ -131,7 +135,8 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             raise LocalLearningError(
                 f'{type(self).__name__} learns from what later modules make of a batch, which '
                 "another process has then: set model_wrapper_cfg.type='LocalDataParallel', or take "
-                'another auxiliary network')
+                'another auxiliary network'
+            )
 
     def weighted(self, losses: Losses) -> Losses:
         """Losses that the method computes itself, times ``loss_weight``.
@@ -152,6 +157,13 @@ def num_classes_of(model: nn.Module, skip: Optional[nn.Module] = None) -> Option
     skipped = set() if skip is None else set(skip.modules())
     # A two-stage detector's RPN has one class of its own beside those of the data set, and a semantic
     # head has those of maps.
-    return max((m.num_classes for name, m in model.named_modules()
-                if m not in skipped and 'semantic' not in name
-                and isinstance(getattr(m, 'num_classes', None), int)), default=None)
+    return max(
+        (
+            m.num_classes
+            for name, m in model.named_modules()
+            if m not in skipped
+            and 'semantic' not in name
+            and isinstance(getattr(m, 'num_classes', None), int)
+        ),
+        default=None,
+    )

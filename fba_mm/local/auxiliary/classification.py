@@ -1,4 +1,5 @@
 """What the auxiliary networks that classify images have in common."""
+
 from abc import abstractmethod
 from typing import Dict, Optional
 
@@ -44,15 +45,20 @@ class ClassificationAuxiliary(Auxiliary):
         ...         return self.fc(x.mean((2, 3)))
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
         self.num_classes = check_count(
-            'auxiliary.num_classes', num_classes, what="that of the model's head,",
-            fix=f", as in auxiliary=dict(type='{self.method}', num_classes=10)")
+            'auxiliary.num_classes',
+            num_classes,
+            what="that of the model's head,",
+            fix=f", as in auxiliary=dict(type='{self.method}', num_classes=10)",
+        )
 
     def init_weights(self) -> None:
         """Draw the weights of convolutions."""
@@ -100,7 +106,8 @@ class ClassificationAuxiliary(Auxiliary):
         if len(x) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
             raise LocalLearningError(
                 f'{self.method} normalizes over the images of a batch, and this batch has one: set '
-                'train_dataloader.drop_last=True, or a larger train_dataloader.batch_size')
+                'train_dataloader.drop_last=True, or a larger train_dataloader.batch_size'
+            )
         return self.weighted(self.local_losses(x, step.labels(), step))
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
@@ -110,11 +117,13 @@ class ClassificationAuxiliary(Auxiliary):
         if classes is None:
             raise LocalLearningError(
                 f'{self.method} serves image classification, and {type(model).__name__} has no '
-                "classification head: take auxiliary=dict(type='SLM')")
+                "classification head: take auxiliary=dict(type='SLM')"
+            )
         if classes != self.num_classes:
             raise LocalLearningError(
                 f"auxiliary.num_classes={self.num_classes}, but the model's head has {classes}: "
-                'give both the same')
+                'give both the same'
+            )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

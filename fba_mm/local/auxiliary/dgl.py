@@ -1,4 +1,5 @@
 """DGL: a small network on a pooled map, which is cheap and looks further than a linear layer."""
+
 from typing import List, Optional
 
 from mmengine.registry import MODELS
@@ -44,19 +45,25 @@ class DGL(ClassificationAuxiliary):
         >>> auxiliary = dict(type='DGL', num_classes=10, hidden_layers=3, hidden_bias=True)
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 width: Optional[int] = None,
-                 positions: int = 2,
-                 hidden_layers: int = 2,
-                 hidden_width: Optional[int] = None,
-                 hidden_bias: bool = False,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        width: Optional[int] = None,
+        positions: int = 2,
+        hidden_layers: int = 2,
+        hidden_width: Optional[int] = None,
+        hidden_bias: bool = False,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
-        for name, value, least in (('positions', positions, 1), ('hidden_layers', hidden_layers, 0),
-                                   ('width', width or 1, 1), ('hidden_width', hidden_width or 1, 1)):
+        for name, value, least in (
+            ('positions', positions, 1),
+            ('hidden_layers', hidden_layers, 0),
+            ('width', width or 1, 1),
+            ('hidden_width', hidden_width or 1, 1),
+        ):
             check_count(f'auxiliary.{name}', value, least)
         channels, self.positions = cut_point.channels, positions
         convs: List[nn.Module] = []
@@ -65,7 +72,7 @@ class DGL(ClassificationAuxiliary):
             convs += [
                 nn.Conv2d(channels, out_channels, 1, bias=False),
                 nn.BatchNorm2d(out_channels),
-                nn.ReLU()
+                nn.ReLU(),
             ]
             channels = out_channels
         self.convs = nn.Sequential(*convs)
@@ -74,7 +81,9 @@ class DGL(ClassificationAuxiliary):
         for _ in range(hidden_layers):
             outputs = hidden_width or features
             linears += [
-                nn.Linear(features, outputs, bias=hidden_bias), nn.BatchNorm1d(outputs), nn.ReLU()
+                nn.Linear(features, outputs, bias=hidden_bias),
+                nn.BatchNorm1d(outputs),
+                nn.ReLU(),
             ]
             features = outputs
         self.mlp = nn.Sequential(*linears, nn.Linear(features, num_classes))

@@ -1,4 +1,5 @@
 """DGL for detectors: the module's map, at all sizes that the detector's pyramid expects."""
+
 from typing import Dict, List, Tuple
 
 from mmengine.registry import MODELS
@@ -44,31 +45,34 @@ class DGLFPN(Auxiliary):
         ...     train_cfg=_base_.model.train_cfg))
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 head: dict = dict(),
-                 loss_weight: float = 1.0,
-                 init_cfg=None):
+    def __init__(
+        self, cut_point: CutPoint, head: dict = dict(), loss_weight: float = 1.0, init_cfg=None
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
         if cut_point.reduced_head is not None or any(level.pooled for level in cut_point.levels):
             raise LocalLearningError(
                 'DGLFPN makes maps for a feature pyramid, and this backbone returns none: take '
-                "auxiliary=dict(type='DGL') for a classifier")
+                "auxiliary=dict(type='DGL') for a classifier"
+            )
         if not head or 'neck' not in head and head.get('type') != 'LightRetinaNet':
             raise LocalLearningError(
                 'auxiliary.head has no neck: a DGLFPN needs a feature pyramid and a head of its '
-                'own, give copies of the model\'s, head=dict(type=..., neck=_base_.model.neck, '
-                'bbox_head=_base_.model.bbox_head, train_cfg=_base_.model.train_cfg)')
+                "own, give copies of the model's, head=dict(type=..., neck=_base_.model.neck, "
+                'bbox_head=_base_.model.bbox_head, train_cfg=_base_.model.train_cfg)'
+            )
         channels = cut_point.channels
         convs: List[nn.Module] = []
         for _ in range(3):
             convs += [
-                nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
+                nn.Conv2d(channels, channels, 1, bias=False),
+                nn.BatchNorm2d(channels),
+                nn.ReLU(),
             ]
         self.convs = nn.Sequential(*convs)
         self.level_channels = [channels] * len(cut_point.levels)
         self.head = build_own_head(
-            head, self.level_channels, [stage.stride for stage in cut_point.levels])
+            head, self.level_channels, [stage.stride for stage in cut_point.levels]
+        )
 
     def features(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
         """The module's map at the size of each map that the backbone returns, (N, c, H, W) each.
@@ -92,7 +96,8 @@ class DGLFPN(Auxiliary):
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The detector's losses on the module's pyramid. See :class:`Auxiliary`."""
         return step.head_loss(
-            self.head, self.head.backbone, self.features(x, step), self.loss_weight)
+            self.head, self.head.backbone, self.features(x, step), self.loss_weight
+        )
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """See :func:`check_own_head`."""

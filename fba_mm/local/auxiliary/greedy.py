@@ -1,4 +1,5 @@
 """Greedy: the module's features are to be linearly separable."""
+
 from typing import Optional
 
 from mmengine.registry import MODELS
@@ -29,11 +30,13 @@ class Greedy(ClassificationAuxiliary):
         >>> auxiliary = dict(type='Greedy', num_classes=10)
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
         self.fc = nn.Linear(cut_point.channels, num_classes)
 

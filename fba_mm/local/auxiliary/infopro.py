@@ -1,4 +1,5 @@
 """InfoPro: keep what tells of the image, and learn what tells of the class."""
+
 import math
 from typing import Optional, Sequence
 
@@ -16,7 +17,7 @@ from .classification import ClassificationAuxiliary, cross_entropy
 
 _PROJECTION = 128
 _DECODER_CHANNELS = 12
-_TEMPERATURE = .07
+_TEMPERATURE = 0.07
 
 
 @MODELS.register_module()
@@ -66,23 +67,27 @@ class InfoPro(ClassificationAuxiliary):
         ...                  task_weight=(0., 1.))          # ResNet-110, K = 55
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 reconstruction_weight: Sequence[float] = (5., .2),
-                 task_weight: Sequence[float] = (.05, .5),
-                 contrastive: bool = False,
-                 max_value: float = 255.,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        reconstruction_weight: Sequence[float] = (5.0, 0.2),
+        task_weight: Sequence[float] = (0.05, 0.5),
+        contrastive: bool = False,
+        max_value: float = 255.0,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
         self.reconstruction_weight = _weight_at(
-            'reconstruction_weight', reconstruction_weight, cut_point)
+            'reconstruction_weight', reconstruction_weight, cut_point
+        )
         self.task_weight = _weight_at('task_weight', task_weight, cut_point)
         if self.reconstruction_weight == self.task_weight == 0:
             raise LocalLearningError(
                 f'auxiliary.reconstruction_weight and task_weight are both 0 at module '
-                f'{cut_point.module + 1}, which would not train: give one a positive number there')
+                f'{cut_point.module + 1}, which would not train: give one a positive number there'
+            )
         self.contrastive = contrastive
         self.max_value = check_number('auxiliary.max_value', max_value, above=0)
 
@@ -91,13 +96,20 @@ class InfoPro(ClassificationAuxiliary):
         width, stride = (channels, 1) if in_last_stage else (2 * channels, 2)
         self.classifier = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(width, _PROJECTION), nn.ReLU(),
-            nn.Linear(_PROJECTION, _PROJECTION if contrastive else num_classes))
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(width, _PROJECTION),
+            nn.ReLU(),
+            nn.Linear(_PROJECTION, _PROJECTION if contrastive else num_classes),
+        )
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, _DECODER_CHANNELS, 3, padding=1),
-            nn.BatchNorm2d(_DECODER_CHANNELS), nn.ReLU(),
-            nn.Conv2d(_DECODER_CHANNELS, cut_point.image_channels, 3, padding=1))
+            nn.BatchNorm2d(_DECODER_CHANNELS),
+            nn.ReLU(),
+            nn.Conv2d(_DECODER_CHANNELS, cut_point.image_channels, 3, padding=1),
+        )
 
     def scores(self, x: Tensor) -> Tensor:
         """See :class:`ClassificationAuxiliary`.
@@ -108,14 +120,16 @@ class InfoPro(ClassificationAuxiliary):
         if self.contrastive:
             raise LocalLearningError(
                 'InfoPro(contrastive=True) makes no class scores: leave LocalAccuracyHook out of '
-                'custom_hooks')
+                'custom_hooks'
+            )
         return self.classifier(x)
 
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
         """Reconstruction and task. See :class:`ClassificationAuxiliary`."""
         image = self._image(step)
         restored = self.decoder(
-            F.interpolate(x, size=image.shape[2:], mode='bilinear', align_corners=True))
+            F.interpolate(x, size=image.shape[2:], mode='bilinear', align_corners=True)
+        )
         # On logits: binary cross-entropy after a sigmoid is refused under autocast.
         reconstruction = F.binary_cross_entropy_with_logits(restored.float(), image)
         output = self.classifier(x)
@@ -126,7 +140,8 @@ class InfoPro(ClassificationAuxiliary):
             task = cross_entropy(output, labels)
         return dict(
             loss_reconstruction=self.reconstruction_weight * reconstruction,
-            loss_cls=self.task_weight * task)
+            loss_cls=self.task_weight * task,
+        )
 
     def _image(self, step: LocalStep) -> Tensor:
         """The batch as it was before normalization, in 0 to 1."""
@@ -141,12 +156,16 @@ class InfoPro(ClassificationAuxiliary):
 def _weight_at(name: str, weights: Sequence[float], cut_point: CutPoint) -> float:
     """The weight of a module, interpolated between two or one of a list."""
     count = cut_point.num_modules - 1
-    fits = isinstance(weights, (list, tuple)) and len(weights) in (2, count) and all(
-        isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in weights)
+    fits = (
+        isinstance(weights, (list, tuple))
+        and len(weights) in (2, count)
+        and all(isinstance(weight, (int, float)) and 0 <= weight < math.inf for weight in weights)
+    )
     if not fits:
         raise LocalLearningError(
             f'auxiliary.{name}={weights}: give two numbers from 0, of the first and the last module, '
-            f'as in {name}=(5., .2), or one for each of the {count} auxiliary networks')
+            f'as in {name}=(5., .2), or one for each of the {count} auxiliary networks'
+        )
     if len(weights) == count:
         return weights[cut_point.module]
     first, last = weights
@@ -154,8 +173,9 @@ def _weight_at(name: str, weights: Sequence[float], cut_point: CutPoint) -> floa
     return (1 - depth) * first + depth * last
 
 
-def supervised_contrast(features: Tensor, classes: Tensor,
-                        temperature: float = _TEMPERATURE) -> Tensor:
+def supervised_contrast(
+    features: Tensor, classes: Tensor, temperature: float = _TEMPERATURE
+) -> Tensor:
     """Supervised contrastive loss: each image is to be nearest to those of its class.
 
     Args:

@@ -1,4 +1,5 @@
 """MAN and MAN++: a module learns through copies of the block that follows it."""
+
 from abc import abstractmethod
 from dataclasses import replace
 from typing import Dict, Optional, Tuple
@@ -34,26 +35,37 @@ class _ThroughNextBlock(Auxiliary):
         init_cfg: Initialization config.
     """
 
-    def __init__(self, cut_point: CutPoint, host: dict, num_classes: Optional[int],
-                 momentum: float, loss_weight: float, init_cfg: Optional[dict]):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        host: dict,
+        num_classes: Optional[int],
+        momentum: float,
+        loss_weight: float,
+        init_cfg: Optional[dict],
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
-        self.momentum = check_number('auxiliary.momentum', momentum, least=0, most=1,
-                                     fix=', as in 0.995')
+        self.momentum = check_number(
+            'auxiliary.momentum', momentum, least=0, most=1, fix=', as in 0.995'
+        )
         if not cut_point.later:
             raise LocalLearningError(
                 'no block follows that could be copied: give a host that learns from a map, as in '
-                "host=dict(type='DGL')")
+                "host=dict(type='DGL')"
+            )
         block = cut_point.later[0]
         if block.path is None:
             raise LocalLearningError(
                 f'{block.name} cannot be copied, it is no submodule of its own in the backbone: '
-                f'take the host alone, auxiliary={host}, or another num_modules')
+                f'take the host alone, auxiliary={host}, or another num_modules'
+            )
         self.path = block.path
         self.averaged = self._copy().requires_grad_(False)
         # Also where the block itself is frozen.
         self.learned = self._copy().requires_grad_(True)
         self.host = self._build_host(
-            host, num_classes,
+            host,
+            num_classes,
             replace(
                 cut_point,
                 channels=block.channels,
@@ -61,7 +73,9 @@ class _ThroughNextBlock(Auxiliary):
                 stage=block.stage,
                 block=cut_point.block + 1,
                 later=cut_point.later[1:],
-                as_map=same))
+                as_map=same,
+            ),
+        )
         self.reads_pooled = self.host.reads_pooled
 
     def init_weights(self) -> None:
@@ -87,16 +101,18 @@ class _ThroughNextBlock(Auxiliary):
     def _build_host(self, host: dict, num_classes: Optional[int], cut_point: CutPoint) -> Auxiliary:
         if not isinstance(host, dict) or 'type' not in host:
             raise LocalLearningError(
-                f"auxiliary.host={host}: give the config of an auxiliary network, as in "
-                "host=dict(type='DGL')")
-        host = dict(host, loss_weight=self.loss_weight * host.get('loss_weight', 1.))
+                f'auxiliary.host={host}: give the config of an auxiliary network, as in '
+                "host=dict(type='DGL')"
+            )
+        host = dict(host, loss_weight=self.loss_weight * host.get('loss_weight', 1.0))
         kind = MODELS.get(host['type']) if isinstance(host['type'], str) else host['type']
         if isinstance(kind, type) and issubclass(kind, ClassificationAuxiliary):
             host.setdefault('num_classes', num_classes)
             if host['num_classes'] is None:
                 raise LocalLearningError(
                     "auxiliary.num_classes is missing: give that of the model's head beside "
-                    f"host=dict(type='{host['type']}')")
+                    f"host=dict(type='{host['type']}')"
+                )
         return MODELS.build(host, default_args=dict(cut_point=cut_point))
 
     def _live(self, step: LocalStep) -> nn.Module:
@@ -150,9 +166,10 @@ class _ThroughNextBlock(Auxiliary):
     def check_apart(self) -> None:
         """See :class:`Auxiliary`."""
         raise LocalLearningError(
-            f'{type(self).__name__} follows the weights of the next module\'s block, which another '
+            f"{type(self).__name__} follows the weights of the next module's block, which another "
             "process has: set model_wrapper_cfg.type='LocalDataParallel', or take another "
-            'auxiliary network')
+            'auxiliary network'
+        )
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """What the host can't serve, this can't either."""
@@ -204,13 +221,15 @@ class MAN(_ThroughNextBlock):
         >>> auxiliary = dict(type='MAN', host=dict(type='SLM'))     # any task
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 host: dict = dict(type='InfoPro'),
-                 num_classes: Optional[int] = None,
-                 momentum: float = .995,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        host: dict = dict(type='InfoPro'),
+        num_classes: Optional[int] = None,
+        momentum: float = 0.995,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
 
     def _combined(self, x: Tensor, step: LocalStep) -> Tensor:
@@ -243,15 +262,17 @@ class MANPlusPlus(_ThroughNextBlock):
         >>> auxiliary = dict(type='MAN++', num_classes=1000)
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 host: dict = dict(
-                     type='DGL', width=128, positions=1, hidden_layers=3, hidden_width=512,
-                     hidden_bias=True),
-                 num_classes: Optional[int] = None,
-                 momentum: float = .995,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        host: dict = dict(
+            type='DGL', width=128, positions=1, hidden_layers=3, hidden_width=512, hidden_bias=True
+        ),
+        num_classes: Optional[int] = None,
+        momentum: float = 0.995,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
         self.share = nn.Parameter(torch.ones(()))
 

@@ -1,4 +1,5 @@
 """A neck and head that belong to one auxiliary network."""
+
 from inspect import signature
 from typing import Any, Optional, Sequence
 
@@ -26,12 +27,15 @@ def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) 
     if 'type' not in head:
         raise LocalLearningError(
             'auxiliary.head has no type: give the config of a model without a backbone, '
-            "such as dict(type='RetinaNet', neck=..., bbox_head=...)")
+            "such as dict(type='RetinaNet', neck=..., bbox_head=...)"
+        )
     if head.get('backbone') is not None:
         raise LocalLearningError(
-            'auxiliary.head has a backbone: leave it out, the module is its backbone')
-    head = dict(head, backbone=dict(
-        type='FeatureSource', channels=list(channels), strides=list(strides)))
+            'auxiliary.head has a backbone: leave it out, the module is its backbone'
+        )
+    head = dict(
+        head, backbone=dict(type='FeatureSource', channels=list(channels), strides=list(strides))
+    )
     # The module's loss is computed on batches that the model has already preprocessed.
     head.pop('data_preprocessor', None)
     kind = _registered(head['type'])
@@ -45,7 +49,8 @@ def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) 
         return MODELS.build(head)
     except (TypeError, KeyError, AssertionError, ValueError) as error:
         raise LocalLearningError(
-            f'auxiliary.head cannot be built as a {head["type"]}: {error}') from error
+            f'auxiliary.head cannot be built as a {head["type"]}: {error}'
+        ) from error
 
 
 def block_channels(head: dict) -> Optional[int]:
@@ -64,8 +69,9 @@ def block_channels(head: dict) -> Optional[int]:
     return None if number is None else head.get('channels', number)
 
 
-def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
-                   source: AnsweringBackbone) -> None:
+def check_own_head(
+    head: nn.Module, channels: Sequence[int], model: nn.Module, source: AnsweringBackbone
+) -> None:
     """Compare an own head's classes with the model's, and run it once on small maps.
 
     Args:
@@ -82,14 +88,17 @@ def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
     if own != main:
         raise LocalLearningError(
             f'auxiliary.head predicts {own} classes, the model {main}: give both the same '
-            'num_classes')
+            'num_classes'
+        )
     like = next(head.parameters(), None)
     if like is None:
         raise LocalLearningError(
             f'auxiliary.head, a {type(head).__name__}, has nothing to learn: give one with layers, or '
-            "leave head out, and modules share the model's own")
+            "leave head out, and modules share the model's own"
+        )
     maps = tuple(
-        like.new_zeros(1, width, 64 // 2**i, 64 // 2**i) for i, width in enumerate(channels))
+        like.new_zeros(1, width, 64 // 2**i, 64 // 2**i) for i, width in enumerate(channels)
+    )
     training = head.training
     head.eval()
     try:
@@ -104,7 +113,8 @@ def check_own_head(head: nn.Module, channels: Sequence[int], model: nn.Module,
         raise LocalLearningError(
             'auxiliary.head does not fit its own maps '
             f'({str(error).strip().splitlines()[0]}): check in_channels of its heads against '
-            'out_channels of its neck') from error
+            'out_channels of its neck'
+        ) from error
     finally:
         head.train(training)
 

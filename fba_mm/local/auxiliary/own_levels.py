@@ -1,4 +1,5 @@
 """A detection head on the pyramid levels of a module's own stride."""
+
 from typing import Dict, List, Optional, Sequence
 
 from mmengine.model import BaseModule
@@ -27,16 +28,19 @@ class OwnLevelNeck(BaseModule):
         init_cfg: Initialization config.
     """
 
-    def __init__(self,
-                 in_channels: Sequence[int],
-                 out_channels: int = 256,
-                 num_outs: int = 1,
-                 init_cfg: Optional[dict] = dict(type='Normal', layer='Conv2d', std=.01)):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 256,
+        num_outs: int = 1,
+        init_cfg: Optional[dict] = dict(type='Normal', layer='Conv2d', std=0.01),
+    ):
         super().__init__(init_cfg)
         self.project = nn.Sequential(nn.Conv2d(in_channels[0], out_channels, 1), nn.ReLU())
         self.coarser = nn.ModuleList(
             nn.Sequential(nn.ReLU(), nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1))
-            for _ in range(num_outs - 1))
+            for _ in range(num_outs - 1)
+        )
 
     def forward(self, features: Sequence[Tensor]) -> List[Tensor]:
         """One map, (N, C, H, W), to the levels."""
@@ -74,16 +78,22 @@ class OwnLevels(Auxiliary):
         >>> auxiliary = dict(type='MAN++', host=dict(type='OwnLevels', num_classes=80))
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 channels: int = 256,
-                 stacked_convs: int = 2,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        channels: int = 256,
+        stacked_convs: int = 2,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
-        check_count('auxiliary.num_classes', num_classes, what="that of the model's head,",
-                    fix=", as in dict(type='OwnLevels', num_classes=80)")
+        check_count(
+            'auxiliary.num_classes',
+            num_classes,
+            what="that of the model's head,",
+            fix=", as in dict(type='OwnLevels', num_classes=80)",
+        )
         check_count('auxiliary.channels', channels)
         check_count('auxiliary.stacked_convs', stacked_convs, least=0)
         is_last = cut_point.module == cut_point.num_modules - 2
@@ -99,24 +109,40 @@ class OwnLevels(Auxiliary):
                     feat_channels=channels,
                     stacked_convs=stacked_convs,
                     anchor_generator=dict(
-                        type='mmdet.AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
-                        ratios=[.5, 1., 2.], strides=strides, center_offset=.5),
+                        type='mmdet.AnchorGenerator',
+                        octave_base_scale=4,
+                        scales_per_octave=3,
+                        ratios=[0.5, 1.0, 2.0],
+                        strides=strides,
+                        center_offset=0.5,
+                    ),
                     bbox_coder=dict(type='mmdet.DeltaXYWHBBoxCoder'),
                     loss_cls=dict(type='SlicedFocalLoss', use_sigmoid=True),
-                    loss_bbox=dict(type='mmdet.SmoothL1Loss')),
+                    loss_bbox=dict(type='mmdet.SmoothL1Loss'),
+                ),
                 train_cfg=dict(
                     assigner=dict(
-                        type='mmdet.MaxIoUAssigner', pos_iou_thr=.5, neg_iou_thr=.4,
+                        type='mmdet.MaxIoUAssigner',
+                        pos_iou_thr=0.5,
+                        neg_iou_thr=0.4,
                         match_low_quality=False,
-                        iou_calculator=dict(type='mmdet.BboxOverlaps2D')),
-                    sampler=dict(type='mmdet.PseudoSampler'), allowed_border=-1, pos_weight=-1,
-                    debug=False)),
-            [cut_point.channels], [cut_point.stride])
+                        iou_calculator=dict(type='mmdet.BboxOverlaps2D'),
+                    ),
+                    sampler=dict(type='mmdet.PseudoSampler'),
+                    allowed_border=-1,
+                    pos_weight=-1,
+                    debug=False,
+                ),
+            ),
+            [cut_point.channels],
+            [cut_point.stride],
+        )
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The detector's losses on the levels of the module's stride. See :class:`Auxiliary`."""
         return step.head_loss(
-            self.head, self.head.backbone, (self.cut_point.as_map(x), ), self.loss_weight)
+            self.head, self.head.backbone, (self.cut_point.as_map(x),), self.loss_weight
+        )
 
     def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
         """Compare the classes with the model's, and run the head once on a small map."""

@@ -1,4 +1,5 @@
 """PredSim: predict the class, and let images be as similar as their classes are."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -11,6 +12,7 @@ from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..task_loss import Losses
 from .classification import ClassificationAuxiliary, cross_entropy, one_hot
+
 
 @MODELS.register_module()
 class PredSim(ClassificationAuxiliary):
@@ -48,18 +50,21 @@ class PredSim(ClassificationAuxiliary):
         >>> auxiliary = dict(type='PredSim', num_classes=10)
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 num_classes: Optional[int] = None,
-                 similarity_weight: float = .99,
-                 pooled_values: int = 512,
-                 image_size: int = 32,
-                 zero_init: bool = False,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        num_classes: Optional[int] = None,
+        similarity_weight: float = 0.99,
+        pooled_values: int = 512,
+        image_size: int = 32,
+        zero_init: bool = False,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, num_classes, loss_weight, init_cfg)
         self.similarity_weight = check_number(
-            'auxiliary.similarity_weight', similarity_weight, least=0, most=1)
+            'auxiliary.similarity_weight', similarity_weight, least=0, most=1
+        )
         check_count('auxiliary.pooled_values', pooled_values)
         check_count('auxiliary.image_size', image_size)
         channels = cut_point.channels
@@ -82,10 +87,12 @@ class PredSim(ClassificationAuxiliary):
         features = self.conv(x).flatten(2).float()
         features = features.std(2) if features.shape[2] > 1 else features[..., 0]
         matching = F.mse_loss(
-            _similarities(features), _similarities(one_hot(labels, self.num_classes)))
+            _similarities(features), _similarities(one_hot(labels, self.num_classes))
+        )
         return dict(
             loss_cls=(1 - self.similarity_weight) * prediction,
-            loss_similarity=self.similarity_weight * matching)
+            loss_similarity=self.similarity_weight * matching,
+        )
 
 
 def pooled_size(channels: int, size: int, values: int) -> Tuple[int, int]:

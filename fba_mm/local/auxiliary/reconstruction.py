@@ -1,4 +1,5 @@
 """FBA's auxiliary network for networks that make images, such as those for super-resolution."""
+
 from typing import Dict, Optional
 
 from mmengine.registry import MODELS
@@ -47,31 +48,37 @@ class SLMReconstruction(Auxiliary):
         >>> auxiliary = dict(type='SLMReconstruction', channels=16)
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 channels: Optional[int] = None,
-                 head: str = 'own',
-                 residual: Optional[str] = None,
-                 skip: Optional[bool] = None,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        channels: Optional[int] = None,
+        head: str = 'own',
+        residual: Optional[str] = None,
+        skip: Optional[bool] = None,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
         if cut_point.reduced_head is None:
             raise LocalLearningError(
                 'SLMReconstruction is for networks that make images, and this backbone makes maps '
-                "for a head: take auxiliary=dict(type='SLM')")
+                "for a head: take auxiliary=dict(type='SLM')"
+            )
         if head not in ('own', 'shared'):
             raise LocalLearningError(
-                f"auxiliary.head={head!r}: an SLMReconstruction's is 'own' or 'shared'")
+                f"auxiliary.head={head!r}: an SLMReconstruction's is 'own' or 'shared'"
+            )
         if residual not in (None, 'bicubic', 'bilinear', 'network'):
             raise LocalLearningError(
-                f"auxiliary.residual={residual!r}: give 'bicubic', 'bilinear', 'network' or None")
+                f"auxiliary.residual={residual!r}: give 'bicubic', 'bilinear', 'network' or None"
+            )
         given = dict(channels=channels, residual=residual, skip=skip)
         option = next((name for name, value in given.items() if value is not None), None)
         if head == 'shared' and option is not None:
             raise LocalLearningError(
                 f"auxiliary.{option} is one of the own head, and head='shared' takes the network's "
-                f"layers as they are: leave {option} out, or set head='own'")
+                f"layers as they are: leave {option} out, or set head='own'"
+            )
         if channels is not None:
             check_count('auxiliary.channels', channels)
         elsewhere = set(cut_point.last.reads) - {FIRST_MAP, IMAGES}
@@ -79,7 +86,8 @@ class SLMReconstruction(Auxiliary):
             raise LocalLearningError(
                 "auxiliary.head='shared' gives every module the network's last layers, and those "
                 f'of this one fuse the outputs of all its blocks ({", ".join(sorted(elsewhere))}), '
-                "which a module in the middle does not have: set head='own'")
+                "which a module in the middle does not have: set head='own'"
+            )
         self.skip = bool(skip)
         self.block = cut_point.reduced_block(cut_point.channels, cut_point.channels, 1)
         self.head: Optional[nn.Module] = None
@@ -122,7 +130,8 @@ class SLMReconstruction(Auxiliary):
             raise LocalLearningError(
                 f'{type(model).__name__} trains in steps of its own, as GANs do, and local '
                 "learning follows the step of one loss: train the generator in mmagic's "
-                'BaseEditModel, by its pixel_loss')
+                'BaseEditModel, by its pixel_loss'
+            )
 
     # The loss is the model's own, whatever makes the image.
     shares_head = True
@@ -132,11 +141,13 @@ class SLMReconstruction(Auxiliary):
         if self.head is None:
             raise LocalLearningError(
                 "auxiliary.head='shared' trains the network's last layers from all modules, and one "
-                "process alone can hold them: set auxiliary.head='own'")
+                "process alone can hold them: set auxiliary.head='own'"
+            )
 
     def check_bank(self, scope: str) -> None:
         """See :class:`Auxiliary`."""
         if scope == 'all':
             raise LocalLearningError(
                 "SLMReconstruction reads the first map, which scope='past' banks, and nothing that "
-                "the extra pass of scope='all' could add: set scope='past' in FBAHook")
+                "the extra pass of scope='all' could add: set scope='past' in FBAHook"
+            )

@@ -1,4 +1,5 @@
 """FBA's auxiliary network: a simple local module (SLM), the feature bank, and the task's head."""
+
 from dataclasses import replace
 from functools import partial
 from typing import Dict, Optional, Set, Tuple
@@ -39,8 +40,10 @@ class PooledShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) → (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉)."""
         x = F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
-        groups = [F.pad(group, (0, 0, 0, 0, 0, self.out_channels - group.size(1)))
-                  for group in x.split(self.out_channels, 1)]
+        groups = [
+            F.pad(group, (0, 0, 0, 0, 0, self.out_channels - group.size(1)))
+            for group in x.split(self.out_channels, 1)
+        ]
         return groups[0] if len(groups) == 1 else torch.stack(groups).mean(0)
 
 
@@ -105,33 +108,38 @@ class SLM(Auxiliary):
         ...                    stacked_convs=1, num_classes=80)))
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 channels: Optional[int] = None,
-                 head: Optional[dict] = None,
-                 blocks_per_stage: int = 1,
-                 finish_stage: bool = False,
-                 bank_use: Optional[dict] = None,
-                 bank_dropout: float = 0.5,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        channels: Optional[int] = None,
+        head: Optional[dict] = None,
+        blocks_per_stage: int = 1,
+        finish_stage: bool = False,
+        bank_use: Optional[dict] = None,
+        bank_dropout: float = 0.5,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
         if cut_point.reduced_head is not None:
             raise LocalLearningError(
                 'SLM completes the maps that a neck and head expect, and this network makes '
-                "images: take auxiliary=dict(type='SLMReconstruction')")
+                "images: take auxiliary=dict(type='SLMReconstruction')"
+            )
         check_number('auxiliary.bank_dropout', bank_dropout, least=0, most=1)
         if channels is not None and head is None:
             raise LocalLearningError(
-                f'auxiliary.channels={channels} does not fit the model\'s own neck, which expects '
-                'the channels of the backbone: leave channels unset, or give a head')
+                f"auxiliary.channels={channels} does not fit the model's own neck, which expects "
+                'the channels of the backbone: leave channels unset, or give a head'
+            )
         check_count('auxiliary.blocks_per_stage', blocks_per_stage, least=0)
         if channels is not None:
             check_count('auxiliary.channels', channels)
         if blocks_per_stage == 0 and cut_point.as_map is not same:
             raise LocalLearningError(
                 'auxiliary.blocks_per_stage=0 pools maps, and the blocks of this backbone pass on '
-                'tokens: give 1 or more')
+                'tokens: give 1 or more'
+            )
         if channels is None and head is not None:
             channels = block_channels(head)
         self.bank_dropout = bank_dropout
@@ -142,32 +150,39 @@ class SLM(Auxiliary):
         in_channels, in_stride = cut_point.channels, cut_point.stride
         self.finish: Optional[nn.Module] = None
         if finish_stage and any(block.stage == cut_point.stage for block in cut_point.later):
-            dilation = next(
-                (s.dilation for s in cut_point.stages if s.stage == cut_point.stage), 1)
+            dilation = next((s.dilation for s in cut_point.stages if s.stage == cut_point.stage), 1)
             self.finish = self._stage(in_channels, in_channels, 1, 1, dilation)
         for stage in cut_point.stages:
             out_channels = stage.channels
             if stage.stage > cut_point.stage:
                 out_channels = channels or stage.channels
                 stride = max(stage.stride // in_stride, 1)
-                self.blocks.append(self._stage(
-                    in_channels, out_channels, stride, blocks_per_stage, stage.dilation))
+                self.blocks.append(
+                    self._stage(in_channels, out_channels, stride, blocks_per_stage, stage.dilation)
+                )
                 in_channels, in_stride = out_channels, stage.stride
             if stage.level is not None:
                 self.level_channels.append(out_channels)
                 if cut_point.reduced_output is not None and self._makes(stage):
                     self.outputs[str(stage.level)] = cut_point.reduced_output(
-                        stage.level, out_channels)
+                        stage.level, out_channels
+                    )
         self._head_type = None if head is None else type_name(head.get('type'))
-        self.head = None if head is None else build_own_head(
-            head, self.level_channels, [stage.stride for stage in cut_point.levels])
+        self.head = (
+            None
+            if head is None
+            else build_own_head(
+                head, self.level_channels, [stage.stride for stage in cut_point.levels]
+            )
+        )
         self.bank_use: Optional[BankUse] = None
         if bank_use is not None:
             self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
             self.reads_pooled = self.bank_use.reads_pooled
 
-    def _stage(self, in_channels: int, out_channels: int, stride: int, blocks: int,
-               dilation: int) -> nn.Module:
+    def _stage(
+        self, in_channels: int, out_channels: int, stride: int, blocks: int, dilation: int
+    ) -> nn.Module:
         if not blocks:
             return PooledShortcut(out_channels, stride)
         block = self.cut_point.reduced_block
@@ -185,8 +200,7 @@ class SLM(Auxiliary):
         key = str(level)
         return self.outputs[key](x) if key in self.outputs else x
 
-    def features(self, x: Tensor, levels: Dict[int, Tensor],
-                 step: LocalStep) -> Tuple[Tensor, ...]:
+    def features(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tuple[Tensor, ...]:
         """The maps of a whole backbone, as far as the module can tell them.
 
         Args:
@@ -212,8 +226,7 @@ class SLM(Auxiliary):
                 if level is not None:
                     own = self._returned(deeper, level)
                     # With a use of its own, the bank is not mixed in here too.
-                    maps[level] = own if self.bank_use else self._with_context(
-                        own, banked, offered)
+                    maps[level] = own if self.bank_use else self._with_context(own, banked, offered)
             elif level is not None and level not in maps:
                 if stage.stage == self.cut_point.stage:
                     maps[level] = self._returned(x, level)
@@ -231,8 +244,9 @@ class SLM(Auxiliary):
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the completed features. See :class:`Auxiliary`."""
         own = features = self.features(x, levels, step)
-        head, source = (step.model, step.source) if self.head is None else (
-            self.head, self.head.backbone)
+        head, source = (
+            (step.model, step.source) if self.head is None else (self.head, self.head.backbone)
+        )
         if self.bank_use is not None:
             features = self.bank_use.enrich(own, step)
         losses = step.head_loss(head, source, features, self.loss_weight)
@@ -244,8 +258,9 @@ class SLM(Auxiliary):
 
     def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
         """What the classifier says of the completed features. See :class:`Auxiliary`."""
-        head, source = (step.model, step.source) if self.head is None else (
-            self.head, self.head.backbone)
+        head, source = (
+            (step.model, step.source) if self.head is None else (self.head, self.head.backbone)
+        )
         if not hasattr(head, 'head'):
             return super().logits(x, levels, step)
         features = self.features(x, levels, step)
@@ -271,8 +286,10 @@ class SLM(Auxiliary):
             return super().levels_read(model, source)
         if self.head is None:
             return levels_read(model, source, self.cut_point.levels)
-        levels = [replace(stage, channels=channels)
-                  for stage, channels in zip(self.cut_point.levels, self.level_channels)]
+        levels = [
+            replace(stage, channels=channels)
+            for stage, channels in zip(self.cut_point.levels, self.level_channels)
+        ]
         return levels_read(self.head, self.head.backbone, levels)
 
     def check_bank(self, scope: str) -> None:
@@ -286,7 +303,8 @@ class SLM(Auxiliary):
             raise LocalLearningError(
                 "all modules train the model's own neck and head, which one process alone can "
                 "hold: give modules a head each, auxiliary=dict(type='SLM', head=dict(...)), or "
-                "set model_wrapper_cfg.type='LocalDataParallel'")
+                "set model_wrapper_cfg.type='LocalDataParallel'"
+            )
         if self.bank_use is not None:
             self.bank_use.check_apart()
 

@@ -1,4 +1,5 @@
 """FBA's auxiliary network by the current paper: one block of the module's own stage, and the bank."""
+
 from typing import Dict, Optional, Tuple
 
 from mmengine.registry import MODELS
@@ -52,21 +53,25 @@ class StageTail(Auxiliary):
         >>> auxiliary = dict(type='StageTail', head=dict(type='LightRetinaNet', num_classes=80))
     """
 
-    def __init__(self,
-                 cut_point: CutPoint,
-                 head: Optional[dict] = None,
-                 channels: Optional[int] = None,
-                 loss_weight: float = 1.0,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        cut_point: CutPoint,
+        head: Optional[dict] = None,
+        channels: Optional[int] = None,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(cut_point, loss_weight, init_cfg)
         if cut_point.reduced_head is not None or cut_point.as_map is not same:
             raise LocalLearningError(
                 'StageTail is for backbones whose blocks pass on maps: take auxiliary.type '
-                'SLM, or SLMReconstruction where the network makes images')
+                'SLM, or SLMReconstruction where the network makes images'
+            )
         if not isinstance(head, dict):
             raise LocalLearningError(
                 f'auxiliary.head={head}: StageTail learns from a head of its own, give the config of '
-                "one, as in head=dict(type='LightRetinaNet', num_classes=80)")
+                "one, as in head=dict(type='LightRetinaNet', num_classes=80)"
+            )
         if channels is not None:
             check_count('auxiliary.channels', channels)
         self.channels = channels or block_channels(head) or cut_point.channels
@@ -86,7 +91,8 @@ class StageTail(Auxiliary):
                     stride = max(round(stage.stride / cut_point.stride), 1)
                     self.shortcuts[str(stage.level)] = PooledShortcut(stage.channels, stride)
         self.head = build_own_head(
-            head, self.level_channels, [stage.stride for stage in cut_point.levels])
+            head, self.level_channels, [stage.stride for stage in cut_point.levels]
+        )
 
     def features(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
         """What the head sees.
@@ -104,8 +110,9 @@ class StageTail(Auxiliary):
             own = x.mean((2, 3))
             # An empty bank tells nothing.
             banked = step.bank.pooled() or [
-                own.new_zeros(len(x), n) for n in self.cut_point.earlier_channels]
-            return cat([own, *(b.to(own.dtype) for b in banked)], 1)[..., None, None],
+                own.new_zeros(len(x), n) for n in self.cut_point.earlier_channels
+            ]
+            return (cat([own, *(b.to(own.dtype) for b in banked)], 1)[..., None, None],)
         maps = []
         for stage in self.cut_point.levels:
             banked = step.bank.get(stage.level)
@@ -120,8 +127,9 @@ class StageTail(Auxiliary):
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the block's output and the bank. See :class:`Auxiliary`."""
-        return step.head_loss(self.head, self.head.backbone, self.features(x, step),
-                              self.loss_weight)
+        return step.head_loss(
+            self.head, self.head.backbone, self.features(x, step), self.loss_weight
+        )
 
     def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
         """What the classifier says. See :class:`Auxiliary`."""

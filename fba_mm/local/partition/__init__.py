@@ -2,6 +2,7 @@
 
 A new backbone family is one new file in this folder: it is imported here by itself.
 """
+
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -16,7 +17,20 @@ for _module in iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
 __all__ = [
-    'IMAGES', 'CutPoint', 'Footprint', 'LaterBlock', 'Recompute', 'Segment', 'StageMap', 'Unrolled',
-    'backbone_family', 'check_segments', 'cut', 'cut_points', 'recompute_spans', 'run_submodule',
-    'trace_footprints', 'unroll'
+    'IMAGES',
+    'CutPoint',
+    'Footprint',
+    'LaterBlock',
+    'Recompute',
+    'Segment',
+    'StageMap',
+    'Unrolled',
+    'backbone_family',
+    'check_segments',
+    'cut',
+    'cut_points',
+    'recompute_spans',
+    'run_submodule',
+    'trace_footprints',
+    'unroll',
 ]

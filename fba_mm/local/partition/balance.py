@@ -1,4 +1,5 @@
 """Where to cut: the largest module shall be as small as possible."""
+
 from itertools import accumulate
 from typing import List, Sequence, Union
 
@@ -7,10 +8,12 @@ from .footprint import Footprint
 from .segment import Segment
 
 
-def cut(footprints: Sequence[Footprint],
-        segments: Sequence[Segment],
-        num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
-        reserve: float = 0.) -> List[range]:
+def cut(
+    footprints: Sequence[Footprint],
+    segments: Sequence[Segment],
+    num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
+    reserve: float = 0.0,
+) -> List[range]:
     """Choose which segments make up which module.
 
     Args:
@@ -40,13 +43,15 @@ def cut(footprints: Sequence[Footprint],
     if isinstance(num_modules, bool) or not isinstance(num_modules, int):
         raise LocalLearningError(
             f"num_modules={num_modules!r}: give a number, 'blocks', 'stages', a list of the blocks "
-            "to cut after, or 'auto' with a memory_budget")
+            "to cut after, or 'auto' with a memory_budget"
+        )
     if not 1 <= num_modules <= len(units):
         frozen = sum(f.frozen for f in footprints)
         raise LocalLearningError(
             f'num_modules={num_modules}: give 1 (back-propagation) to {len(units)}, the number of '
-            f'blocks of this backbone that are trained' +
-            (f' ({frozen} of {len(footprints)} are frozen)' if frozen else ''))
+            f'blocks of this backbone that are trained'
+            + (f' ({frozen} of {len(footprints)} are frozen)' if frozen else '')
+        )
     costs = [sum(footprints[i].saved_bytes for i in unit) for unit in units]
     # The last segment is in the last module, wherever the cuts are.
     costs[-1] += round(reserve * sum(costs))
@@ -54,8 +59,9 @@ def cut(footprints: Sequence[Footprint],
     return [range(units[a].start, units[b - 1].stop) for a, b in bounds]
 
 
-def _explicit(cuts: Sequence[Union[int, str]], footprints: Sequence[Footprint],
-              segments: Sequence[Segment]) -> List[range]:
+def _explicit(
+    cuts: Sequence[Union[int, str]], footprints: Sequence[Footprint], segments: Sequence[Segment]
+) -> List[range]:
     """Modules that end where the user says."""
     names = [segment.name for segment in segments]
     if cuts and all(isinstance(cut, str) for cut in cuts):
@@ -63,7 +69,8 @@ def _explicit(cuts: Sequence[Union[int, str]], footprints: Sequence[Footprint],
         if unknown is not None:
             raise LocalLearningError(
                 f'num_modules={list(cuts)}: this backbone has no block {unknown!r}, it has '
-                f'{", ".join(names)}')
+                f'{", ".join(names)}'
+            )
         ends = [names.index(name) + 1 for name in cuts]
         if ends[-1] < len(names):
             ends.append(len(names))
@@ -72,22 +79,26 @@ def _explicit(cuts: Sequence[Union[int, str]], footprints: Sequence[Footprint],
         if min(cuts) < 1 or ends[-1] != len(names):
             raise LocalLearningError(
                 f'num_modules={list(cuts)}: give each module 1 block or more, {len(names)} in all '
-                f'(the stem and the blocks {names[1]} to {names[-1]})')
+                f'(the stem and the blocks {names[1]} to {names[-1]})'
+            )
     else:
         raise LocalLearningError(
             f'num_modules={list(cuts)}: give the names of the blocks to cut after, as in '
-            f'{names[:1]}, or the number of blocks of each module, as in {[len(names)]}')
+            f'{names[:1]}, or the number of blocks of each module, as in {[len(names)]}'
+        )
     modules = [range(start, end) for start, end in zip([0, *ends], ends)]
     for module in modules:
         if not module:
             raise LocalLearningError(
                 f'num_modules={list(cuts)}: name each block once, in the order of the backbone '
-                f'({", ".join(names)})')
+                f'({", ".join(names)})'
+            )
         if all(footprints[i].frozen for i in module):
             raise LocalLearningError(
                 f'num_modules={list(cuts)}: the module {names[module[0]]} to {names[module[-1]]} is '
                 'frozen, there is nothing to train: cut after a block that is trained, or lower '
-                'frozen_stages')
+                'frozen_stages'
+            )
     return modules
 
 
@@ -103,7 +114,8 @@ def _trainable_units(footprints: Sequence[Footprint]) -> List[range]:
     if not units:
         raise LocalLearningError(
             'every stage of the backbone is frozen, there is nothing to train locally: lower '
-            'frozen_stages, or train the unwrapped backbone')
+            'frozen_stages, or train the unwrapped backbone'
+        )
     return units
 
 
@@ -155,7 +167,8 @@ def smallest_maximum(costs: Sequence[int], num_modules: int) -> List[tuple]:
                     continue
                 (largest, squares), bounds = best[parts - 1, start]
                 size = prefix[end] - prefix[start]
-                options.append(((max(largest, size), squares + size * size),
-                                bounds + [(start, end)]))
+                options.append(
+                    ((max(largest, size), squares + size * size), bounds + [(start, end)])
+                )
             best[parts, end] = min(options)
     return best[num_modules, n][1]

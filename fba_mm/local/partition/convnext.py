@@ -1,4 +1,5 @@
 """How mmpretrain's ConvNeXt, version 1 and 2, unrolls."""
+
 from copy import deepcopy
 from functools import partial
 from typing import Callable
@@ -16,8 +17,7 @@ def _run_block(backbone: nn.Module, x: Tensor, path: str, downsample: str) -> Te
 
 
 def _normed(backbone: nn.Module, x: Tensor, stage: int) -> Tensor:
-    return _pool_and_norm(
-        x, getattr(backbone, f'norm{stage}'), backbone.gap_before_final_norm)
+    return _pool_and_norm(x, getattr(backbone, f'norm{stage}'), backbone.gap_before_final_norm)
 
 
 def _pool_and_norm(x: Tensor, norm: nn.Module, pool: bool) -> Tensor:
@@ -48,20 +48,29 @@ class ReducedConvNeXtBlock(BaseModule):
         torch.Size([2, 64, 4, 4])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, block: type,
-                 norm: Callable[[int], nn.Module], act: nn.Module, mlp_ratio: float, **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        block: type,
+        norm: Callable[[int], nn.Module],
+        act: nn.Module,
+        mlp_ratio: float,
+        **kwargs,
+    ):
         super().__init__(
-            init_cfg=dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=.02, bias=0.))
+            init_cfg=dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0)
+        )
         self.downsample = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
                 norm(in_channels),
-                nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride))
+                nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride),
+            )
         self.block = block(
-            in_channels=out_channels,
-            mlp_ratio=mlp_ratio / 4,
-            layer_scale_init_value=0.,
-            **kwargs)
+            in_channels=out_channels, mlp_ratio=mlp_ratio / 4, layer_scale_init_value=0.0, **kwargs
+        )
         self.block.norm = norm(out_channels)
         self.block.act = deepcopy(act)
 
@@ -93,8 +102,9 @@ class NormedLevel(BaseModule):
         return _pool_and_norm(x, self.norm, self.pool)
 
 
-def _reduced_output(level: int, channels: int, pool: bool,
-                    norm: Callable[[int], nn.Module]) -> nn.Module:
+def _reduced_output(
+    level: int, channels: int, pool: bool, norm: Callable[[int], nn.Module]
+) -> nn.Module:
     return NormedLevel(channels, pool, norm)
 
 
@@ -120,22 +130,30 @@ def unroll_convnext(backbone: nn.Module) -> Unrolled:
     if not isinstance(last.norm, nn.LayerNorm):
         raise LocalLearningError(
             f'ConvNeXt with {type(last.norm).__name__} in its blocks cannot be cut: set '
-            "norm_cfg=dict(type='LN2d', eps=1e-6)")
+            "norm_cfg=dict(type='LN2d', eps=1e-6)"
+        )
     levels = sorted(backbone.out_indices)
     stem = 'downsample_layers.0'
-    segments = [Segment('stem', partial(run_submodule, path=stem), (stem, ), stage=-1)]
+    segments = [Segment('stem', partial(run_submodule, path=stem), (stem,), stage=-1)]
     for stage, blocks in enumerate(backbone.stages):
         for i in range(len(blocks)):
             path = f'stages.{stage}.{i}'
-            run, used = partial(run_submodule, path=path), (path, )
+            run, used = partial(run_submodule, path=path), (path,)
             if i == 0 and stage > 0:
                 downsample = f'downsample_layers.{stage}'
                 run = partial(_run_block, path=path, downsample=downsample)
                 used = (downsample, path)
             if i == len(blocks) - 1 and stage in levels:
                 segments.append(
-                    Segment(path, run, (*used, f'norm{stage}'), stage, levels.index(stage),
-                            partial(_normed, stage=stage)))
+                    Segment(
+                        path,
+                        run,
+                        (*used, f'norm{stage}'),
+                        stage,
+                        levels.index(stage),
+                        partial(_normed, stage=stage),
+                    )
+                )
             else:
                 segments.append(Segment(path, run, used, stage))
     norm = partial(type(last.norm), eps=last.norm.eps)
@@ -148,5 +166,7 @@ def unroll_convnext(backbone: nn.Module) -> Unrolled:
             act=deepcopy(last.act),
             mlp_ratio=last.pointwise_conv1.weight.size(0) / last.pointwise_conv1.weight.size(1),
             linear_pw_conv=last.linear_pw_conv,
-            use_grn=last.grn is not None),
-        partial(_reduced_output, pool=backbone.gap_before_final_norm, norm=norm))
+            use_grn=last.grn is not None,
+        ),
+        partial(_reduced_output, pool=backbone.gap_before_final_norm, norm=norm),
+    )

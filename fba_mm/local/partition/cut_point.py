@@ -1,4 +1,5 @@
 """What an auxiliary network knows of the place where it sits."""
+
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ class StageMap:
         pooled: Whether the backbone returns it as a vector for each image, (N, C), not as a map.
         dilation: Of the stage's 3×3 convolutions.
     """
+
     stage: int
     channels: int
     stride: int
@@ -42,6 +44,7 @@ class LaterBlock:
         path: Dotted name of the submodule that, called on the segment's input, gives its output,
             or None if it takes more than that.
     """
+
     name: str
     stage: int
     channels: int
@@ -76,6 +79,7 @@ class CutPoint:
         last: The backbone's last segment.
         image_channels: Channels of the images that the backbone takes.
     """
+
     module: int
     num_modules: int
     stage: int
@@ -96,12 +100,15 @@ class CutPoint:
     @property
     def levels(self) -> Tuple[StageMap, ...]:
         """The maps that the backbone returns, in its order."""
-        return tuple(sorted((s for s in self.stages if s.level is not None),
-                            key=lambda s: s.level))
+        return tuple(sorted((s for s in self.stages if s.level is not None), key=lambda s: s.level))
 
 
-def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Footprint],
-               modules: Sequence[range]) -> Tuple[CutPoint, ...]:
+def cut_points(
+    backbone: nn.Module,
+    unrolled: Unrolled,
+    footprints: Sequence[Footprint],
+    modules: Sequence[range],
+) -> Tuple[CutPoint, ...]:
     """Describe the end of every module.
 
     Args:
@@ -112,19 +119,25 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
     """
     last_of_stage = {s.stage: i for i, s in enumerate(unrolled.segments) if s.stage >= 0}
     stages = tuple(
-        StageMap(stage, footprints[i].channels, footprints[i].stride, unrolled.segments[i].level,
-                 footprints[i].pooled, unrolled.segments[i].dilation)
-        for stage, i in sorted(last_of_stage.items()))
+        StageMap(
+            stage,
+            footprints[i].channels,
+            footprints[i].stride,
+            unrolled.segments[i].level,
+            footprints[i].pooled,
+            unrolled.segments[i].dilation,
+        )
+        for stage, i in sorted(last_of_stage.items())
+    )
     blocks = tuple(
-        LaterBlock(
-            segment.name,
-            segment.stage,
-            footprint.channels,
-            footprint.stride,
-            segment.path)
-        for segment, footprint in zip(unrolled.segments, footprints))
-    channels = unrolled.input_shape[0] if unrolled.input_shape else image_channels(
-        backbone, unrolled.segments[0])
+        LaterBlock(segment.name, segment.stage, footprint.channels, footprint.stride, segment.path)
+        for segment, footprint in zip(unrolled.segments, footprints)
+    )
+    channels = (
+        unrolled.input_shape[0]
+        if unrolled.input_shape
+        else image_channels(backbone, unrolled.segments[0])
+    )
     return tuple(
         CutPoint(
             module=k,
@@ -136,13 +149,16 @@ def cut_points(backbone: nn.Module, unrolled: Unrolled, footprints: Sequence[Foo
             reduced_block=unrolled.reduced_block,
             block=module[-1],
             earlier_channels=tuple(footprints[m[-1]].channels for m in modules[:k]),
-            later=blocks[module.stop:],
+            later=blocks[module.stop :],
             copy_block=partial(_copy_block, backbone),
             as_map=unrolled.as_map,
             reduced_output=unrolled.reduced_output,
             reduced_head=unrolled.reduced_head,
             last=unrolled.segments[-1],
-            image_channels=channels) for k, module in enumerate(modules))
+            image_channels=channels,
+        )
+        for k, module in enumerate(modules)
+    )
 
 
 def _copy_block(backbone: nn.Module, path: str) -> nn.Module:

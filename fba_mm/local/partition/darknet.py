@@ -1,4 +1,5 @@
 """How mmdet's Darknet, CSPDarknet and CSPNeXt unroll."""
+
 from functools import partial
 from typing import List, Sequence, Tuple
 
@@ -27,18 +28,21 @@ class ReducedConvolutions(BaseModule):
         torch.Size([2, 128, 4, 4])
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 stride: int = 1,
-                 norm_cfg: dict = dict(type='BN'),
-                 act_cfg: dict = dict(type='LeakyReLU', negative_slope=.1)):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='LeakyReLU', negative_slope=0.1),
+    ):
         super().__init__()
         conv = partial(ConvModule, norm_cfg=norm_cfg, act_cfg=act_cfg)
         width = max(out_channels // 4, 1)
         self.conv = conv(in_channels, out_channels, 3, stride=stride, padding=1)
         self.residual = nn.Sequential(
-            conv(out_channels, width, 1), conv(width, out_channels, 3, padding=1))
+            conv(out_channels, width, 1), conv(width, out_channels, 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -67,13 +71,16 @@ def _segments(backbone: nn.Module, layers: Sequence[str], first_stage: int) -> L
         names = [name for name, _ in backbone.get_submodule(layer).named_children()]
         # The stem is one segment, whatever it consists of; it may be returned.
         if index == 0:
-            groups = [(layer, )]
+            groups = [(layer,)]
         else:
             paths = [f'{layer}.{name}' for name in names]
-            groups = [tuple(paths[:2]), *((path, ) for path in paths[2:])]
+            groups = [tuple(paths[:2]), *((path,) for path in paths[2:])]
         for group in groups:
-            run = partial(run_submodule, path=group[0]) if len(group) == 1 else partial(
-                _run_layers, paths=group)
+            run = (
+                partial(run_submodule, path=group[0])
+                if len(group) == 1
+                else partial(_run_layers, paths=group)
+            )
             level = levels.index(index) if group is groups[-1] and index in levels else None
             segments.append(Segment(group[0], run, group, stage, level))
     return segments

@@ -1,4 +1,5 @@
 """How mmagic's EDSRNet unrolls: residual blocks at the image's resolution, then reconstruction."""
+
 from functools import partial
 from typing import Tuple
 
@@ -27,11 +28,13 @@ def _run_tail(backbone: nn.Module, x: Tensor, first_map: Tensor) -> Tensor:
     return backbone.conv_last(backbone.upsample(x)) * std + mean
 
 
-def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type,
-                   res_scale: float) -> nn.Module:
+def _reduced_block(
+    in_channels: int, out_channels: int, stride: int, block: type, res_scale: float
+) -> nn.Module:
     keeps_resolution('EDSRNet', stride)
     return with_channels(
-        in_channels, out_channels, block(mid_channels=out_channels, res_scale=res_scale))
+        in_channels, out_channels, block(mid_channels=out_channels, res_scale=res_scale)
+    )
 
 
 @backbone_family('mmagic.models.editors.edsr.edsr_net.EDSRNet')
@@ -51,14 +54,16 @@ def unroll_edsr(backbone: nn.Module) -> Unrolled:
     """
     blocks = [f'body.{name}' for name, _ in backbone.body.named_children()]
     segments = [
-        Segment('stem', _run_stem, ('conv_first', ), stage=-1, keeps=FIRST_MAP),
-        *(Segment(path, partial(run_submodule, path=path), (path, ), stage=0) for path in blocks),
+        Segment('stem', _run_stem, ('conv_first',), stage=-1, keeps=FIRST_MAP),
+        *(Segment(path, partial(run_submodule, path=path), (path,), stage=0) for path in blocks),
         Segment(
             'tail',
-            _run_tail, ('conv_after_body', 'upsample', 'conv_last'),
+            _run_tail,
+            ('conv_after_body', 'upsample', 'conv_last'),
             stage=1,
             level=0,
-            reads=(FIRST_MAP, ))
+            reads=(FIRST_MAP,),
+        ),
     ]
     reduced_block = None
     if blocks:
@@ -70,11 +75,13 @@ def unroll_edsr(backbone: nn.Module) -> Unrolled:
         out_channels=backbone.out_channels,
         scale=backbone.upscale_factor,
         mean=tuple(backbone.mean.flatten().tolist()),
-        std=tuple(backbone.std.flatten().tolist()))
+        std=tuple(backbone.std.flatten().tolist()),
+    )
     return Unrolled(
         segments,
         reduced_block,
         input_shape=(backbone.in_channels, 64, 64),
         returns_tuple=False,
         reduced_head=head,
-        auxiliary='SLMReconstruction')
+        auxiliary='SLMReconstruction',
+    )

@@ -1,4 +1,5 @@
 """Which function unrolls which backbone."""
+
 import sys
 from typing import Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -7,8 +8,10 @@ from torch import nn
 from ...errors import LocalLearningError
 from .segment import Unrolled
 
-_HOW = ('describe how it runs with @fba_mm.backbone_family in a module that custom_imports names '
-        '(docs/backbones.md shows how), or set num_modules=1 (back-propagation)')
+_HOW = (
+    'describe how it runs with @fba_mm.backbone_family in a module that custom_imports names '
+    '(docs/backbones.md shows how), or set num_modules=1 (back-propagation)'
+)
 
 # What containers do whose children may be run one by one in their place.
 _CHAINS = (nn.Sequential.forward, nn.ModuleList.forward)
@@ -22,20 +25,26 @@ class _Family(NamedTuple):
 
     def changed(self, cls: Union[str, type], backbone: nn.Module) -> List[str]:
         """Which of the replaced methods aren't those of one of the family's classes."""
-        return [name for name in self.replaces
-                if _method(backbone, name) is not _method_of(cls, name)]
+        return [
+            name for name in self.replaces if _method(backbone, name) is not _method_of(cls, name)
+        ]
 
     def fits(self, backbone: nn.Module) -> bool:
-        return any(not self.changed(cls, backbone) for cls in self.classes
-                   if isinstance(cls, str) or isinstance(backbone, cls))
+        return any(
+            not self.changed(cls, backbone)
+            for cls in self.classes
+            if isinstance(cls, str) or isinstance(backbone, cls)
+        )
 
 
 _FAMILIES: List[_Family] = []
 
 
-def backbone_family(*classes: Union[str, type],
-                    replaces: Sequence[str] = (),
-                    steps_into: Sequence[Union[str, type]] = ()) -> Callable:
+def backbone_family(
+    *classes: Union[str, type],
+    replaces: Sequence[str] = (),
+    steps_into: Sequence[Union[str, type]] = (),
+) -> Callable:
     """Register the function that unrolls a family of backbones.
 
     A backbone belongs to a family if the very functions that the family stands in for are those of
@@ -59,7 +68,8 @@ def backbone_family(*classes: Union[str, type],
         if not isinstance(cls, type) and '.' not in cls:
             raise LocalLearningError(
                 f'backbone_family({cls!r}): give the class itself, or its full name as in '
-                "'mmdet.models.backbones.resnet.ResNet'")
+                "'mmdet.models.backbones.resnet.ResNet'"
+            )
 
     def register(unroll: Callable[[nn.Module], Unrolled]) -> Callable[[nn.Module], Unrolled]:
         _FAMILIES.append(_Family(classes, unroll, ('forward', *replaces), tuple(steps_into)))
@@ -87,7 +97,8 @@ def unroll(backbone: nn.Module) -> Unrolled:
             raise LocalLearningError(
                 f'backbone {type(backbone).__name__} cannot be cut: its {name} '
                 f'runs by {_method_name(container, "forward")}, which running its layers one by one '
-                f'would leave out: {_HOW}')
+                f'would leave out: {_HOW}'
+            )
     return unrolled
 
 
@@ -97,15 +108,19 @@ def _unknown(backbone: nn.Module) -> str:
         for cls in family.classes:
             changed = family.changed(cls, backbone)
             if 'forward' not in changed:
-                return (f'{message}it runs as {_name(cls)} does, but with another {changed[0]}, '
-                        f'{_method_name(backbone, changed[0])}: {_HOW}')
+                return (
+                    f'{message}it runs as {_name(cls)} does, but with another {changed[0]}, '
+                    f'{_method_name(backbone, changed[0])}: {_HOW}'
+                )
     classes = [cls for family in _FAMILIES for cls in family.classes]
     runs = f'{message}it runs by {_method_name(backbone, "forward")}, '
     namesakes = [str(cls) for cls in classes if _name(cls) == type(backbone).__name__]
     if namesakes:
         return f'{runs}and not as {", ".join(namesakes)}: take one of these, {_HOW}'
-    return (f'{runs}which is none of the families of OpenMMLab\'s packages '
-            f'({", ".join(sorted(set(map(_name, classes))))}): take one of these, {_HOW}')
+    return (
+        f"{runs}which is none of the families of OpenMMLab's packages "
+        f'({", ".join(sorted(set(map(_name, classes))))}): take one of these, {_HOW}'
+    )
 
 
 def _containers(backbone: nn.Module, unrolled: Unrolled) -> Iterator[Tuple[str, nn.Module]]:
@@ -139,8 +154,10 @@ def _method(module: nn.Module, name: str) -> Optional[Callable]:
 
 def _method_name(module: nn.Module, name: str) -> str:
     method = _method(module, name)
-    return (f'{getattr(method, "__module__", type(method).__module__)}.'
-            f'{getattr(method, "__qualname__", type(method).__qualname__)}')
+    return (
+        f'{getattr(method, "__module__", type(method).__module__)}.'
+        f'{getattr(method, "__qualname__", type(method).__qualname__)}'
+    )
 
 
 def _name(cls: Union[str, type]) -> str:

@@ -1,4 +1,5 @@
 """What each segment of a backbone produces and keeps for its backward pass."""
+
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 from unittest import mock
@@ -31,6 +32,7 @@ class Footprint:
         pooled: Whether the backbone returns the segment's output as a vector for each image.
         output_bytes: Bytes of what the segment passes on.
     """
+
     name: str
     channels: int
     stride: Union[int, float]
@@ -74,10 +76,12 @@ class _Trace(nn.Module):
         return results
 
 
-def trace_footprints(backbone: nn.Module,
-                     segments: Sequence[Segment],
-                     input_shape: Optional[Tuple[int, int, int]] = None,
-                     as_map: Callable[[Tensor], Tensor] = same) -> List[Footprint]:
+def trace_footprints(
+    backbone: nn.Module,
+    segments: Sequence[Segment],
+    input_shape: Optional[Tuple[int, int, int]] = None,
+    as_map: Callable[[Tensor], Tensor] = same,
+) -> List[Footprint]:
     """Find what each segment makes and keeps, without computing anything.
 
     The segments run on torch's meta device, where tensors have shapes but no memory. What autograd
@@ -102,16 +106,16 @@ def trace_footprints(backbone: nn.Module,
     tensors = {}
     for name, tensor in (*trace.named_parameters(), *trace.named_buffers()):
         # Not a fake tensor's like, which would be a fake tensor: torch 2.1 can't run these on meta.
-        meta = torch.empty_strided(
-            tensor.shape, tensor.stride(), dtype=tensor.dtype, device='meta')
+        meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device='meta')
         tensors[name] = meta.requires_grad_(tensor.requires_grad)
     # Buffers are never saved under their own name in training, but frozen norms keep them.
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
     image = torch.empty(2, *input_shape, device='meta')
     try:
         # Synchronized norms would wait for other processes, on a device where nothing is computed.
-        with mock.patch.object(nn.SyncBatchNorm, 'forward', _BatchNorm.forward), \
-                checkpointing_on_meta(), without_compiled_ops():
+        with mock.patch.object(
+            nn.SyncBatchNorm, 'forward', _BatchNorm.forward
+        ), checkpointing_on_meta(), without_compiled_ops():
             results = functional_call(trace, tensors, (image, own))
     except (RuntimeError, NotImplementedError, AssertionError) as error:
         first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -129,7 +133,8 @@ def trace_footprints(backbone: nn.Module,
             saved_bytes=saved // 2,
             frozen=not any(p.requires_grad for p in segment.parameters(backbone)),
             pooled=level is not None and level.dim() == 2,
-            output_bytes=made // 2)
+            output_bytes=made // 2,
+        )
         for segment, (out, level, saved, made) in zip(segments, results)
     ]
 
@@ -160,7 +165,7 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
         images = torch.rand(2, *shape, device=device)
         if type(images) is not Tensor or images.is_meta:
             return  # Nothing is computed here, as in a simulation.
-        weights = {name: p + .01 * torch.rand_like(p) for name, p in trace.named_parameters()}
+        weights = {name: p + 0.01 * torch.rand_like(p) for name, p in trace.named_parameters()}
         backbone.train()
         try:
             with mock.patch.object(nn.SyncBatchNorm, 'forward', _BatchNorm.forward):
@@ -172,20 +177,25 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
             return
         finally:
             backbone.train(training)
-    levels = {segment.level: level for segment, (_, level, *_) in zip(segments, results)
-              if segment.level is not None}
+    levels = {
+        segment.level: level
+        for segment, (_, level, *_) in zip(segments, results)
+        if segment.level is not None
+    }
     ours = [levels[level] for level in sorted(levels)]
     whole = [whole] if isinstance(whole, Tensor) else list(whole)
     if len(whole) != len(ours):
         raise LocalLearningError(
             f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: mend the '
-            'function under @backbone_family that describes it')
+            'function under @backbone_family that describes it'
+        )
     for level, (one, other) in enumerate(zip(whole, ours)):
         if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-5, equal_nan=True):
             raise LocalLearningError(
                 f'backbone {name} cannot be cut: run segment by segment, it returns another map '
                 f'{level} than its forward does: mend the function under @backbone_family that '
-                'describes it, or write one for this class')
+                'describes it, or write one for this class'
+            )
 
 
 def _copies(module: nn.Module) -> Dict[str, Tensor]:
@@ -206,8 +216,11 @@ def image_channels(backbone: nn.Module, stem: Segment) -> int:
         found.append(3 * convolution.in_channels // args[0].size(1))
         raise StopIteration
 
-    handles = [module.register_forward_pre_hook(read) for module in backbone.modules()
-               if isinstance(module, nn.Conv2d)]
+    handles = [
+        module.register_forward_pre_hook(read)
+        for module in backbone.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
     try:
         like = next(backbone.parameters())
         stem.run(backbone, like.new_zeros(1, 3, 256, 256))

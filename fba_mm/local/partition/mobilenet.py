@@ -1,4 +1,5 @@
 """How MobileNetV2, MobileNetV3 and EfficientNet unroll: one segment per inverted residual block."""
+
 from functools import partial
 from typing import List, Optional, Sequence
 
@@ -29,22 +30,33 @@ class ReducedInvertedResidual(BaseModule):
         torch.Size([2, 24, 4, 4])
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 stride: int = 1,
-                 norm_cfg: dict = dict(type='BN'),
-                 act_cfg: dict = dict(type='ReLU6'),
-                 dilation: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        norm_cfg: dict = dict(type='BN'),
+        act_cfg: dict = dict(type='ReLU6'),
+        dilation: int = 1,
+    ):
         super().__init__()
         width = 2 * in_channels
         conv = partial(ConvModule, norm_cfg=norm_cfg)
         self.has_shortcut = stride == 1 and in_channels == out_channels
         self.block = nn.Sequential(
             conv(in_channels, width, 1, act_cfg=act_cfg),
-            conv(width, width, 3, stride=stride, padding=dilation, dilation=dilation,
-                 groups=width, act_cfg=act_cfg),
-            conv(width, out_channels, 1, act_cfg=None))
+            conv(
+                width,
+                width,
+                3,
+                stride=stride,
+                padding=dilation,
+                dilation=dilation,
+                groups=width,
+                act_cfg=act_cfg,
+            ),
+            conv(width, out_channels, 1, act_cfg=None),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -59,8 +71,13 @@ def _segment(path: str, stage: int, unused: Sequence[str] = (), **kwargs) -> Seg
     return Segment(path, partial(run_submodule, path=path), (path, *unused), stage, **kwargs)
 
 
-def _unrolled(backbone: nn.Module, layers: Sequence[str], act_cfg: dict,
-              stem: Optional[str] = None, returns_tuple: bool = True) -> Unrolled:
+def _unrolled(
+    backbone: nn.Module,
+    layers: Sequence[str],
+    act_cfg: dict,
+    stem: Optional[str] = None,
+    returns_tuple: bool = True,
+) -> Unrolled:
     """A segment per block. In a stage, all blocks' maps are alike: in size, channels and dilation.
 
     Args:
@@ -72,7 +89,7 @@ def _unrolled(backbone: nn.Module, layers: Sequence[str], act_cfg: dict,
     """
     levels = sorted(backbone.out_indices)
     # Layers after the last level have no part in anything: they belong to its segment, and rest.
-    used, unused = layers[:levels[-1] + 1], layers[levels[-1] + 1:]
+    used, unused = layers[: levels[-1] + 1], layers[levels[-1] + 1 :]
     segments = [] if stem is None else [_segment(stem, -1)]
     stage, former = -1, None
     for index, layer in enumerate(used):
@@ -90,20 +107,30 @@ def _unrolled(backbone: nn.Module, layers: Sequence[str], act_cfg: dict,
                 stage += 1
             ends = path == blocks[-1]
             level = levels.index(index) if ends and index in levels else None
-            segments.append(_segment(path, stage, unused if ends and layer == used[-1] else (),
-                                     level=level, dilation=dilation))
+            segments.append(
+                _segment(
+                    path,
+                    stage,
+                    unused if ends and layer == used[-1] else (),
+                    level=level,
+                    dilation=dilation,
+                )
+            )
             # What follows a level is a stage of its own.
             former = None if level is not None else kind
     norm_cfg = dict(backbone.norm_cfg, requires_grad=True)
     return Unrolled(
         segments,
         partial(ReducedInvertedResidual, norm_cfg=norm_cfg, act_cfg=act_cfg),
-        returns_tuple=returns_tuple)
+        returns_tuple=returns_tuple,
+    )
 
 
-@backbone_family('mmdet.models.backbones.mobilenet_v2.MobileNetV2',
-                 'mmpretrain.models.backbones.mobilenet_v2.MobileNetV2',
-                 'mmseg.models.backbones.mobilenet_v2.MobileNetV2')
+@backbone_family(
+    'mmdet.models.backbones.mobilenet_v2.MobileNetV2',
+    'mmpretrain.models.backbones.mobilenet_v2.MobileNetV2',
+    'mmseg.models.backbones.mobilenet_v2.MobileNetV2',
+)
 def unroll_mobilenet_v2(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per block, and the last convolution.
 
@@ -120,8 +147,10 @@ def unroll_mobilenet_v2(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, backbone.layers, backbone.act_cfg, 'conv1', returns_tuple)
 
 
-@backbone_family('mmpretrain.models.backbones.mobilenet_v3.MobileNetV3',
-                 'mmseg.models.backbones.mobilenet_v3.MobileNetV3')
+@backbone_family(
+    'mmpretrain.models.backbones.mobilenet_v3.MobileNetV3',
+    'mmseg.models.backbones.mobilenet_v3.MobileNetV3',
+)
 def unroll_mobilenet_v3(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per block, and the last convolution.
 
@@ -132,8 +161,10 @@ def unroll_mobilenet_v3(backbone: nn.Module) -> Unrolled:
     return _unrolled(backbone, backbone.layers, dict(type='HSwish'))
 
 
-@backbone_family('mmdet.models.backbones.efficientnet.EfficientNet',
-                 'mmpretrain.models.backbones.efficientnet.EfficientNet')
+@backbone_family(
+    'mmdet.models.backbones.efficientnet.EfficientNet',
+    'mmpretrain.models.backbones.efficientnet.EfficientNet',
+)
 def unroll_efficientnet(backbone: nn.Module) -> Unrolled:
     """The first convolution, then one segment per block, and the last convolution.
 

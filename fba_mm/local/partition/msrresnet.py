@@ -1,4 +1,5 @@
 """How mmagic's MSRResNet unrolls: residual blocks, then details for the enlarged image."""
+
 from functools import partial
 
 from torch import Tensor, nn
@@ -44,14 +45,16 @@ def unroll_msrresnet(backbone: nn.Module) -> Unrolled:
     blocks = [f'trunk_net.{name}' for name, _ in backbone.trunk_net.named_children()]
     upsample = [name for name in ('upsample1', 'upsample2') if hasattr(backbone, name)]
     segments = [
-        Segment('stem', _run_stem, ('conv_first', ), stage=-1, keeps=FIRST_MAP),
-        *(Segment(path, partial(run_submodule, path=path), (path, ), stage=0) for path in blocks),
+        Segment('stem', _run_stem, ('conv_first',), stage=-1, keeps=FIRST_MAP),
+        *(Segment(path, partial(run_submodule, path=path), (path,), stage=0) for path in blocks),
         Segment(
             'tail',
-            _run_tail, (*upsample, 'conv_hr', 'conv_last'),
+            _run_tail,
+            (*upsample, 'conv_hr', 'conv_last'),
             stage=1,
             level=0,
-            reads=(IMAGES, ))
+            reads=(IMAGES,),
+        ),
     ]
     reduced_block = None
     if blocks:
@@ -62,12 +65,14 @@ def unroll_msrresnet(backbone: nn.Module) -> Unrolled:
         in_channels=backbone.mid_channels,
         out_channels=backbone.out_channels,
         scale=backbone.upscale_factor,
-        mean=(0., ) * backbone.out_channels,
-        std=(1., ) * backbone.out_channels)
+        mean=(0.0,) * backbone.out_channels,
+        std=(1.0,) * backbone.out_channels,
+    )
     return Unrolled(
         segments,
         reduced_block,
         input_shape=(backbone.in_channels, 64, 64),
         returns_tuple=False,
         reduced_head=head,
-        auxiliary='SLMReconstruction')
+        auxiliary='SLMReconstruction',
+    )

@@ -2,6 +2,7 @@
 
 What flows between segments are maps (N, C, H, W), views of the tokens that layers work on.
 """
+
 from functools import partial
 from typing import Callable, Optional, Tuple
 
@@ -14,8 +15,14 @@ from .segment import Segment, Unrolled
 from .swin_transformer import _to_map, _to_tokens
 
 
-def _run_layers(backbone: nn.Module, x: Tensor, embed: Optional[str], layers: Tuple[str, ...],
-                norm: Optional[str], in_one_piece: bool) -> Tensor:
+def _run_layers(
+    backbone: nn.Module,
+    x: Tensor,
+    embed: Optional[str],
+    layers: Tuple[str, ...],
+    norm: Optional[str],
+    in_one_piece: bool,
+) -> Tensor:
     if embed is None:
         tokens, size = _to_tokens(x)
     else:
@@ -49,18 +56,30 @@ class ReducedPyramidLayer(BaseModule):
         torch.Size([2, 64, 14, 14])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int,
-                 ffn: Callable[..., nn.Module], ffn_ratio: float):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        ffn: Callable[..., nn.Module],
+        ffn_ratio: float,
+    ):
         super().__init__()
         self.embed = None
         if stride != 1 or in_channels != out_channels:
             self.embed = PatchEmbed(
-                in_channels=in_channels, embed_dims=out_channels, kernel_size=stride,
-                stride=stride, padding='corner', norm_cfg=dict(type='LN', eps=1e-6))
+                in_channels=in_channels,
+                embed_dims=out_channels,
+                kernel_size=stride,
+                stride=stride,
+                padding='corner',
+                norm_cfg=dict(type='LN', eps=1e-6),
+            )
         self.norm = nn.LayerNorm(out_channels, eps=1e-6)
         self.ffn = ffn(
             embed_dims=out_channels,
-            feedforward_channels=max(round(out_channels * ffn_ratio / 4), 1))
+            feedforward_channels=max(round(out_channels * ffn_ratio / 4), 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride)."""
@@ -108,20 +127,29 @@ def _unrolled(backbone: nn.Module, in_one_piece: bool, **settings) -> Unrolled:
         paths = [f'layers.{stage}.1.{i}' for i in range(len(layers))]
         # The position embedding is a layer without a part of its own to learn from.
         first = 2 if len(layers) > 1 and not hasattr(layers[0], 'attn') else 1
-        groups = [tuple(paths[:first]), *((path, ) for path in paths[first:])]
+        groups = [tuple(paths[:first]), *((path,) for path in paths[first:])]
         for group in groups:
             embed = f'layers.{stage}.0' if group is groups[0] else None
             norm = f'layers.{stage}.2' if group is groups[-1] else None
             used = tuple(path for path in (embed, *group, norm) if path)
             level = levels.index(stage) if norm and stage in levels else None
             segments.append(
-                Segment(group[-1],
-                        partial(_run_layers, embed=embed, layers=group, norm=norm,
-                                in_one_piece=in_one_piece), used, stage, level))
+                Segment(
+                    group[-1],
+                    partial(
+                        _run_layers, embed=embed, layers=group, norm=norm, in_one_piece=in_one_piece
+                    ),
+                    used,
+                    stage,
+                    level,
+                )
+            )
     own = backbone.layers[-1][1][-1].ffn
     return Unrolled(
         segments,
         partial(
             ReducedPyramidLayer,
             ffn=partial(type(own), **settings),
-            ffn_ratio=own.feedforward_channels / own.embed_dims))
+            ffn_ratio=own.feedforward_channels / own.embed_dims,
+        ),
+    )

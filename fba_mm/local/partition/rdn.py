@@ -1,4 +1,5 @@
 """How mmagic's RDNNet unrolls: dense blocks whose outputs all meet again in a global fusion."""
+
 from functools import partial
 
 import torch
@@ -14,8 +15,9 @@ def _run_tail(backbone: nn.Module, x: Tensor, first_map: Tensor, *earlier: Tenso
     return backbone.output(backbone.upscale(x))
 
 
-def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type, growth: int,
-                   num_layers: int) -> nn.Module:
+def _reduced_block(
+    in_channels: int, out_channels: int, stride: int, block: type, growth: int, num_layers: int
+) -> nn.Module:
     keeps_resolution('RDNNet', stride)
     return with_channels(in_channels, out_channels, block(out_channels, growth, num_layers))
 
@@ -40,16 +42,18 @@ def unroll_rdn(backbone: nn.Module) -> Unrolled:
     blocks = [f'rdbs.{name}' for name, _ in backbone.rdbs.named_children()]
     run = partial(partial, run_submodule)
     segments = [
-        Segment('sfe1', run(path='sfe1'), ('sfe1', ), stage=-1, keeps=FIRST_MAP),
-        Segment('sfe2', run(path='sfe2'), ('sfe2', ), stage=-1),
-        *(Segment(path, run(path=path), (path, ), stage=0, keeps=path) for path in blocks[:-1]),
-        *(Segment(path, run(path=path), (path, ), stage=0) for path in blocks[-1:]),
+        Segment('sfe1', run(path='sfe1'), ('sfe1',), stage=-1, keeps=FIRST_MAP),
+        Segment('sfe2', run(path='sfe2'), ('sfe2',), stage=-1),
+        *(Segment(path, run(path=path), (path,), stage=0, keeps=path) for path in blocks[:-1]),
+        *(Segment(path, run(path=path), (path,), stage=0) for path in blocks[-1:]),
         Segment(
             'tail',
-            _run_tail, ('gff', 'upscale', 'output'),
+            _run_tail,
+            ('gff', 'upscale', 'output'),
             stage=1,
             level=0,
-            reads=(FIRST_MAP, *blocks[:-1]))
+            reads=(FIRST_MAP, *blocks[:-1]),
+        ),
     ]
     reduced_block = None
     if blocks:
@@ -58,7 +62,8 @@ def unroll_rdn(backbone: nn.Module) -> Unrolled:
             _reduced_block,
             block=type(block),
             growth=backbone.channel_growth,
-            num_layers=max(backbone.num_layers // 2, 1))
+            num_layers=max(backbone.num_layers // 2, 1),
+        )
     shuffles = [m for m in backbone.upscale if isinstance(m, nn.PixelShuffle)]
     scale = 1
     for shuffle in shuffles:
@@ -69,12 +74,14 @@ def unroll_rdn(backbone: nn.Module) -> Unrolled:
         in_channels=backbone.mid_channels,
         out_channels=out_channels,
         scale=scale,
-        mean=(0., ) * out_channels,
-        std=(1., ) * out_channels)
+        mean=(0.0,) * out_channels,
+        std=(1.0,) * out_channels,
+    )
     return Unrolled(
         segments,
         reduced_block,
         input_shape=(backbone.sfe1.in_channels, 64, 64),
         returns_tuple=False,
         reduced_head=head,
-        auxiliary='SLMReconstruction')
+        auxiliary='SLMReconstruction',
+    )

@@ -1,4 +1,5 @@
 """What the networks that make images have in common: the first map, and a light last part."""
+
 from dataclasses import replace
 from functools import partial
 from typing import Callable, Optional, Tuple
@@ -22,12 +23,13 @@ FIRST_MAP = 'first_map'
 def _steps_of(factor: int) -> Tuple[int, ...]:
     """Factors of the pixel shuffles that enlarge: twos, or one three."""
     if factor == 3:
-        return (3, )
+        return (3,)
     if factor < 1 or factor & (factor - 1):
         raise LocalLearningError(
             f'the light reconstruction head enlarges by 3 and powers of 2, and this network by '
-            f"{factor}: take auxiliary=dict(type='SLMReconstruction', head='shared')")
-    return (2, ) * (factor.bit_length() - 1)
+            f"{factor}: take auxiliary=dict(type='SLMReconstruction', head='shared')"
+        )
+    return (2,) * (factor.bit_length() - 1)
 
 
 class ReducedReconstruction(BaseModule):
@@ -57,9 +59,17 @@ class ReducedReconstruction(BaseModule):
         torch.Size([2, 3, 48, 48])
     """
 
-    def __init__(self, channels: int, residual: Optional[str], in_channels: int, out_channels: int,
-                 scale: int, mean: Tuple[float, ...], std: Tuple[float, ...],
-                 enlarge: Optional[int] = None):
+    def __init__(
+        self,
+        channels: int,
+        residual: Optional[str],
+        in_channels: int,
+        out_channels: int,
+        scale: int,
+        mean: Tuple[float, ...],
+        std: Tuple[float, ...],
+        enlarge: Optional[int] = None,
+    ):
         super().__init__()
         conv = partial(nn.Conv2d, kernel_size=3, padding=1)
         self.conv_after_body = conv(in_channels, in_channels)
@@ -95,11 +105,13 @@ class ReducedReconstruction(BaseModule):
         if self.residual is None:
             return x + self.mean
         return x + F.interpolate(
-            images, scale_factor=self.scale, mode=self.residual, align_corners=False)
+            images, scale_factor=self.scale, mode=self.residual, align_corners=False
+        )
 
 
-def reduced_head(channels: int, residual: Optional[str], own_residual: Optional[str] = None,
-                 **kwargs) -> ReducedReconstruction:
+def reduced_head(
+    channels: int, residual: Optional[str], own_residual: Optional[str] = None, **kwargs
+) -> ReducedReconstruction:
     """A light head for a network; partial over its properties, a family's ``reduced_head``.
 
     Args:
@@ -129,7 +141,8 @@ def keeps_resolution(network: str, stride: int) -> None:
     if stride != 1:
         raise LocalLearningError(
             f'a residual block of {network} keeps the resolution, stride={stride} does not fit: '
-            'leave the strides of the auxiliary network as the partition tells them')
+            'leave the strides of the auxiliary network as the partition tells them'
+        )
 
 
 def with_channels(in_channels: int, out_channels: int, block: nn.Module) -> nn.Module:
@@ -161,13 +174,16 @@ def in_slices(unrolled: Unrolled, head_batch_size: Optional[int]) -> Unrolled:
     return replace(unrolled, segments=[*segments, replace(last, run=run)])
 
 
-def _run_in_slices(backbone: nn.Module, x: Tensor, *kept: Tensor, run: Callable,
-                   size: Optional[int]) -> Tensor:
+def _run_in_slices(
+    backbone: nn.Module, x: Tensor, *kept: Tensor, run: Callable, size: Optional[int]
+) -> Tensor:
     size = -(-len(x) // _PARTS) if size is None else size
     if size >= len(x) or not torch.is_grad_enabled():
         return run(backbone, x, *kept)
     slices = zip(*(one.split(size) for one in (x, *kept)))
-    return torch.cat([
-        checkpoint(run, backbone, *one, use_reentrant=False, preserve_rng_state=False)
-        for one in slices
-    ])
+    return torch.cat(
+        [
+            checkpoint(run, backbone, *one, use_reentrant=False, preserve_rng_state=False)
+            for one in slices
+        ]
+    )

@@ -3,6 +3,7 @@
 mmdet, mmpretrain and mmseg define the same ``forward``: stem, max pooling, ``layer1`` to
 ``layer4``, each a sequence of residual blocks.
 """
+
 from functools import partial
 from typing import Callable
 
@@ -47,13 +48,15 @@ class ReducedResidualBlock(BaseModule):
         torch.Size([2, 128, 4, 4])
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 stride: int = 1,
-                 bottleneck: bool = False,
-                 norm_cfg: dict = dict(type='BN'),
-                 dilation: int = 1):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        bottleneck: bool = False,
+        norm_cfg: dict = dict(type='BN'),
+        dilation: int = 1,
+    ):
         super().__init__()
         conv = partial(ConvModule, norm_cfg=norm_cfg)
         conv3x3 = partial(conv, kernel_size=3, padding=dilation, dilation=dilation)
@@ -62,11 +65,13 @@ class ReducedResidualBlock(BaseModule):
             self.residual = nn.Sequential(
                 conv(in_channels, width, 1),
                 conv3x3(width, width, stride=stride),
-                conv(width, out_channels, 1, act_cfg=None))
+                conv(width, out_channels, 1, act_cfg=None),
+            )
         else:
             self.residual = nn.Sequential(
                 conv3x3(in_channels, out_channels, stride=stride),
-                conv3x3(out_channels, out_channels, act_cfg=None))
+                conv3x3(out_channels, out_channels, act_cfg=None),
+            )
         self.shortcut = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = conv(in_channels, out_channels, 1, stride=stride, act_cfg=None)
@@ -77,9 +82,11 @@ class ReducedResidualBlock(BaseModule):
         return self.relu(self.residual(x) + self.shortcut(x))
 
 
-@backbone_family('mmdet.models.backbones.resnet.ResNet',
-                 'mmpretrain.models.backbones.resnet.ResNet',
-                 'mmseg.models.backbones.resnet.ResNet')
+@backbone_family(
+    'mmdet.models.backbones.resnet.ResNet',
+    'mmpretrain.models.backbones.resnet.ResNet',
+    'mmseg.models.backbones.resnet.ResNet',
+)
 def unroll_resnet(backbone: nn.Module) -> Unrolled:
     """Stem, then one segment per residual block.
 
@@ -92,12 +99,14 @@ def unroll_resnet(backbone: nn.Module) -> Unrolled:
     if any(kind.__name__ == 'TridentResNet' for kind in type(backbone).__mro__):
         raise LocalLearningError(
             f'backbone {type(backbone).__name__} cannot be cut: its blocks pass on a list of maps, '
-            'one for each dilation; use another ResNet, or set num_modules=1 (back-propagation)')
+            'one for each dilation; use another ResNet, or set num_modules=1 (back-propagation)'
+        )
     return _unrolled(backbone, _run_stem)
 
 
-@backbone_family('mmdet.models.backbones.regnet.RegNet',
-                 'mmpretrain.models.backbones.regnet.RegNet')
+@backbone_family(
+    'mmdet.models.backbones.regnet.RegNet', 'mmpretrain.models.backbones.regnet.RegNet'
+)
 def unroll_regnet(backbone: nn.Module) -> Unrolled:
     """As ResNet, with another stem.
 
@@ -108,10 +117,10 @@ def unroll_regnet(backbone: nn.Module) -> Unrolled:
 
 
 def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tensor]) -> Unrolled:
-    stem = ('stem', ) if backbone.deep_stem else ('conv1', backbone.norm1_name)
+    stem = ('stem',) if backbone.deep_stem else ('conv1', backbone.norm1_name)
     segments = [Segment('stem', run_stem, stem, stage=-1)]
     levels = sorted(backbone.out_indices)
-    dilations = getattr(backbone, 'dilations', None) or (1, ) * len(backbone.res_layers)
+    dilations = getattr(backbone, 'dilations', None) or (1,) * len(backbone.res_layers)
     for stage, layer_name in enumerate(backbone.res_layers):
         blocks = [name for name, _ in backbone.get_submodule(layer_name).named_children()]
         for block in blocks:
@@ -120,10 +129,13 @@ def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tenso
             segments.append(
                 Segment(
                     path,
-                    partial(run_submodule, path=path), (path, ),
+                    partial(run_submodule, path=path),
+                    (path,),
                     stage=stage,
                     level=levels.index(stage) if ends_level else None,
-                    dilation=dilations[stage]))
+                    dilation=dilations[stage],
+                )
+            )
     # An auxiliary network starts from scratch: its norm layers train even where the pretrained
     # backbone's are frozen.
     norm_cfg = dict(getattr(backbone, 'norm_cfg', None) or dict(type='BN'), requires_grad=True)
@@ -131,5 +143,6 @@ def _unrolled(backbone: nn.Module, run_stem: Callable[[nn.Module, Tensor], Tenso
         del norm_cfg['eps']
     last = backbone.get_submodule(f'{backbone.res_layers[-1]}.0')
     reduced_block = partial(
-        ReducedResidualBlock, bottleneck=hasattr(last, 'conv3'), norm_cfg=norm_cfg)
+        ReducedResidualBlock, bottleneck=hasattr(last, 'conv3'), norm_cfg=norm_cfg
+    )
     return Unrolled(segments, reduced_block)

@@ -1,4 +1,5 @@
 """How the ResNets for small images unroll (mmpretrain's ResNet_CIFAR)."""
+
 from dataclasses import replace
 
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """How mmagic's RRDBNet (ESRGAN, Real-ESRGAN) unrolls: residual dense blocks, reconstruction."""
+
 from functools import partial
 
 from torch import Tensor, nn
@@ -26,12 +27,13 @@ def _run_tail(backbone: nn.Module, x: Tensor, first_map: Tensor) -> Tensor:
     return backbone.conv_last(backbone.lrelu(backbone.conv_hr(x)))
 
 
-def _reduced_block(in_channels: int, out_channels: int, stride: int, block: type,
-                   growth_channels: int) -> nn.Module:
+def _reduced_block(
+    in_channels: int, out_channels: int, stride: int, block: type, growth_channels: int
+) -> nn.Module:
     keeps_resolution('RRDBNet', stride)
     return with_channels(
-        in_channels, out_channels,
-        block(mid_channels=out_channels, growth_channels=growth_channels))
+        in_channels, out_channels, block(mid_channels=out_channels, growth_channels=growth_channels)
+    )
 
 
 @backbone_family('mmagic.models.editors.esrgan.rrdb_net.RRDBNet')
@@ -52,20 +54,23 @@ def unroll_rrdbnet(backbone: nn.Module) -> Unrolled:
     """
     blocks = [f'body.{name}' for name, _ in backbone.body.named_children()]
     segments = [
-        Segment('stem', _run_stem, ('conv_first', ), stage=-1, keeps=FIRST_MAP),
-        *(Segment(path, partial(run_submodule, path=path), (path, ), stage=0) for path in blocks),
+        Segment('stem', _run_stem, ('conv_first',), stage=-1, keeps=FIRST_MAP),
+        *(Segment(path, partial(run_submodule, path=path), (path,), stage=0) for path in blocks),
         Segment(
             'tail',
-            _run_tail, ('conv_body', 'conv_up1', 'conv_up2', 'conv_hr', 'conv_last'),
+            _run_tail,
+            ('conv_body', 'conv_up1', 'conv_up2', 'conv_hr', 'conv_last'),
             stage=1,
             level=0,
-            reads=(FIRST_MAP, ))
+            reads=(FIRST_MAP,),
+        ),
     ]
     reduced_block = None
     if blocks:
         dense = backbone.get_submodule(blocks[-1]).rdb1
         reduced_block = partial(
-            _reduced_block, block=type(dense), growth_channels=dense.conv1.out_channels)
+            _reduced_block, block=type(dense), growth_channels=dense.conv1.out_channels
+        )
     out_channels = backbone.conv_last.out_channels
     head = partial(
         reduced_head,
@@ -73,13 +78,15 @@ def unroll_rrdbnet(backbone: nn.Module) -> Unrolled:
         out_channels=out_channels,
         scale=backbone.upscale_factor,
         enlarge=_ENLARGES,
-        mean=(0., ) * out_channels,
-        std=(1., ) * out_channels)
-    unshuffled = (_ENLARGES // backbone.upscale_factor)**2
+        mean=(0.0,) * out_channels,
+        std=(1.0,) * out_channels,
+    )
+    unshuffled = (_ENLARGES // backbone.upscale_factor) ** 2
     return Unrolled(
         segments,
         reduced_block,
         input_shape=(backbone.conv_first.in_channels // unshuffled, 64, 64),
         returns_tuple=False,
         reduced_head=head,
-        auxiliary='SLMReconstruction')
+        auxiliary='SLMReconstruction',
+    )

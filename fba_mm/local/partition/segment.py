@@ -1,4 +1,5 @@
 """The steps into which a backbone unrolls."""
+
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Callable, Dict, List, Optional, Tuple
@@ -53,6 +54,7 @@ class Segment:
         dilation: Of its 3×3 convolutions, where its family's reduced blocks take one: what stands
             in for a dilated stage shall see as far.
     """
+
     name: str
     run: Callable[[nn.Module, Tensor], Tensor]
     submodules: Tuple[str, ...]
@@ -123,6 +125,7 @@ class Unrolled:
             (x, first map or None, images).
         auxiliary: Type of the auxiliary networks that modules get unless the config names one.
     """
+
     segments: List[Segment] = field(default_factory=list)
     reduced_block: Optional[Callable[[int, int, int], nn.Module]] = None
     reduced_output: Optional[Callable[[int, int], nn.Module]] = None

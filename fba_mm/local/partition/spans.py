@@ -1,4 +1,5 @@
 """Which segments are recomputed together in the backward pass."""
+
 from itertools import groupby
 from typing import Dict, List, Sequence, Tuple, Union
 
@@ -10,8 +11,12 @@ from .segment import Segment
 Recompute = Union[int, str, Sequence[str]]
 
 
-def recompute_spans(footprints: Sequence[Footprint], segments: Sequence[Segment],
-                    modules: Sequence[range], recompute: Recompute) -> List[List[range]]:
+def recompute_spans(
+    footprints: Sequence[Footprint],
+    segments: Sequence[Segment],
+    modules: Sequence[range],
+    recompute: Recompute,
+) -> List[List[range]]:
     """Divide each module into spans: of each only the input is kept, the rest is made again.
 
     A number is met by those spans whose inputs, kept for the whole backward pass, and the largest
@@ -40,22 +45,27 @@ def recompute_spans(footprints: Sequence[Footprint], segments: Sequence[Segment]
     if recompute == 'blocks':
         return [[range(i, i + 1) for i in module] for module in modules]
     if recompute == 'stages':
-        return [[range(members[0], members[-1] + 1) for members in _by_stage(module, segments)]
-                for module in modules]
+        return [
+            [range(members[0], members[-1] + 1) for members in _by_stage(module, segments)]
+            for module in modules
+        ]
     if isinstance(recompute, (list, tuple)):
         return _after_names(segments, modules, recompute)
     if isinstance(recompute, bool) or not isinstance(recompute, int):
         raise LocalLearningError(
             f"recompute={recompute!r}: give a number of spans, 'stages', 'blocks', or a list of the "
-            f'segments that end one, such as {[segments[0].name]}')
+            f'segments that end one, such as {[segments[0].name]}'
+        )
     start = next((i for i, f in enumerate(footprints) if not f.frozen), 0)
-    most = max(len(module) - len(range(module.start, min(start, module.stop)))
-               for module in modules)
+    most = max(
+        len(module) - len(range(module.start, min(start, module.stop))) for module in modules
+    )
     if not 1 <= recompute <= most:
         where = 'this backbone' if len(modules) == 1 else 'its largest module'
         raise LocalLearningError(
             f'recompute={recompute}: give 1 to {most}, the number of blocks of {where} that are '
-            "trained, 'stages' or 'blocks'")
+            "trained, 'stages' or 'blocks'"
+        )
     found = []
     for module in modules:
         frozen = range(module.start, max(module.start, min(start, module.stop)))
@@ -69,14 +79,16 @@ def _by_stage(module: range, segments: Sequence[Segment]) -> List[List[int]]:
     return [list(members) for _, members in groupby(module, lambda i: stage_of(segments[i]))]
 
 
-def _after_names(segments: Sequence[Segment], modules: Sequence[range],
-                 names: Sequence[str]) -> List[List[range]]:
+def _after_names(
+    segments: Sequence[Segment], modules: Sequence[range], names: Sequence[str]
+) -> List[List[range]]:
     known = [segment.name for segment in segments]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise LocalLearningError(
             f'recompute names {unknown}, and the segments of this backbone are {", ".join(known)}: '
-            'take some of these')
+            'take some of these'
+        )
     found = []
     for module in modules:
         bounds = [module.start, *(i + 1 for i in module[:-1] if known[i] in names), module.stop]
@@ -84,8 +96,9 @@ def _after_names(segments: Sequence[Segment], modules: Sequence[range],
     return found
 
 
-def _smallest(footprints: Sequence[Footprint], segments: Sequence[Segment], module: range,
-              count: int) -> List[range]:
+def _smallest(
+    footprints: Sequence[Footprint], segments: Sequence[Segment], module: range, count: int
+) -> List[range]:
     """The spans with the smallest sum of their inputs and the largest of them.
 
     By dynamic programming over (spans, end). Two figures describe a start of the module, so that
@@ -102,8 +115,11 @@ def _smallest(footprints: Sequence[Footprint], segments: Sequence[Segment], modu
         for end in range(1, len(best)):
             for start in range(end):
                 before = segments[module.start + start - 1] if start else None
-                kept = 0 if before is None or _is_returned(before) else footprints[
-                    module.start + start - 1].output_bytes
+                kept = (
+                    0
+                    if before is None or _is_returned(before)
+                    else footprints[module.start + start - 1].output_bytes
+                )
                 for (inputs, largest), bounds in best[start].items():
                     figures = (inputs + kept, max(largest, saved[end] - saved[start]))
                     longer[end].setdefault(figures, [*bounds, module.start + end])

@@ -3,6 +3,7 @@
 What flows between segments are maps (N, C, H, W). They are views of the tokens (N, H * W, C) that
 the blocks work on, so that nothing is copied.
 """
+
 from functools import partial
 from math import isqrt
 from typing import Callable, Optional, Tuple
@@ -30,9 +31,14 @@ def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
         embedding = backbone.absolute_pos_embed
         if hasattr(backbone, 'interpolate_mode'):
             from mmpretrain.models.utils import resize_pos_embed
+
             embedding = resize_pos_embed(
-                embedding, backbone.patch_resolution, size, backbone.interpolate_mode,
-                backbone.num_extra_tokens)
+                embedding,
+                backbone.patch_resolution,
+                size,
+                backbone.interpolate_mode,
+                backbone.num_extra_tokens,
+            )
         tokens = tokens + embedding
     return _to_map(backbone.drop_after_pos(tokens), size)
 
@@ -78,8 +84,17 @@ class ReducedSwinBlock(BaseModule):
         torch.Size([2, 192, 14, 14])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, block: type,
-                 head_channels: int, ffn_ratio: float, by_ratio: bool, **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        block: type,
+        head_channels: int,
+        ffn_ratio: float,
+        by_ratio: bool,
+        **kwargs,
+    ):
         super().__init__()
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -127,12 +142,16 @@ def _reduced_output(level: int, channels: int, eps: float) -> nn.Module:
     return NormedMap(channels, eps)
 
 
-@backbone_family('mmdet.models.backbones.swin.SwinTransformer',
-                 'mmpretrain.models.backbones.swin_transformer.SwinTransformer',
-                 'mmseg.models.backbones.swin.SwinTransformer',
-                 steps_into=('mmdet.models.backbones.swin.SwinBlockSequence',
-                             'mmpretrain.models.backbones.swin_transformer.SwinBlockSequence',
-                             'mmseg.models.backbones.swin.SwinBlockSequence'))
+@backbone_family(
+    'mmdet.models.backbones.swin.SwinTransformer',
+    'mmpretrain.models.backbones.swin_transformer.SwinTransformer',
+    'mmseg.models.backbones.swin.SwinTransformer',
+    steps_into=(
+        'mmdet.models.backbones.swin.SwinBlockSequence',
+        'mmpretrain.models.backbones.swin_transformer.SwinBlockSequence',
+        'mmseg.models.backbones.swin.SwinBlockSequence',
+    ),
+)
 def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
     """Stem, then one segment per block; the patch merging before a stage is with its first block.
 
@@ -154,20 +173,28 @@ def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
     if getattr(backbone, 'out_after_downsample', False):
         raise LocalLearningError(
             'SwinTransformer with out_after_downsample=True cannot be cut, for a stage ends before '
-            'its patch merging: set out_after_downsample=False')
+            'its patch merging: set out_after_downsample=False'
+        )
     levels = sorted(backbone.out_indices)
-    own = ('absolute_pos_embed', ) if backbone.use_abs_pos_embed else ()
-    segments = [Segment('stem', _run_stem, ('patch_embed', ), stage=-1, own_parameters=own)]
+    own = ('absolute_pos_embed',) if backbone.use_abs_pos_embed else ()
+    segments = [Segment('stem', _run_stem, ('patch_embed',), stage=-1, own_parameters=own)]
     for stage, sequence in enumerate(stages):
         for i in range(len(sequence.blocks)):
             path = f'stages.{stage}.blocks.{i}'
             downsample = f'stages.{stage - 1}.downsample' if i == 0 and stage > 0 else None
             run = partial(_run_block, path=path, downsample=downsample)
-            used = (path, ) if downsample is None else (downsample, path)
+            used = (path,) if downsample is None else (downsample, path)
             if i == len(sequence.blocks) - 1 and stage in levels:
                 segments.append(
-                    Segment(path, run, (*used, f'norm{stage}'), stage, levels.index(stage),
-                            partial(_normed, stage=stage)))
+                    Segment(
+                        path,
+                        run,
+                        (*used, f'norm{stage}'),
+                        stage,
+                        levels.index(stage),
+                        partial(_normed, stage=stage),
+                    )
+                )
             else:
                 segments.append(Segment(path, run, used, stage))
     norm = getattr(backbone, f'norm{levels[-1]}')
@@ -176,7 +203,8 @@ def unroll_swin_transformer(backbone: nn.Module) -> Unrolled:
         _reduced_block(stages[-1].blocks[-1]),
         # Without a norm_cfg, maps are returned as they are.
         partial(_reduced_output, eps=norm.eps) if isinstance(norm, nn.LayerNorm) else None,
-        input_shape=_input_shape(backbone))
+        input_shape=_input_shape(backbone),
+    )
 
 
 def _input_shape(backbone: nn.Module) -> Optional[Tuple[int, int, int]]:
@@ -189,7 +217,7 @@ def _input_shape(backbone: nn.Module) -> Optional[Tuple[int, int, int]]:
         return (projection.in_channels, *(side * stride for stride in projection.stride))
     if size is None:
         return None
-    strides = [stride * 2**(len(backbone.stages) - 1) for stride in projection.stride]
+    strides = [stride * 2 ** (len(backbone.stages) - 1) for stride in projection.stride]
     return (projection.in_channels, *(-(-s // stride) * stride for s, stride in zip(size, strides)))
 
 
@@ -208,4 +236,5 @@ def _reduced_block(block: nn.Module) -> Callable[[int, int, int], nn.Module]:
         ffn_ratio=block.ffn.feedforward_channels / attention.embed_dims,
         by_ratio=by_ratio,
         window_size=block.attn.window_size,
-        **kwargs)
+        **kwargs,
+    )

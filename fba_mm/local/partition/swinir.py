@@ -3,6 +3,7 @@
 What flows between segments are maps (N, C, H, W), views of the tokens (N, H * W, C) that the blocks
 work on. Their sides are those of the images, enlarged to whole attention windows.
 """
+
 from functools import partial
 from typing import Tuple
 
@@ -68,15 +69,19 @@ def _run_tail(backbone: nn.Module, x: Tensor, first_map: Tensor, images: Tensor)
 
 
 def _convs_up(backbone: nn.Module) -> Tuple[str, ...]:
-    return ('conv_up1', 'conv_up2') if backbone.upscale == 4 else ('conv_up1', )
+    return ('conv_up1', 'conv_up2') if backbone.upscale == 4 else ('conv_up1',)
 
 
 def _tail_layers(backbone: nn.Module) -> Tuple[str, ...]:
-    return ('norm', 'conv_after_body', *{
-        'pixelshuffle': ('conv_before_upsample', 'upsample', 'conv_last'),
-        'pixelshuffledirect': ('upsample', ),
-        'nearest+conv': ('conv_before_upsample', *_convs_up(backbone), 'conv_hr', 'conv_last'),
-    }.get(backbone.upsampler, ('conv_last', )))
+    return (
+        'norm',
+        'conv_after_body',
+        *{
+            'pixelshuffle': ('conv_before_upsample', 'upsample', 'conv_last'),
+            'pixelshuffledirect': ('upsample',),
+            'nearest+conv': ('conv_before_upsample', *_convs_up(backbone), 'conv_hr', 'conv_last'),
+        }.get(backbone.upsampler, ('conv_last',)),
+    )
 
 
 class ReducedRSTB(BaseModule):
@@ -108,7 +113,9 @@ def _reduced_block(in_channels: int, out_channels: int, stride: int, **kwargs) -
     return with_channels(in_channels, out_channels, ReducedRSTB(dim=out_channels, **kwargs))
 
 
-@backbone_family('mmagic.models.editors.swinir.swinir_net.SwinIRNet', replaces=('forward_features', ))
+@backbone_family(
+    'mmagic.models.editors.swinir.swinir_net.SwinIRNet', replaces=('forward_features',)
+)
 def unroll_swinir(backbone: nn.Module) -> Unrolled:
     """Stem, one segment per RSTB, and a tail that makes the image.
 
@@ -126,20 +133,18 @@ def unroll_swinir(backbone: nn.Module) -> Unrolled:
     """
     first, *others = [f'layers.{name}' for name, _ in backbone.layers.named_children()]
     segments = [
-        Segment('stem', _run_stem, ('conv_first', ), stage=-1, keeps=FIRST_MAP),
+        Segment('stem', _run_stem, ('conv_first',), stage=-1, keeps=FIRST_MAP),
         Segment(
             first,
-            partial(_run_first_block, path=first), ('patch_embed', first),
+            partial(_run_first_block, path=first),
+            ('patch_embed', first),
             stage=0,
-            own_parameters=('absolute_pos_embed', ) if backbone.ape else ()),
-        *(Segment(path, partial(_run_block, path=path), (path, ), stage=0) for path in others),
+            own_parameters=('absolute_pos_embed',) if backbone.ape else (),
+        ),
+        *(Segment(path, partial(_run_block, path=path), (path,), stage=0) for path in others),
         Segment(
-            'tail',
-            _run_tail,
-            _tail_layers(backbone),
-            stage=1,
-            level=0,
-            reads=(FIRST_MAP, IMAGES))
+            'tail', _run_tail, _tail_layers(backbone), stage=1, level=0, reads=(FIRST_MAP, IMAGES)
+        ),
     ]
     block = backbone.layers[-1].residual_group.blocks[0]
     reduced_block = partial(
@@ -150,7 +155,8 @@ def unroll_swinir(backbone: nn.Module) -> Unrolled:
         window_size=block.window_size,
         mlp_ratio=block.mlp_ratio,
         qkv_bias=block.attn.qkv.bias is not None,
-        norm_layer=type(block.norm1))
+        norm_layer=type(block.norm1),
+    )
     in_channels = backbone.conv_first.in_channels
     enlarges = bool(backbone.upsampler)
     head = partial(
@@ -161,11 +167,13 @@ def unroll_swinir(backbone: nn.Module) -> Unrolled:
         out_channels=in_channels,
         scale=backbone.upscale if enlarges else 1,
         mean=tuple(backbone.mean.flatten().tolist()),
-        std=(1 / backbone.img_range, ) * in_channels)
+        std=(1 / backbone.img_range,) * in_channels,
+    )
     return Unrolled(
         segments,
         reduced_block,
         input_shape=(in_channels, *block.input_resolution),
         returns_tuple=False,
         reduced_head=head,
-        auxiliary='SLMReconstruction')
+        auxiliary='SLMReconstruction',
+    )

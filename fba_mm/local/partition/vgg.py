@@ -1,4 +1,5 @@
 """How mmpretrain's VGG and mmdet's SSDVGG unroll: one segment per convolution."""
+
 from functools import partial
 from typing import List, Optional, Tuple
 
@@ -36,15 +37,18 @@ class ReducedConvolution(BaseModule):
         torch.Size([2, 128, 4, 4])
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 stride: int = 1,
-                 norm_cfg: Optional[dict] = None,
-                 ceil_mode: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        norm_cfg: Optional[dict] = None,
+        ceil_mode: bool = False,
+    ):
         super().__init__()
         self.conv = ConvModule(
-            in_channels, out_channels, 3, padding=1, bias=True, norm_cfg=norm_cfg)
+            in_channels, out_channels, 3, padding=1, bias=True, norm_cfg=norm_cfg
+        )
         self.pool = nn.Identity()
         if stride != 1:
             self.pool = nn.MaxPool2d(stride, stride, ceil_mode=ceil_mode)
@@ -69,7 +73,7 @@ class PooledClassifier(BaseModule):
     """
 
     def __init__(self, in_channels: int, num_classes: int):
-        super().__init__(init_cfg=dict(type='Normal', layer='Linear', std=.01))
+        super().__init__(init_cfg=dict(type='Normal', layer='Linear', std=0.01))
         self.linear = nn.Linear(in_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +111,8 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
     if classifies and last in levels:
         raise LocalLearningError(
             f'VGG returns its scores and stage {last}, which they are computed from: leave index '
-            f'{last} out of out_indices, or set num_classes=-1 and give the model a head')
+            f'{last} out of out_indices, or set num_classes=-1 and give the model a head'
+        )
     segments = []
     for stage, (start, stop) in enumerate(backbone.range_sub_modules):
         convolutions = start + backbone.stage_blocks[stage]
@@ -120,8 +125,9 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
                 run = partial(_run_layers, paths=tuple(paths))
             segment = Segment(paths[0], run, tuple(paths), stage, level)
             if classifies and ends_stage and stage == last:
-                segment = Segment(paths[0], run, (*paths, 'classifier'), stage, len(levels),
-                                  _classify)
+                segment = Segment(
+                    paths[0], run, (*paths, 'classifier'), stage, len(levels), _classify
+                )
             segments.append(segment)
     first = backbone.features[0]
     norm_cfg = dict(first.norm_cfg, requires_grad=True) if first.with_norm else None
@@ -129,13 +135,14 @@ def unroll_vgg(backbone: nn.Module) -> Unrolled:
     return Unrolled(
         segments,
         partial(
-            ReducedConvolution,
-            norm_cfg=norm_cfg,
-            ceil_mode=any(pool.ceil_mode for pool in pools)),
+            ReducedConvolution, norm_cfg=norm_cfg, ceil_mode=any(pool.ceil_mode for pool in pools)
+        ),
         partial(_reduced_output, scores=len(levels), num_classes=backbone.num_classes)
-        if classifies else None,
+        if classifies
+        else None,
         # The classifier takes 7×7 positions: no other size of image fits it.
-        input_shape=(3, 224, 224) if classifies else None)
+        input_shape=(3, 224, 224) if classifies else None,
+    )
 
 
 @backbone_family('mmdet.models.backbones.ssd_vgg.SSDVGG')
@@ -163,18 +170,22 @@ def unroll_ssd_vgg(backbone: nn.Module) -> Unrolled:
             stage += 1
         if isinstance(layer, nn.ReLU):
             level = levels.index(i) if i in levels else None
-            name = next(path for path in paths
-                        if isinstance(backbone.get_submodule(path), nn.Conv2d))
+            name = next(
+                path for path in paths if isinstance(backbone.get_submodule(path), nn.Conv2d)
+            )
             segments.append(
-                Segment(name, partial(_run_layers, paths=tuple(paths)), tuple(paths), stage, level))
+                Segment(name, partial(_run_layers, paths=tuple(paths)), tuple(paths), stage, level)
+            )
             paths = []
     if [s.level for s in segments if s.level is not None] != list(range(len(levels))):
         raise LocalLearningError(
             f'SSDVGG with out_feature_indices={tuple(levels)} cannot be cut: give indices of '
-            'activations, as 22 and 34 of depth 16')
+            'activations, as 22 and 34 of depth 16'
+        )
     # Layers after the last activation, pooling, have no part in what is returned.
     pools = [m for m in backbone.features if isinstance(m, nn.MaxPool2d)]
     return Unrolled(
         segments,
         partial(ReducedConvolution, ceil_mode=any(pool.ceil_mode for pool in pools)),
-        returns_tuple=len(levels) > 1)
+        returns_tuple=len(levels) > 1,
+    )

@@ -1,4 +1,5 @@
 """How mmpretrain's Vision Transformer unrolls: tokens flow, and one layer is one segment."""
+
 from functools import partial
 from math import isqrt
 from typing import Tuple
@@ -19,7 +20,7 @@ def _grid_of(patches: int, resolution: Tuple[int, int]) -> Tuple[int, int]:
     """Height and width in patches, which tokens alone don't tell."""
     if patches == resolution[0] * resolution[1]:
         return resolution
-    return (isqrt(patches), ) * 2
+    return (isqrt(patches),) * 2
 
 
 def _as_map(x: Tensor, extra: int, resolution: Tuple[int, int]) -> Tensor:
@@ -31,12 +32,14 @@ def _as_map(x: Tensor, extra: int, resolution: Tuple[int, int]) -> Tensor:
 
 def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
     from mmpretrain.models.utils import resize_pos_embed
+
     x, grid = backbone.patch_embed(x)
     if _grid_of(x.size(1), backbone.patch_resolution) != tuple(grid):
         raise LocalLearningError(
             f'images of {grid[0]}×{grid[1]} patches: a ViT in local modules needs square ones, or '
-            f"those of its img_size ({backbone.patch_resolution[0]}×{backbone.patch_resolution[1]} "
-            'patches): set img_size=(height, width) of the backbone to that of the training images')
+            f'those of its img_size ({backbone.patch_resolution[0]}×{backbone.patch_resolution[1]} '
+            'patches): set img_size=(height, width) of the backbone to that of the training images'
+        )
     if backbone.cls_token is not None:
         x = cat((backbone.cls_token.expand(len(x), -1, -1), x), dim=1)
     # As forward does it, whatever a subclass makes of the method of this name.
@@ -45,7 +48,8 @@ def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
         backbone.patch_resolution,
         grid,
         mode=backbone.interpolate_mode,
-        num_extra_tokens=backbone.num_extra_tokens)
+        num_extra_tokens=backbone.num_extra_tokens,
+    )
     return backbone.pre_norm(backbone.drop_after_pos(x))
 
 
@@ -83,13 +87,23 @@ class ReducedTransformerLayer(BaseModule):
         torch.Size([2, 197, 384])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, layer: type,
-                 head_channels: int, ffn_ratio: float, eps: float, **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        layer: type,
+        head_channels: int,
+        ffn_ratio: float,
+        eps: float,
+        **kwargs,
+    ):
         super().__init__()
         if stride != 1:
             raise LocalLearningError(
                 f'a transformer layer keeps its tokens, stride={stride} does not fit: leave the '
-                'strides of the auxiliary network as the partition tells them')
+                'strides of the auxiliary network as the partition tells them'
+            )
         self.project = nn.Identity()
         if in_channels != out_channels:
             self.project = nn.Linear(in_channels, out_channels)
@@ -101,7 +115,8 @@ class ReducedTransformerLayer(BaseModule):
             heads,
             max(round(out_channels * ffn_ratio / 4), 1),
             norm_cfg=dict(type='LN', eps=eps),
-            **kwargs)
+            **kwargs,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (N, L, in_channels) to (N, L, out_channels)."""
@@ -125,8 +140,15 @@ class TokenOutput(BaseModule):
         torch.Size([2, 384])
     """
 
-    def __init__(self, channels: int, out_type: str, final_norm: bool, eps: float, extra: int,
-                 resolution: Tuple[int, int]):
+    def __init__(
+        self,
+        channels: int,
+        out_type: str,
+        final_norm: bool,
+        eps: float,
+        extra: int,
+        resolution: Tuple[int, int],
+    ):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=eps) if final_norm else nn.Identity()
         self.mean_norm = nn.LayerNorm(channels, eps=eps) if out_type == 'avg_featmap' else None
@@ -141,7 +163,7 @@ class TokenOutput(BaseModule):
             return self.norm(x[:, 0])
         x = self.norm(x)
         if self.out_type == 'avg_featmap':
-            return self.mean_norm(x[:, self.extra:].mean(dim=1))
+            return self.mean_norm(x[:, self.extra :].mean(dim=1))
         return _as_map(x, self.extra, self.resolution)
 
 
@@ -183,7 +205,7 @@ def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
     _check(backbone, levels, ends)
     last = backbone.num_layers - 1
     stem = ('patch_embed', 'pre_norm')
-    own = ('pos_embed', ) if backbone.cls_token is None else ('cls_token', 'pos_embed')
+    own = ('pos_embed',) if backbone.cls_token is None else ('cls_token', 'pos_embed')
     segments = [Segment('stem', _run_stem, stem, stage=-1, own_parameters=own)]
     for i in range(backbone.num_layers):
         path = f'layers.{i}'
@@ -199,7 +221,9 @@ def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
                 tuple(submodules),
                 stage=sum(i > end for end in ends),
                 level=levels.index(i) if i in levels else None,
-                level_output=partial(_level, final=i == last)))
+                level_output=partial(_level, final=i == last),
+            )
+        )
     layer = backbone.layers[-1]
     settings = backbone.arch_settings
     reduced_block = partial(
@@ -208,7 +232,8 @@ def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
         head_channels=backbone.embed_dims // settings['num_heads'],
         ffn_ratio=settings['feedforward_channels'] / backbone.embed_dims,
         eps=layer.ln1.eps,
-        qkv_bias=layer.attn.qkv.bias is not None)
+        qkv_bias=layer.attn.qkv.bias is not None,
+    )
     extra = backbone.num_extra_tokens
     return Unrolled(
         segments,
@@ -220,22 +245,27 @@ def unroll_vision_transformer(backbone: nn.Module) -> Unrolled:
             final_norm=backbone.final_norm,
             eps=layer.ln1.eps,
             extra=extra,
-            resolution=backbone.patch_resolution),
+            resolution=backbone.patch_resolution,
+        ),
         as_map=partial(_as_map, extra=extra, resolution=backbone.patch_resolution),
-        input_shape=(backbone.patch_embed.projection.in_channels, *backbone.img_size))
+        input_shape=(backbone.patch_embed.projection.in_channels, *backbone.img_size),
+    )
 
 
 def _check(backbone: nn.Module, levels: list, ends: Tuple[int, ...]) -> None:
     if backbone.out_type == 'raw':
         raise LocalLearningError(
             "VisionTransformer with out_type='raw' cannot be cut: set out_type to 'cls_token', "
-            "'avg_featmap' or 'featmap'")
+            "'avg_featmap' or 'featmap'"
+        )
     if backbone.out_type == 'avg_featmap' and len(levels) > 1:
         raise LocalLearningError(
             f"VisionTransformer with out_type='avg_featmap' and out_indices={levels} cannot be "
-            'cut, for one norm serves all of them: give one index, or another out_type')
+            'cut, for one norm serves all of them: give one index, or another out_type'
+        )
     between = [i for i in levels if i not in ends]
     if between:
         raise LocalLearningError(
             f'VisionTransformer returns the tokens of layers {between}, but is cut in '
-            f'{len(ends)} groups of layers: give out_indices of {list(ends)}')
+            f'{len(ends)} groups of layers: give out_indices of {list(ends)}'
+        )

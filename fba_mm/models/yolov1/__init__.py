@@ -3,6 +3,7 @@
 Importing this package imports mmdet, which :mod:`fba_mm` itself does not: MMEngine does so for
 configs that name the detector with its prefix, ``type='fba_mm.YOLOV1'``.
 """
+
 from .grid_targets import GridTargets, grid_targets
 from .yolov1 import YOLOV1
 from .yolov1_head import YOLOV1Head

@@ -1,4 +1,5 @@
 """What each cell of YOLOv1's grid shall predict."""
+
 from typing import NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -16,14 +17,20 @@ class GridTargets(NamedTuple):
         is_background: Cells whose boxes shall have no confidence, (N, S_h, S_w), bool: all without
             an object, but for those in which the centre of a box to be ignored lies.
     """
+
     has_object: Tensor
     boxes: Tensor
     labels: Tensor
     is_background: Tensor
 
 
-def grid_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor], grid: Tuple[int, int],
-                 stride: int, ignored: Optional[Sequence[Tensor]] = None) -> GridTargets:
+def grid_targets(
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    grid: Tuple[int, int],
+    stride: int,
+    ignored: Optional[Sequence[Tensor]] = None,
+) -> GridTargets:
     """Give every object to the cell in which its centre lies.
 
     A cell has one object. Where several have their centres in one, the first in order takes it, as
@@ -59,19 +66,24 @@ def grid_targets(boxes: Sequence[Tensor], labels: Sequence[Tensor], grid: Tuple[
         has_object[i, rows, columns] = True
         target_boxes[i, rows, columns] = torch.stack(
             [centre[:, 0] - columns, centre[:, 1] - rows, size[:, 0] / width, size[:, 1] / height],
-            1)
+            1,
+        )
         target_labels[i, rows, columns] = labels[i][kept]
     return GridTargets(has_object, target_boxes, target_labels, is_background & ~has_object)
 
 
-def _cells(boxes: Tensor, grid: Tuple[int, int],
-           stride: int) -> Tuple[Tensor, Tensor, Tensor]:
+def _cells(boxes: Tensor, grid: Tuple[int, int], stride: int) -> Tuple[Tensor, Tensor, Tensor]:
     """Rows and columns of the boxes that have an area and a cell, and which these are."""
     height, width = grid
     cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride).floor().long()
     columns, rows = cells.unbind(1)
-    valid = ((boxes[:, 2:] > boxes[:, :2]).all(1) & (columns >= 0) & (columns < width)
-             & (rows >= 0) & (rows < height))
+    valid = (
+        (boxes[:, 2:] > boxes[:, :2]).all(1)
+        & (columns >= 0)
+        & (columns < width)
+        & (rows >= 0)
+        & (rows < height)
+    )
     kept = valid.nonzero()[:, 0]
     return rows[kept], columns[kept], kept
 

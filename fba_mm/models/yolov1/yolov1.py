@@ -1,4 +1,5 @@
 """The detector YOLOv1."""
+
 from mmdet.models.detectors import SingleStageDetector
 from mmengine.registry import MODELS
 

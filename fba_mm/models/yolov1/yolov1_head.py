@@ -1,4 +1,5 @@
 """YOLOv1's head: boxes and classes for each cell of a grid."""
+
 import copy
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -58,29 +59,38 @@ class YOLOV1Head(BaseDenseHead):
     # The loss of a batch is the mean of its images', so that images may come a few at a time.
     loss_is_image_mean = True
 
-    def __init__(self,
-                 num_classes: int,
-                 in_channels: int,
-                 in_stride: int = 32,
-                 stride: int = 32,
-                 num_boxes: int = 2,
-                 feat_channels: int = 512,
-                 stacked_convs: int = 2,
-                 norm_cfg: Optional[dict] = dict(type='BN'),
-                 loss: dict = dict(type='YOLOV1Loss'),
-                 train_cfg: Optional[dict] = None,
-                 test_cfg: Optional[dict] = None,
-                 init_cfg: Optional[dict] = dict(
-                     type='Normal', std=0.01, override=dict(name='predict_conv'))):
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        in_stride: int = 32,
+        stride: int = 32,
+        num_boxes: int = 2,
+        feat_channels: int = 512,
+        stacked_convs: int = 2,
+        norm_cfg: Optional[dict] = dict(type='BN'),
+        loss: dict = dict(type='YOLOV1Loss'),
+        train_cfg: Optional[dict] = None,
+        test_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = dict(
+            type='Normal', std=0.01, override=dict(name='predict_conv')
+        ),
+    ):
         super().__init__(init_cfg)
-        for name, value in (('num_classes', num_classes), ('num_boxes', num_boxes),
-                            ('stacked_convs', stacked_convs), ('feat_channels', feat_channels),
-                            ('in_stride', in_stride), ('stride', stride)):
+        for name, value in (
+            ('num_classes', num_classes),
+            ('num_boxes', num_boxes),
+            ('stacked_convs', stacked_convs),
+            ('feat_channels', feat_channels),
+            ('in_stride', in_stride),
+            ('stride', stride),
+        ):
             check_count(f'YOLOV1Head: {name}', value)
         if stride < in_stride or stride % in_stride:
             raise LocalLearningError(
                 f'YOLOV1Head(stride={stride}): give a multiple of in_stride={in_stride}, the '
-                'stride of the map that it works on')
+                'stride of the map that it works on'
+            )
         self.num_classes = num_classes
         self.num_boxes = num_boxes
         self.stride = stride
@@ -95,7 +105,9 @@ class YOLOV1Head(BaseDenseHead):
                     stride=stride // in_stride if i == 0 else 1,
                     padding=1,
                     norm_cfg=norm_cfg,
-                    act_cfg=dict(type='LeakyReLU', negative_slope=.1)))
+                    act_cfg=dict(type='LeakyReLU', negative_slope=0.1),
+                )
+            )
         self.convs = nn.Sequential(*convs)
         self.predict_conv = nn.Conv2d(feat_channels, num_boxes * 5 + num_classes, 1)
         self.loss_fn = MODELS.build(loss)
@@ -110,7 +122,7 @@ class YOLOV1Head(BaseDenseHead):
             A tuple of one list, as mmdet's heads return them, of one tensor,
             (N, B * 5 + C, S_h, S_w).
         """
-        return [self.predict_conv(self.convs(x[-1]))],
+        return ([self.predict_conv(self.convs(x[-1]))],)
 
     def split(self, pred: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Boxes (N, S_h, S_w, B, 4), confidences (N, S_h, S_w, B), classes (N, S_h, S_w, C).
@@ -119,8 +131,8 @@ class YOLOV1Head(BaseDenseHead):
             pred: Raw predictions, (N, B * 5 + C, S_h, S_w).
         """
         pred = pred.permute(0, 2, 3, 1)
-        boxes = pred[..., :self.num_boxes * 5].unflatten(-1, (self.num_boxes, 5))
-        return boxes[..., :4], boxes[..., 4], pred[..., self.num_boxes * 5:]
+        boxes = pred[..., : self.num_boxes * 5].unflatten(-1, (self.num_boxes, 5))
+        return boxes[..., :4], boxes[..., 4], pred[..., self.num_boxes * 5 :]
 
     def decode(self, boxes: Tensor) -> Tensor:
         """Boxes as x1, y1, x2, y2 in pixels of the input, (N, S_h, S_w, B, 4).
@@ -136,9 +148,12 @@ class YOLOV1Head(BaseDenseHead):
         w, h = root_w.square() * width * self.stride, root_h.square() * height * self.stride
         return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1)
 
-    def get_targets(self, grid: Tuple[int, int], batch_gt_instances: Sequence[InstanceData],
-                    batch_gt_instances_ignore: Optional[Sequence[InstanceData]] = None
-                    ) -> GridTargets:
+    def get_targets(
+        self,
+        grid: Tuple[int, int],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_gt_instances_ignore: Optional[Sequence[InstanceData]] = None,
+    ) -> GridTargets:
         """Targets of a batch.
 
         Args:
@@ -154,19 +169,26 @@ class YOLOV1Head(BaseDenseHead):
         if greatest >= self.num_classes:
             raise LocalLearningError(
                 f'YOLOV1Head got the class index {greatest}, but num_classes={self.num_classes}: '
-                "set that to the data set's number of classes")
+                "set that to the data set's number of classes"
+            )
         return grid_targets(
-            [_tensor(instances.bboxes) for instances in batch_gt_instances], labels, grid,
-            self.stride, None if batch_gt_instances_ignore is None or any(
-                instances is None for instances in batch_gt_instances_ignore) else
-            [_tensor(instances.bboxes) for instances in batch_gt_instances_ignore])
+            [_tensor(instances.bboxes) for instances in batch_gt_instances],
+            labels,
+            grid,
+            self.stride,
+            None
+            if batch_gt_instances_ignore is None
+            or any(instances is None for instances in batch_gt_instances_ignore)
+            else [_tensor(instances.bboxes) for instances in batch_gt_instances_ignore],
+        )
 
-    def loss_by_feat(self,
-                     preds: Sequence[Tensor],
-                     batch_gt_instances: Sequence[InstanceData],
-                     batch_img_metas: Sequence[dict],
-                     batch_gt_instances_ignore: Optional[Sequence[InstanceData]] = None
-                     ) -> Dict[str, Tensor]:
+    def loss_by_feat(
+        self,
+        preds: Sequence[Tensor],
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+        batch_gt_instances_ignore: Optional[Sequence[InstanceData]] = None,
+    ) -> Dict[str, Tensor]:
         """The losses of raw predictions.
 
         Args:
@@ -178,15 +200,18 @@ class YOLOV1Head(BaseDenseHead):
         # Squares of half precision numbers overflow, and their sums more so.
         pred = preds[-1].float()
         targets = self.get_targets(
-            tuple(pred.shape[2:]), batch_gt_instances, batch_gt_instances_ignore)
+            tuple(pred.shape[2:]), batch_gt_instances, batch_gt_instances_ignore
+        )
         return self.loss_fn(*self.split(pred), targets)
 
-    def predict_by_feat(self,
-                        preds: Sequence[Tensor],
-                        batch_img_metas: Sequence[dict],
-                        cfg: Optional[dict] = None,
-                        rescale: bool = False,
-                        with_nms: bool = True) -> List[InstanceData]:
+    def predict_by_feat(
+        self,
+        preds: Sequence[Tensor],
+        batch_img_metas: Sequence[dict],
+        cfg: Optional[dict] = None,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> List[InstanceData]:
         """Detections.
 
         Args:
@@ -202,15 +227,17 @@ class YOLOV1Head(BaseDenseHead):
         cfg = copy.deepcopy(self.test_cfg if cfg is None else cfg)
         boxes, confidences, classes = self.split(preds[-1].float())
         boxes = self.decode(boxes).flatten(1, 3)
-        scores = (confidences.clamp(0, 1)[..., None] * classes.clamp(0, 1)[..., None, :])
+        scores = confidences.clamp(0, 1)[..., None] * classes.clamp(0, 1)[..., None, :]
         results = []
         for box, score, meta in zip(boxes, scores.flatten(1, 3), batch_img_metas):
             score, labels, kept, _ = filter_scores_and_topk(
-                score, cfg.get('score_thr', 0), cfg.get('nms_pre', -1))
+                score, cfg.get('score_thr', 0), cfg.get('nms_pre', -1)
+            )
             height, width = meta['img_shape'][:2]
             limits = box.new_tensor([width, height, width, height])
             found = InstanceData(
-                bboxes=box[kept].clamp(min=0).minimum(limits), scores=score, labels=labels)
+                bboxes=box[kept].clamp(min=0).minimum(limits), scores=score, labels=labels
+            )
             results.append(self._bbox_post_process(found, cfg, rescale, with_nms, meta))
         return results
 

@@ -1,4 +1,5 @@
 """YOLOv1's loss: squared errors of boxes, confidences and classes."""
+
 from typing import Dict
 
 import torch
@@ -35,20 +36,23 @@ class YOLOV1Loss(nn.Module):
         ['loss_centre', 'loss_class', 'loss_noobj', 'loss_object', 'loss_size']
     """
 
-    def __init__(self,
-                 coord_weight: float = 5.0,
-                 noobj_weight: float = 0.5,
-                 loss_weight: float = 1.0):
+    def __init__(
+        self, coord_weight: float = 5.0, noobj_weight: float = 0.5, loss_weight: float = 1.0
+    ):
         super().__init__()
-        for name, value in (('coord_weight', coord_weight), ('noobj_weight', noobj_weight),
-                            ('loss_weight', loss_weight)):
+        for name, value in (
+            ('coord_weight', coord_weight),
+            ('noobj_weight', noobj_weight),
+            ('loss_weight', loss_weight),
+        ):
             check_number(f'YOLOV1Loss: {name}', value, above=0)
         self.coord_weight = coord_weight
         self.noobj_weight = noobj_weight
         self.loss_weight = loss_weight
 
-    def forward(self, boxes: Tensor, confidences: Tensor, classes: Tensor,
-                targets: GridTargets) -> Dict[str, Tensor]:
+    def forward(
+        self, boxes: Tensor, confidences: Tensor, classes: Tensor, targets: GridTargets
+    ) -> Dict[str, Tensor]:
         """The loss of predictions, as a mean over images.
 
         Args:
@@ -73,9 +77,13 @@ class YOLOV1Loss(nn.Module):
             loss_centre=self.coord_weight * _squared(box[:, :2], target[:, :2]),
             loss_size=self.coord_weight * _squared(box[:, 2:], target[:, 2:].sqrt()),
             loss_object=_squared(confidence[rows, chosen], overlap),
-            loss_noobj=self.noobj_weight *
-            (confidences[targets.is_background].square().sum() + confidence[others].square().sum()),
-            loss_class=_squared(classes[cells], labels))
+            loss_noobj=self.noobj_weight
+            * (
+                confidences[targets.is_background].square().sum()
+                + confidence[others].square().sum()
+            ),
+            loss_class=_squared(classes[cells], labels),
+        )
         return {name: self.loss_weight * value / images for name, value in sums.items()}
 
     @staticmethod
@@ -86,11 +94,22 @@ class YOLOV1Loss(nn.Module):
         target = target[:, None].expand(-1, count, -1)
         found = _corners(boxes[..., :2], boxes[..., 2:].square() * grid)
         overlaps = bbox_overlaps(
-            found.reshape(-1, 4), _corners(target[..., :2], target[..., 2:] * grid).reshape(-1, 4),
-            is_aligned=True).reshape(-1, count)
+            found.reshape(-1, 4),
+            _corners(target[..., :2], target[..., 2:] * grid).reshape(-1, 4),
+            is_aligned=True,
+        ).reshape(-1, count)
         # In shares of the input, as widths and heights are.
-        distance = torch.cat([(boxes[..., :2] - target[..., :2]) / grid,
-                              boxes[..., 2:].square() - target[..., 2:]], -1).square().sum(-1)
+        distance = (
+            torch.cat(
+                [
+                    (boxes[..., :2] - target[..., :2]) / grid,
+                    boxes[..., 2:].square() - target[..., 2:],
+                ],
+                -1,
+            )
+            .square()
+            .sum(-1)
+        )
         # Overlaps are at most 1: any box that overlaps comes before those that don't.
         rank = torch.where(overlaps.amax(1, keepdim=True) > 0, overlaps, -distance)
         chosen = rank.argmax(1)
@@ -98,8 +117,10 @@ class YOLOV1Loss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
-        return (f'coord_weight={self.coord_weight}, noobj_weight={self.noobj_weight}, '
-                f'loss_weight={self.loss_weight}')
+        return (
+            f'coord_weight={self.coord_weight}, noobj_weight={self.noobj_weight}, '
+            f'loss_weight={self.loss_weight}'
+        )
 
 
 def _corners(centre: Tensor, size: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Places and batches for auxiliary networks that are tested without a backbone."""
+
 from types import SimpleNamespace
 
 import torch
@@ -17,17 +18,22 @@ def place(index: int = 3, **changes) -> CutPoint:
     """The end of one block of a ResNet-32 that is cut behind each."""
     stage, channels, stride = RESNET32[index]
     blocks = [LaterBlock(f'block{i}', *block, path=f'block{i}') for i, block in enumerate(RESNET32)]
-    return CutPoint(**dict(
-        dict(
-            module=index,
-            num_modules=len(RESNET32),
-            stage=stage,
-            channels=channels,
-            stride=stride,
-            block=index,
-            stages=tuple(StageMap(s, 16 * 2**s, 2**s, s) for s in range(3)),
-            reduced_block=ReducedResidualBlock,
-            later=tuple(blocks[index + 1:])), **changes))
+    return CutPoint(
+        **dict(
+            dict(
+                module=index,
+                num_modules=len(RESNET32),
+                stage=stage,
+                channels=channels,
+                stride=stride,
+                block=index,
+                stages=tuple(StageMap(s, 16 * 2**s, 2**s, s) for s in range(3)),
+                reduced_block=ReducedResidualBlock,
+                later=tuple(blocks[index + 1 :]),
+            ),
+            **changes,
+        )
+    )
 
 
 def map_at(index: int = 3, images: int = 6, size: int = 16) -> torch.Tensor:
@@ -47,7 +53,8 @@ def step_with(labels, scores=None, backbone=None, size: int = 16, preprocessor=N
         inputs=torch.randn(len(samples), 3, size, size),
         data_samples=samples,
         bank=FeatureBank('off'),
-        train=None)
+        train=None,
+    )
 
 
 def size_of(module) -> int:
@@ -66,13 +73,14 @@ def batch_norm(x: torch.Tensor, norm) -> torch.Tensor:
     over = [d for d in range(x.ndim) if d != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
     mean = x.mean(over, keepdim=True)
-    variance = ((x - mean)**2).mean(over, keepdim=True)
+    variance = ((x - mean) ** 2).mean(over, keepdim=True)
     return (x - mean) / (variance + norm.eps).sqrt() * norm.weight.view(shape) + norm.bias.view(
-        shape)
+        shape
+    )
 
 
 def unsettle(module) -> None:
     """Give every parameter a value of its own: ones and zeros hide what is left out."""
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * .1)
+            parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -1,4 +1,5 @@
 """What holds for every method: finite losses, isolation, checkpoints, copies, plain evaluation."""
+
 import ast
 import copy
 import re
@@ -31,14 +32,17 @@ each_method = pytest.mark.parametrize('auxiliary', METHODS.values(), ids=METHODS
 
 def model_of(auxiliary, num_modules='blocks', **backbone):
     torch.manual_seed(0)
-    model = build_model(localize(
-        classifier('BN', **backbone), num_modules, auxiliary=dict(auxiliary, num_classes=5)))
+    model = build_model(
+        localize(
+            classifier('BN', **backbone), num_modules, auxiliary=dict(auxiliary, num_classes=5)
+        )
+    )
     model.init_weights()
     return model.train()
 
 
 def trainer_of(model, **kwargs):
-    return Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=.01), **kwargs)
+    return Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=0.01), **kwargs)
 
 
 def batch_for(model):
@@ -63,17 +67,18 @@ def test_a_module_trains_itself_and_its_auxiliary_network(auxiliary):
         trained.append(with_gradients())
 
     names = {id(p): name for name, p in model.named_parameters()}
-    with mock.patch.object(trainer.hook, 'train_module', train), \
-            mock.patch.object(type(trainer.optim_wrapper), 'step'), \
-            mock.patch.object(type(trainer.optim_wrapper), 'zero_grad'):
+    with mock.patch.object(trainer.hook, 'train_module', train), mock.patch.object(
+        type(trainer.optim_wrapper), 'step'
+    ), mock.patch.object(type(trainer.optim_wrapper), 'zero_grad'):
         trainer.step(batch_for(model))
     assert len(trained) == 8
     for i, found in enumerate(trained):
-        own = {names[id(p)] for p in wrapped.local_parameters(i)
-               if p.requires_grad}
+        own = {names[id(p)] for p in wrapped.local_parameters(i) if p.requires_grad}
         assert found == own and any(name.startswith(f'backbone.auxiliary.{i}.') for name in found)
     assert {name.rsplit('.', 2)[0] for name in with_gradients()} == {
-        'backbone.backbone.layer4.1', 'head'}
+        'backbone.backbone.layer4.1',
+        'head',
+    }
 
 
 @each_method
@@ -84,8 +89,10 @@ def test_saved_loaded_and_copied_models_train_on_alike(auxiliary):
     trainer.step(data)
     trainer.hook.after_train(trainer.runner)
     loaded = model_of(auxiliary)
-    assert any(not torch.equal(a, b) for a, b in zip(loaded.state_dict().values(),
-                                                     model.state_dict().values()))
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(loaded.state_dict().values(), model.state_dict().values())
+    )
     loaded.load_state_dict(model.state_dict(), strict=True)
     copied = copy.deepcopy(model)
     for aux in copied.backbone.auxiliary:
@@ -131,8 +138,11 @@ def test_mixed_precision(auxiliary):
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
-@pytest.mark.parametrize('auxiliary', [METHODS['AugLocal'], METHODS['MAN'], METHODS['MAN++']],
-                         ids=['AugLocal', 'MAN', 'MAN++'])
+@pytest.mark.parametrize(
+    'auxiliary',
+    [METHODS['AugLocal'], METHODS['MAN'], METHODS['MAN++']],
+    ids=['AugLocal', 'MAN', 'MAN++'],
+)
 def test_bottlenecks_checkpointed(auxiliary):
     """Blocks that are run again in the backward pass, behind every kind of cut."""
     losses = []
@@ -140,8 +150,10 @@ def test_bottlenecks_checkpointed(auxiliary):
         model = model_of(auxiliary, 5, depth=50, with_cp=with_cp)
         model.head.fc = torch.nn.Linear(256, 5)
         trainer = trainer_of(model)
-        losses.append([trainer.step(batch_for(model))['loss'] for _ in range(2)] + [
-            float(value) for value in trainer.log.values()])
+        losses.append(
+            [trainer.step(batch_for(model))['loss'] for _ in range(2)]
+            + [float(value) for value in trainer.log.values()]
+        )
     # Gradients of a map that is read twice are added up in another order.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
@@ -150,11 +162,17 @@ def test_methods_of_the_page():
     """Every config line of docs/methods.md builds and trains, the new method of its end too."""
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/methods.md').read_text(), re.S)
     exec(next(block for block in blocks if 'class TwoLayers' in block), {})
-    kinds = [eval(compile(ast.Expression(line.value), 'docs', 'eval'))
-             for block in blocks if block.startswith('auxiliary =')
-             for line in ast.parse(block).body] + [dict(type='TwoLayers', num_classes=10)]
+    kinds = [
+        eval(compile(ast.Expression(line.value), 'docs', 'eval'))
+        for block in blocks
+        if block.startswith('auxiliary =')
+        for line in ast.parse(block).body
+    ] + [dict(type='TwoLayers', num_classes=10)]
     assert {kind['type'] for kind in kinds} == {kind['type'] for kind in METHODS.values()} | {
-        'SLM', 'StageTail', 'TwoLayers'}
+        'SLM',
+        'StageTail',
+        'TwoLayers',
+    }
     for kind in kinds:
         cfg = localize(classifier('BN'), 3, auxiliary=kind)
         cfg.model.head.num_classes = 10

@@ -1,4 +1,5 @@
 """What the methods that classify images have in common."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -15,8 +16,9 @@ METHODS = ['Greedy', 'PredSim', 'DGL', 'InfoPro', 'AugLocal']
 
 
 def greedy(**changes):
-    return MODELS.build(dict(dict(
-        type='Greedy', cut_point=place(), num_classes=NUM_CLASSES), **changes))
+    return MODELS.build(
+        dict(dict(type='Greedy', cut_point=place(), num_classes=NUM_CLASSES), **changes)
+    )
 
 
 def test_mixed_labels_weigh_each_class():
@@ -43,7 +45,7 @@ def test_scores_of_a_batch_augmentation_come_before_labels():
     torch.testing.assert_close(mixed, -(shares * logits.log_softmax(1)).sum(1).mean())
     plain = auxiliary.loss(x, {}, step_with(labels))['loss_cls']
     torch.testing.assert_close(plain, negative_log_share(logits, labels))
-    assert abs(plain - mixed) > .01
+    assert abs(plain - mixed) > 0.01
 
 
 def test_the_output_is_taken_as_a_map():
@@ -53,17 +55,19 @@ def test_the_output_is_taken_as_a_map():
     logits = tokens.mean(1) @ auxiliary.fc.weight.T + auxiliary.fc.bias
     torch.testing.assert_close(
         auxiliary.loss(tokens, {}, step_with(labels))['loss_cls'],
-        negative_log_share(logits, labels))
+        negative_log_share(logits, labels),
+    )
 
 
 def test_loss_weight():
     torch.manual_seed(0)
     once = greedy()
     torch.manual_seed(0)
-    thrice = greedy(loss_weight=3.)
+    thrice = greedy(loss_weight=3.0)
     x, step = map_at(), step_with([0, 1, 2, 3, 4, 0])
     torch.testing.assert_close(
-        thrice.loss(x, {}, step)['loss_cls'], 3 * once.loss(x, {}, step)['loss_cls'])
+        thrice.loss(x, {}, step)['loss_cls'], 3 * once.loss(x, {}, step)['loss_cls']
+    )
 
 
 # What a user gets wrong
@@ -72,9 +76,13 @@ def test_loss_weight():
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('num_classes', [None, 0, '10', True])
 def test_without_classes(method, num_classes):
-    with pytest.raises(LocalLearningError, match=(
+    with pytest.raises(
+        LocalLearningError,
+        match=(
             f"auxiliary.num_classes={num_classes!r}: .*auxiliary=dict\\(type='{method}', "
-            'num_classes=10')):
+            'num_classes=10'
+        ),
+    ):
         MODELS.build(dict(type=method, cut_point=place(), num_classes=num_classes))
 
 
@@ -93,8 +101,10 @@ def test_classes_other_than_the_heads(method):
 def test_a_detector_is_no_classifier(method):
     model = build(retinanet(auxiliary=dict(type=method, num_classes=3)))
     name = 'InfoPro' if method == 'MAN' else method
-    with pytest.raises(LocalLearningError, match=(
-            f"^{name} serves image classification, and RetinaNet .*dict\\(type='SLM'\\)")):
+    with pytest.raises(
+        LocalLearningError,
+        match=(f"^{name} serves image classification, and RetinaNet .*dict\\(type='SLM'\\)"),
+    ):
         model.backbone.auxiliary[0].check(model, model.backbone)
 
 
@@ -109,8 +119,7 @@ def test_images_without_one_class(label):
         greedy().loss(map_at(images=2), {}, step)
 
 
-@pytest.mark.parametrize('method, refused', [
-    ('Greedy', False), ('PredSim', False), ('DGL', True)])
+@pytest.mark.parametrize('method, refused', [('Greedy', False), ('PredSim', False), ('DGL', True)])
 def test_a_batch_of_one_image(method, refused):
     """The last batch of an epoch, say."""
     auxiliary = greedy(type=method)

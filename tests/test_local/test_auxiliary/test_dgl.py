@@ -1,11 +1,20 @@
 """DGL against the same in plain operations."""
+
 import pytest
 import torch
 
 from fba_mm.local.auxiliary.dgl import DGL
 
-from .places import (NUM_CLASSES, batch_norm, map_at, negative_log_share, place, size_of,
-                     step_with, unsettle)
+from .places import (
+    NUM_CLASSES,
+    batch_norm,
+    map_at,
+    negative_log_share,
+    place,
+    size_of,
+    step_with,
+    unsettle,
+)
 
 LABELS = [0, 1, 2, 3, 4, 0]
 
@@ -24,8 +33,15 @@ def test_parameters_of_the_authors_own(index, expected):
 def test_widths():
     auxiliary = DGL(place(), NUM_CLASSES, width=8, positions=1, hidden_layers=3, hidden_width=12)
     shapes = [tuple(p.shape) for p in auxiliary.parameters() if p.ndim > 1]
-    assert shapes == [(8, 16, 1, 1), (8, 8, 1, 1), (8, 8, 1, 1), (12, 8), (12, 12), (12, 12),
-                      (NUM_CLASSES, 12)]
+    assert shapes == [
+        (8, 16, 1, 1),
+        (8, 8, 1, 1),
+        (8, 8, 1, 1),
+        (12, 8),
+        (12, 12),
+        (12, 12),
+        (NUM_CLASSES, 12),
+    ]
     assert auxiliary.loss(map_at(), {}, step_with(LABELS))['loss_cls'].isfinite()
 
 
@@ -34,11 +50,11 @@ def test_loss():
     unsettle(auxiliary)
     # 16 × 16 to 4 × 4 positions, and these later to 2 × 2.
     hidden = x.view(6, 16, 4, 4, 4, 4).mean((3, 5))
-    for conv, norm in [auxiliary.convs[i:i + 2] for i in (0, 3, 6)]:
+    for conv, norm in [auxiliary.convs[i : i + 2] for i in (0, 3, 6)]:
         hidden = torch.einsum('oi,nihw->nohw', conv.weight[..., 0, 0], hidden)
         hidden = batch_norm(hidden, norm).clamp(min=0)
     hidden = hidden.view(6, 16, 2, 2, 2, 2).mean((3, 5)).flatten(1)
-    for linear, norm in [auxiliary.mlp[i:i + 2] for i in (0, 3)]:
+    for linear, norm in [auxiliary.mlp[i : i + 2] for i in (0, 3)]:
         hidden = batch_norm(hidden @ linear.weight.T, norm).clamp(min=0)
     logits = hidden @ auxiliary.mlp[6].weight.T + auxiliary.mlp[6].bias
     losses = auxiliary.loss(x, {}, step_with(LABELS))

@@ -1,4 +1,5 @@
 """DGL for detectors: the maps that it makes, that it learns, and what it refuses."""
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -43,13 +44,15 @@ def test_the_modules_map_at_all_sizes(stage):
             torch.testing.assert_close(found, F.interpolate(own, (size, size), mode='bilinear'))
     assert len([m for m in auxiliary.convs if isinstance(m, torch.nn.Conv2d)]) == 3
     assert [conv.conv.in_channels for conv in auxiliary.head.neck.lateral_convs] == [
-        CHANNELS[stage]] * 3
+        CHANNELS[stage]
+    ] * 3
 
 
 @pytest.mark.parametrize('size', [(75, 90), (33, 64)])
 def test_maps_of_odd_sizes_fit(size):
     wrapped = LocalBackbone(
-        retinanet(num_modules=None)['backbone'], 'blocks', auxiliary=dgl_fpn()).eval()
+        retinanet(num_modules=None)['backbone'], 'blocks', auxiliary=dgl_fpn()
+    ).eval()
     image = torch.rand(2, 3, *size)
     expected = [level.shape[2:] for level in wrapped(image)]
     x = image
@@ -60,13 +63,13 @@ def test_maps_of_odd_sizes_fit(size):
 
 def test_modules_learn_alone():
     """Each loss trains its module and its auxiliary network; the bank makes no difference."""
-    model = build(retinanet(num_modules=4, auxiliary=dgl_fpn(loss_weight=2.)))
+    model = build(retinanet(num_modules=4, auxiliary=dgl_fpn(loss_weight=2.0)))
     trainer = Trainer(model, scope='off')
     model.backbone.auxiliary[0].check(model, model.backbone)
     gradients = trainer.gradients(batch())
     for name, _ in model.named_parameters():
         assert gradients[name].abs().sum() > 0, name
-    banked = build(retinanet(num_modules=4, auxiliary=dgl_fpn(loss_weight=2.)))
+    banked = build(retinanet(num_modules=4, auxiliary=dgl_fpn(loss_weight=2.0)))
     for name, gradient in Trainer(banked, scope='all').gradients(batch()).items():
         assert torch.equal(gradient, gradients[name]), name
     first = trainer.step(batch()), dict(trainer.log)
@@ -78,7 +81,7 @@ def test_modules_learn_alone():
 
 def test_loss_weight():
     losses = []
-    for weight in (1., 3.):
+    for weight in (1.0, 3.0):
         model = build(retinanet(num_modules=2, auxiliary=dgl_fpn(loss_weight=weight)))
         trainer = Trainer(model)
         trainer.step(batch())
@@ -86,11 +89,14 @@ def test_loss_weight():
     assert losses[1] == pytest.approx(3 * losses[0], rel=1e-5)
 
 
-@pytest.mark.parametrize('auxiliary, message', [
-    (dict(type='DGLFPN'), 'auxiliary.head has no neck'),
-    (dict(type='DGLFPN', head=dict(type='RetinaNet')), 'auxiliary.head has no neck'),
-    (dict(type='DGLFPN', head=dict(neck=dict(type='FPN'))), 'auxiliary.head has no type'),
-])
+@pytest.mark.parametrize(
+    'auxiliary, message',
+    [
+        (dict(type='DGLFPN'), 'auxiliary.head has no neck'),
+        (dict(type='DGLFPN', head=dict(type='RetinaNet')), 'auxiliary.head has no neck'),
+        (dict(type='DGLFPN', head=dict(neck=dict(type='FPN'))), 'auxiliary.head has no type'),
+    ],
+)
 def test_heads_that_are_refused(auxiliary, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         build(retinanet(auxiliary=auxiliary))

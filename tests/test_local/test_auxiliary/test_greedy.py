@@ -1,4 +1,5 @@
 """Greedy against the same in plain operations."""
+
 import torch
 
 from fba_mm.local.auxiliary.greedy import Greedy

@@ -1,4 +1,5 @@
 """InfoPro against the same in plain operations."""
+
 import pytest
 import torch
 from mmpretrain.models import ClsDataPreprocessor
@@ -7,11 +8,19 @@ from torch.nn import functional as F
 from fba_mm import LocalLearningError
 from fba_mm.local.auxiliary.infopro import InfoPro, supervised_contrast
 
-from .places import (NUM_CLASSES, batch_norm, map_at, negative_log_share, place, size_of,
-                     step_with, unsettle)
+from .places import (
+    NUM_CLASSES,
+    batch_norm,
+    map_at,
+    negative_log_share,
+    place,
+    size_of,
+    step_with,
+    unsettle,
+)
 
 LABELS = [0, 1, 2, 3, 4, 0]
-MEAN, STD = [125., 123., 114.], [63., 62., 67.]
+MEAN, STD = [125.0, 123.0, 114.0], [63.0, 62.0, 67.0]
 
 
 @pytest.mark.parametrize('index, c, width', [(0, 16, 32), (6, 32, 64), (11, 64, 64)])
@@ -59,50 +68,56 @@ def test_loss(index, stride):
     logits = hidden @ last.weight.T + last.bias
     depth = index / 14
     torch.testing.assert_close(
-        losses['loss_cls'],
-        (.05 + depth * .45) * negative_log_share(logits, LABELS))
+        losses['loss_cls'], (0.05 + depth * 0.45) * negative_log_share(logits, LABELS)
+    )
     torch.testing.assert_close(
         losses['loss_reconstruction'],
-        (5 - depth * 4.8) * cross_entropy_of_pixels(auxiliary, x, image))
+        (5 - depth * 4.8) * cross_entropy_of_pixels(auxiliary, x, image),
+    )
 
 
 def test_weights_run_from_the_first_module_to_the_last():
     auxiliaries = [InfoPro(place(i), 10) for i in range(15)]
-    assert (auxiliaries[0].reconstruction_weight, auxiliaries[0].task_weight) == (5, .05)
+    assert (auxiliaries[0].reconstruction_weight, auxiliaries[0].task_weight) == (5, 0.05)
     assert auxiliaries[7].reconstruction_weight == pytest.approx(2.6)
-    assert auxiliaries[7].task_weight == pytest.approx(.275)
-    assert auxiliaries[14].reconstruction_weight == pytest.approx(.2)
-    assert auxiliaries[14].task_weight == pytest.approx(.5)
+    assert auxiliaries[7].task_weight == pytest.approx(0.275)
+    assert auxiliaries[14].reconstruction_weight == pytest.approx(0.2)
+    assert auxiliaries[14].task_weight == pytest.approx(0.5)
     # One auxiliary network alone is the first.
     alone = InfoPro(place(0, num_modules=2), 10)
-    assert (alone.reconstruction_weight, alone.task_weight) == (5, .05)
+    assert (alone.reconstruction_weight, alone.task_weight) == (5, 0.05)
 
 
 def test_weights_one_by_one():
-    given = dict(reconstruction_weight=[65 / 14] * 4 + [60 / 14] * 5 + [55 / 14] * 5,
-                 task_weight=[.5 * i for i in range(1, 15)])
+    given = dict(
+        reconstruction_weight=[65 / 14] * 4 + [60 / 14] * 5 + [55 / 14] * 5,
+        task_weight=[0.5 * i for i in range(1, 15)],
+    )
     found = [InfoPro(place(i, num_modules=15), 10, **given) for i in (0, 4, 13)]
-    assert [f.reconstruction_weight for f in found] == pytest.approx([4.643, 4.286, 3.929], abs=1e-3)
-    assert [f.task_weight for f in found] == [.5, 2.5, 7.]
+    assert [f.reconstruction_weight for f in found] == pytest.approx(
+        [4.643, 4.286, 3.929], abs=1e-3
+    )
+    assert [f.task_weight for f in found] == [0.5, 2.5, 7.0]
 
 
 def test_weights_of_the_deeper_network():
-    settings = dict(reconstruction_weight=(5., .5), task_weight=(0, 1))
+    settings = dict(reconstruction_weight=(5.0, 0.5), task_weight=(0, 1))
     first = InfoPro(place(0, num_modules=55), 10, **settings)
     assert (first.reconstruction_weight, first.task_weight) == (5, 0)
     last = InfoPro(place(0, module=53, num_modules=55), 10, **settings)
-    assert (last.reconstruction_weight, last.task_weight) == (.5, 1)
+    assert (last.reconstruction_weight, last.task_weight) == (0.5, 1)
 
 
 def plain_contrast(features, labels):
     unit = [f / (f * f).sum().sqrt() for f in features]
     total = 0
     for i, own in enumerate(unit):
-        others = {j: torch.exp((own * unit[j]).sum() / .07) for j in range(len(unit)) if j != i}
+        others = {j: torch.exp((own * unit[j]).sum() / 0.07) for j in range(len(unit)) if j != i}
         alike = [j for j in others if labels[j] == labels[i]]
         if alike:
             total = total - sum(torch.log(others[j] / sum(others.values())) for j in alike) / len(
-                alike)
+                alike
+            )
     return total / len(unit)
 
 
@@ -110,7 +125,8 @@ def plain_contrast(features, labels):
 def test_contrast(labels):
     features = torch.randn(6, 128)
     torch.testing.assert_close(
-        supervised_contrast(features, torch.tensor(labels)), plain_contrast(features, labels))
+        supervised_contrast(features, torch.tensor(labels)), plain_contrast(features, labels)
+    )
 
 
 @pytest.mark.parametrize('labels', [[0], [0, 1, 2]])
@@ -126,15 +142,15 @@ def test_contrastive_form():
     assert auxiliary.classifier[-1].out_features == 128
     step, _ = batch_of_pictures()
     losses = auxiliary.loss(x, {}, step)
-    expected = .5 * plain_contrast(auxiliary.classifier(x), LABELS)
+    expected = 0.5 * plain_contrast(auxiliary.classifier(x), LABELS)
     torch.testing.assert_close(losses['loss_cls'], expected)
-    mixed = .7 * torch.eye(10)[LABELS] + .3 * torch.eye(10)[LABELS[::-1]]
+    mixed = 0.7 * torch.eye(10)[LABELS] + 0.3 * torch.eye(10)[LABELS[::-1]]
     for sample, score in zip(step.data_samples, mixed):
         sample.set_gt_score(score)
     torch.testing.assert_close(auxiliary.loss(x, {}, step)['loss_cls'], expected)
 
 
-@pytest.mark.parametrize('mean, expected', [([127.5] * 3, 1.), (None, .5)])
+@pytest.mark.parametrize('mean, expected', [([127.5] * 3, 1.0), (None, 0.5)])
 def test_image_before_normalization(mean, expected):
     """Whatever padding put there, it lies in 0 to 1."""
     preprocessor = ClsDataPreprocessor(mean=mean, std=None if mean is None else [127.5] * 3)
@@ -142,16 +158,19 @@ def test_image_before_normalization(mean, expected):
     step.inputs = torch.full((1, 3, 2, 2), 127.5)
     image = InfoPro(place(), 10)._image(step)
     torch.testing.assert_close(image, torch.full((1, 3, 2, 2), expected))
-    step.inputs = torch.full((1, 3, 2, 2), -9.)
+    step.inputs = torch.full((1, 3, 2, 2), -9.0)
     assert InfoPro(place(), 10)._image(step).eq(0).all()
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(task_weight=.5), r'task_weight=0.5: give two numbers'),
-    (dict(task_weight=(-1., 1.)), r'task_weight=\(-1.0, 1.0\): give two numbers'),
-    (dict(reconstruction_weight=(1., 2., 3.)), 'reconstruction_weight=.*give two numbers'),
-    (dict(reconstruction_weight=(0., 1.), task_weight=(0., 1.)), 'both 0 at module 1'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(task_weight=0.5), r'task_weight=0.5: give two numbers'),
+        (dict(task_weight=(-1.0, 1.0)), r'task_weight=\(-1.0, 1.0\): give two numbers'),
+        (dict(reconstruction_weight=(1.0, 2.0, 3.0)), 'reconstruction_weight=.*give two numbers'),
+        (dict(reconstruction_weight=(0.0, 1.0), task_weight=(0.0, 1.0)), 'both 0 at module 1'),
+    ],
+)
 def test_weights_that_are_refused(settings, message):
     with pytest.raises(LocalLearningError, match=message):
         InfoPro(place(0), 10, **settings)

@@ -1,4 +1,5 @@
 """MAN and MAN++: arithmetic of the average, what it reaches, and the host behind it."""
+
 from copy import deepcopy
 
 import pytest
@@ -16,8 +17,17 @@ from fba_mm.preflight.building import build_model
 from ...conftest import batch, build, retinanet
 from ...local_training import Trainer
 from ...test_analysis.small_configs import classifier
-from .places import (NUM_CLASSES, RESNET32, batch_norm, map_at, negative_log_share, place,
-                     size_of, step_with, unsettle)
+from .places import (
+    NUM_CLASSES,
+    RESNET32,
+    batch_norm,
+    map_at,
+    negative_log_share,
+    place,
+    size_of,
+    step_with,
+    unsettle,
+)
 
 LABELS = [0, 1, 2, 3, 4, 0]
 
@@ -34,18 +44,21 @@ class Backbone(nn.Module):
 
 
 def at(index, backbone, **changes):
-    return place(
-        index, copy_block=lambda path: deepcopy(backbone.get_submodule(path)), **changes)
+    return place(index, copy_block=lambda path: deepcopy(backbone.get_submodule(path)), **changes)
 
 
 def man(index, backbone, **settings):
-    return MAN(at(index, backbone), **dict(
-        dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings))
+    return MAN(
+        at(index, backbone),
+        **dict(dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings),
+    )
 
 
 def plus(index, backbone, **settings):
-    return MANPlusPlus(at(index, backbone), **dict(
-        dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings))
+    return MANPlusPlus(
+        at(index, backbone),
+        **dict(dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings),
+    )
 
 
 def plain_block(block, x):
@@ -83,12 +96,12 @@ def test_a_module_learns_through_two_copies_of_the_next_block(index, path, make)
     if make is plus:
         assert auxiliary.share == 1
         with torch.no_grad():
-            auxiliary.share.fill_(.6)
+            auxiliary.share.fill_(0.6)
     assert auxiliary.path == path
     expected = plain_greedy(auxiliary.host.fc, combined(auxiliary, x))
     loss = auxiliary.loss(x, {}, step_with(LABELS, backbone=backbone))['loss_cls']
     torch.testing.assert_close(loss, expected)
-    gradient, = torch.autograd.grad(expected, x, retain_graph=True)
+    (gradient,) = torch.autograd.grad(expected, x, retain_graph=True)
     loss.backward()
     torch.testing.assert_close(x.grad, gradient)
 
@@ -96,7 +109,7 @@ def test_a_module_learns_through_two_copies_of_the_next_block(index, path, make)
 @pytest.mark.parametrize('make', [man, plus])
 def test_the_average_follows_the_block(make):
     backbone, x = Backbone(), map_at(5)
-    auxiliary = make(5, backbone, momentum=.9)
+    auxiliary = make(5, backbone, momentum=0.9)
     live, step = backbone.block6, step_with(LABELS, backbone=backbone)
     expected = {name: value.clone() for name, value in auxiliary.averaged.state_dict().items()}
     for _ in range(3):
@@ -106,8 +119,9 @@ def test_the_average_follows_the_block(make):
         auxiliary.loss(x, {}, step)
         auxiliary.after_backward(step)
         for name, value in live.state_dict().items():
-            expected[name] = value.clone() if name.endswith('tracked') else (
-                .9 * expected[name] + .1 * value)
+            expected[name] = (
+                value.clone() if name.endswith('tracked') else (0.9 * expected[name] + 0.1 * value)
+            )
     found = auxiliary.averaged.state_dict()
     assert len(expected) == 18 and found['shortcut.bn.num_batches_tracked'] == 21
     for name, value in expected.items():
@@ -121,10 +135,11 @@ def test_copies_start_from_weights_of_their_own(make):
     auxiliary.init_weights()
     live, learned, averaged = (
         block.residual[0].conv.weight
-        for block in (backbone.block6, auxiliary.learned, auxiliary.averaged))
+        for block in (backbone.block6, auxiliary.learned, auxiliary.averaged)
+    )
     for a, b in ((live, learned), (live, averaged), (learned, averaged)):
         assert not torch.allclose(a, b)
-    assert averaged.std().item() == pytest.approx((2 / (9 * 32))**.5, rel=.05)
+    assert averaged.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
     assert (auxiliary.averaged.residual[0].norm.weight == 1).all()
 
 
@@ -160,7 +175,7 @@ def test_norms_that_the_backbone_keeps_in_evaluation_mode():
     for module in backbone.block6.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
-            module.running_var.uniform_(.5, 2.)
+            module.running_var.uniform_(0.5, 2.0)
     auxiliary.averaged.load_state_dict(backbone.block6.state_dict())
     auxiliary.learned.load_state_dict(backbone.block6.state_dict())
     auxiliary.train()
@@ -184,9 +199,12 @@ class PreActivation(nn.Module):
 def test_blocks_do_not_write_into_the_modules_output(kind):
     backbone = nn.Module()
     backbone.block15 = PreActivation()
-    later = (LaterBlock('block15', 2, 16, 4, path='block15'), )
-    auxiliary = kind(at(14, backbone, channels=16, later=later),
-                     host=dict(type='Greedy'), num_classes=NUM_CLASSES)
+    later = (LaterBlock('block15', 2, 16, 4, path='block15'),)
+    auxiliary = kind(
+        at(14, backbone, channels=16, later=later),
+        host=dict(type='Greedy'),
+        num_classes=NUM_CLASSES,
+    )
     x = torch.randn(6, 16, 4, 4, requires_grad=True)
     output = x * 1
     auxiliary.loss(output, {}, step_with(LABELS, backbone=backbone))['loss_cls'].backward()
@@ -221,15 +239,17 @@ def test_weights_of_auxiliary_and_host_multiply(make):
         return make(3, backbone, **settings).loss(x, {}, step)['loss_cls']
 
     torch.testing.assert_close(
-        loss(loss_weight=2., host=dict(type='Greedy', loss_weight=3.)),
-        6 * loss(host=dict(type='Greedy')))
+        loss(loss_weight=2.0, host=dict(type='Greedy', loss_weight=3.0)),
+        6 * loss(host=dict(type='Greedy')),
+    )
 
 
 @pytest.mark.parametrize('method', ['MAN', 'MAN++'])
 def test_a_detector_with_fbas_own_method_as_host(method):
     """Nothing in the two is about classes."""
-    model = build(retinanet(
-        num_modules='stages', auxiliary=dict(type=method, host=dict(type='SLM'))))
+    model = build(
+        retinanet(num_modules='stages', auxiliary=dict(type=method, host=dict(type='SLM')))
+    )
     trainer = Trainer(model)
     gradients = trainer.gradients(batch())
     assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -237,20 +257,28 @@ def test_a_detector_with_fbas_own_method_as_host(method):
     assert all(torch.isfinite(g).all() for g in gradients.values())
 
 
-@pytest.mark.parametrize('kwargs', [dict(), dict(apply='eager'), dict(clip_grad=dict(max_norm=1.))],
-                         ids=['end', 'eager', 'clipped'])
+@pytest.mark.parametrize(
+    'kwargs',
+    [dict(), dict(apply='eager'), dict(clip_grad=dict(max_norm=1.0))],
+    ids=['end', 'eager', 'clipped'],
+)
 def test_optimizers_pass_over_the_average(kwargs):
     """After each iteration it is where the block was before it."""
-    cfg = localize(classifier('BN'), 'stages', auxiliary=dict(
-        type='MAN', host=dict(type='Greedy'), num_classes=5, momentum=0.))
+    cfg = localize(
+        classifier('BN'),
+        'stages',
+        auxiliary=dict(type='MAN', host=dict(type='Greedy'), num_classes=5, momentum=0.0),
+    )
     torch.manual_seed(0)
     model = build_model(cfg).train()
     model.init_weights()
     trainer = Trainer(
-        model, optimizer=lambda p: torch.optim.SGD(p, lr=.1, weight_decay=.1), **kwargs)
+        model, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=0.1), **kwargs
+    )
     data = dict(
         inputs=[torch.randint(0, 256, (3, 64, 64)) for _ in range(4)],
-        data_samples=step_with([0, 1, 2, 3]).data_samples)
+        data_samples=step_with([0, 1, 2, 3]).data_samples,
+    )
     for _ in range(2):
         before = {n: p.clone() for n, p in model.backbone.backbone.layer2[0].named_parameters()}
         trainer.step(data)
@@ -264,23 +292,28 @@ def test_optimizers_pass_over_the_average(kwargs):
 # What a user gets wrong
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(momentum=1.1), 'auxiliary.momentum=1.1: give a finite number from 0 to 1'),
-    (dict(num_classes=None), "num_classes is missing: .* beside host=dict\\(type='Greedy'\\)"),
-    (dict(host=dict(depth=3)), "host=.*: give the config of an auxiliary network"),
-    (dict(host='DGL'), "host=DGL: give the config of an auxiliary network"),
-    (dict(loss_weight=0), 'auxiliary.loss_weight=0: '),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(momentum=1.1), 'auxiliary.momentum=1.1: give a finite number from 0 to 1'),
+        (dict(num_classes=None), "num_classes is missing: .* beside host=dict\\(type='Greedy'\\)"),
+        (dict(host=dict(depth=3)), 'host=.*: give the config of an auxiliary network'),
+        (dict(host='DGL'), 'host=DGL: give the config of an auxiliary network'),
+        (dict(loss_weight=0), 'auxiliary.loss_weight=0: '),
+    ],
+)
 @pytest.mark.parametrize('kind', [MAN, MANPlusPlus])
 def test_configs_that_are_refused(kind, settings, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
-        kind(at(3, Backbone()), **dict(
-            dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings))
+        kind(
+            at(3, Backbone()),
+            **dict(dict(host=dict(type='Greedy'), num_classes=NUM_CLASSES), **settings),
+        )
     assert '\n' not in str(caught.value)
 
 
 def test_a_block_that_is_no_submodule():
-    later = (LaterBlock('stage5', 2, 64, 4, path=None), )
+    later = (LaterBlock('stage5', 2, 64, 4, path=None),)
     with pytest.raises(LocalLearningError, match='stage5 cannot be copied.*take the host alone'):
         MAN(at(3, Backbone(), later=later), num_classes=5)
 

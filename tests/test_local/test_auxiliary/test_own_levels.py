@@ -1,4 +1,5 @@
 """A detection head on the levels of a module's own stride, behind MAN++."""
+
 import pytest
 import torch
 
@@ -11,8 +12,9 @@ HOST = dict(type='OwnLevels', num_classes=3, channels=8)
 
 
 def model_of(**changes):
-    return build(retinanet(num_modules='stages', auxiliary=dict(
-        type='MAN++', host=dict(HOST, **changes))))
+    return build(
+        retinanet(num_modules='stages', auxiliary=dict(type='MAN++', host=dict(HOST, **changes)))
+    )
 
 
 def test_modules_predict_p3_p4_and_p5_to_p7():
@@ -23,9 +25,11 @@ def test_modules_predict_p3_p4_and_p5_to_p7():
     anchors = heads[1].bbox_head.prior_generator.grid_priors([(2, 2)], device='cpu')[0]
     assert anchors.shape == (36, 4)
     centers = (anchors[::9, :2] + anchors[::9, 2:]) / 2
-    torch.testing.assert_close(centers, torch.tensor([[8., 8.], [24., 8.], [8., 24.], [24., 24.]]))
-    sides = ((anchors[:9, 2:] - anchors[:9, :2]).prod(1)**.5).sort().values
-    torch.testing.assert_close(sides, (64 * 2**(torch.arange(9) // 3 / 3)))
+    torch.testing.assert_close(
+        centers, torch.tensor([[8.0, 8.0], [24.0, 8.0], [8.0, 24.0], [24.0, 24.0]])
+    )
+    sides = ((anchors[:9, 2:] - anchors[:9, :2]).prod(1) ** 0.5).sort().values
+    torch.testing.assert_close(sides, (64 * 2 ** (torch.arange(9) // 3 / 3)))
     assert [len(head.bbox_head.cls_convs) for head in heads] == [2, 2, 2]
 
 
@@ -46,10 +50,13 @@ def test_a_detector_trains():
     assert all(g.isfinite().all() for g in gradients.values())
 
 
-@pytest.mark.parametrize('changes, message', [
-    (dict(num_classes=None), "num_classes=None: give that of the model's head"),
-    (dict(num_classes=4), 'predicts 4 classes, the model 3'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(num_classes=None), "num_classes=None: give that of the model's head"),
+        (dict(num_classes=4), 'predicts 4 classes, the model 3'),
+    ],
+)
 def test_what_is_refused(changes, message):
     with pytest.raises(LocalLearningError, match=message):
         Trainer(model_of(**changes))

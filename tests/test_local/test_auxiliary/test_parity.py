@@ -1,4 +1,5 @@
 """Every method beside its authors' code: the numbers that were read from running it."""
+
 from pathlib import Path
 
 import pytest
@@ -20,28 +21,34 @@ def trained(module):
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize('method, modules, parameters', [
-    ('greedy', 16, 5270),
-    ('predsim', 16, 284310),
-    ('dgl', 16, 838294),
-    ('infopro', 16, 449115),
-    ('auglocal_d1', 15, 806412),
-    ('auglocal', 14, 1341058),
-    ('auglocal_d3', 13, 1511608),
-    ('auglocal_d5', 11, 1684388),
-    ('auglocal_d9', 7, 1562108),
-])
+@pytest.mark.parametrize(
+    'method, modules, parameters',
+    [
+        ('greedy', 16, 5270),
+        ('predsim', 16, 284310),
+        ('dgl', 16, 838294),
+        ('infopro', 16, 449115),
+        ('auglocal_d1', 15, 806412),
+        ('auglocal', 14, 1341058),
+        ('auglocal_d3', 13, 1511608),
+        ('auglocal_d5', 11, 1684388),
+        ('auglocal_d9', 7, 1562108),
+    ],
+)
 def test_modules_and_parameters(method, modules, parameters):
     backbone = auxiliaries(method)
     assert (backbone.num_modules, trained(backbone.auxiliary)) == (modules, parameters)
 
 
-@pytest.mark.parametrize('method, modules, learned, hosts', [
-    # The first block of each next module; MAN joins the stem with the first.
-    ('man', 15, 461120, None),
-    ('manpp', 16, 465792, 9568150),
-    ('manpp_infopro', 16, 465792, None),
-])
+@pytest.mark.parametrize(
+    'method, modules, learned, hosts',
+    [
+        # The first block of each next module; MAN joins the stem with the first.
+        ('man', 15, 461120, None),
+        ('manpp', 16, 465792, 9568150),
+        ('manpp_infopro', 16, 465792, None),
+    ],
+)
 def test_learned_blocks_and_hosts_of_man(method, modules, learned, hosts):
     backbone = auxiliaries(method)
     assert backbone.num_modules == modules
@@ -53,7 +60,11 @@ def test_learned_blocks_and_hosts_of_man(method, modules, learned, hosts):
 def test_cuts_of_infopro_in_four_modules():
     backbone = auxiliaries('infopro_k4')
     assert [backbone.segments[module[-1]].name for module in backbone.module_segments] == [
-        'layer1.2', 'layer2.1', 'layer3.0', 'layer3.4']
+        'layer1.2',
+        'layer2.1',
+        'layer3.0',
+        'layer3.4',
+    ]
 
 
 @pytest.mark.parametrize('method', ['dgl', 'infopro', 'predsim', 'auglocal'])
@@ -63,6 +74,8 @@ def test_convolutions_start_as_the_authors_do(method):
     auxiliary = auxiliaries(method).auxiliary
     auxiliary.init_weights()
     ratios = [
-        conv.weight.std().item() / (2 / (conv.kernel_size[0]**2 * conv.out_channels))**.5
-        for conv in auxiliary.modules() if isinstance(conv, torch.nn.Conv2d)]
-    assert len(ratios) >= 15 and sum(ratios) / len(ratios) == pytest.approx(1, abs=.03)
+        conv.weight.std().item() / (2 / (conv.kernel_size[0] ** 2 * conv.out_channels)) ** 0.5
+        for conv in auxiliary.modules()
+        if isinstance(conv, torch.nn.Conv2d)
+    ]
+    assert len(ratios) >= 15 and sum(ratios) / len(ratios) == pytest.approx(1, abs=0.03)

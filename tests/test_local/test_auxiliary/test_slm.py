@@ -1,4 +1,5 @@
 """FBA's auxiliary network: which maps it puts together, and which configs it refuses."""
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope
@@ -23,8 +24,15 @@ def slm(stage: int, **settings):
 
 
 def step_with(bank: FeatureBank, images: int = 2, generator=None) -> LocalStep:
-    return LocalStep(model=None, source=None, inputs=torch.zeros(images, 3, 64, 64),
-                     data_samples=None, bank=bank, train=None, generator=generator)
+    return LocalStep(
+        model=None,
+        source=None,
+        inputs=torch.zeros(images, 3, 64, 64),
+        data_samples=None,
+        bank=bank,
+        train=None,
+        generator=generator,
+    )
 
 
 def map_of(stage: int, images: int = 2) -> torch.Tensor:
@@ -45,8 +53,7 @@ def test_maps_have_the_shapes_of_the_backbones(stage, bank):
     assert len(auxiliary.blocks) == 3 - stage
     x = map_of(stage)
     features = auxiliary.features(x, {} if stage < 0 else {stage: x}, step_with(bank))
-    assert [f.shape for f in features] == [
-        (2, c, s, s) for c, s in zip(CHANNELS, SIZES)]
+    assert [f.shape for f in features] == [(2, c, s, s) for c, s in zip(CHANNELS, SIZES)]
 
 
 @pytest.mark.parametrize('size', [(75, 90), (33, 64), (129, 127)])
@@ -64,7 +71,7 @@ def test_maps_of_odd_sizes_fit(size):
 
 
 def test_where_each_map_comes_from():
-    auxiliary = slm(1, bank_dropout=0.)
+    auxiliary = slm(1, bank_dropout=0.0)
     x, bank = map_of(1), full_bank('all')
     features = auxiliary.features(x, {1: x}, step_with(bank))
     assert features[0] is bank.get(0)
@@ -88,11 +95,22 @@ def test_more_blocks_per_stage():
 
 
 def test_the_own_stage_is_finished_where_it_goes_on():
-    wrapped = LocalBackbone(retinanet(num_modules=None)['backbone'], 'blocks',
-                            auxiliary=dict(type='SLM', finish_stage=True))
+    wrapped = LocalBackbone(
+        retinanet(num_modules=None)['backbone'],
+        'blocks',
+        auxiliary=dict(type='SLM', finish_stage=True),
+    )
     # The stem has no stage; of the others, every second module ends one.
     assert [auxiliary.finish is not None for auxiliary in wrapped.auxiliary] == [
-        False, True, False, True, False, True, False, True]
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
     inside, x = wrapped.auxiliary[3], map_of(1)
     features = inside.features(x, {}, step_with(full_bank('past')))
     torch.testing.assert_close(features[1], inside.finish(x))
@@ -128,18 +146,19 @@ def test_bank_dropout_withholds_deeper_maps_from_a_share_of_the_images():
         auxiliary = slm(2, bank_dropout=dropout)
         own = auxiliary.blocks[0](x)
         shallow, second, third, deeper = auxiliary.features(
-            x, {2: x}, step_with(bank, images, torch.Generator().manual_seed(0)))
+            x, {2: x}, step_with(bank, images, torch.Generator().manual_seed(0))
+        )
         assert shallow is bank.get(0) and second is bank.get(1) and third is x
         with_bank = (deeper - own - bank.get(3)).abs().amax((1, 2, 3)) < 1e-5
         alone = (deeper - own).abs().amax((1, 2, 3)) < 1e-5
         assert torch.equal(with_bank, ~alone)
         return float(alone.float().mean())
 
-    assert shares(0.) == 0
-    assert shares(1.) == 1
+    assert shares(0.0) == 0
+    assert shares(1.0) == 1
     # Three standard deviations of the share among 400.
-    assert shares(.5) == pytest.approx(.5, abs=.075)
-    assert shares(.2) == pytest.approx(.2, abs=.06)
+    assert shares(0.5) == pytest.approx(0.5, abs=0.075)
+    assert shares(0.2) == pytest.approx(0.2, abs=0.06)
 
 
 def test_an_image_is_withheld_at_all_levels_or_at_none():
@@ -148,7 +167,8 @@ def test_an_image_is_withheld_at_all_levels_or_at_none():
     auxiliary = slm(0)
     x, bank = map_of(0, images), full_bank('all', images)
     features = auxiliary.features(
-        x, {0: x}, step_with(bank, images, torch.Generator().manual_seed(0)))
+        x, {0: x}, step_with(bank, images, torch.Generator().manual_seed(0))
+    )
     alone, deeper = [], x
     for level, block in enumerate(auxiliary.blocks, start=1):
         deeper = block(deeper)
@@ -186,19 +206,28 @@ def without_type():
     return head
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(channels=16), 'auxiliary.channels=16 .*leave channels unset, or give a head'),
-    (dict(loss_weight=0), 'auxiliary.loss_weight=0: give a finite number greater than 0'),
-    (dict(bank_dropout=1.5), 'auxiliary.bank_dropout=1.5: give a finite number from 0 to 1'),
-    (dict(bank_dropout=-.1), 'auxiliary.bank_dropout=-0.1: give a finite number from 0 to 1'),
-    (dict(head=dict(own_head()['head'], backbone=dict(type='mmdet.ResNet', depth=18))),
-     'auxiliary.head has a backbone: leave it out'),
-    (dict(head=without_type()), 'auxiliary.head has no type: give the config of a model'),
-    (dict(head=dict(own_head()['head'], type='mmdet.RetinaNett')),
-     'auxiliary.head cannot be built as a mmdet.RetinaNett: .*RetinaNett.*registry'),
-    (dict(head=dict(own_head()['head'], stacked_convs=1)),
-     'auxiliary.head cannot be built as a mmdet.RetinaNet: .*stacked_convs'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(channels=16), 'auxiliary.channels=16 .*leave channels unset, or give a head'),
+        (dict(loss_weight=0), 'auxiliary.loss_weight=0: give a finite number greater than 0'),
+        (dict(bank_dropout=1.5), 'auxiliary.bank_dropout=1.5: give a finite number from 0 to 1'),
+        (dict(bank_dropout=-0.1), 'auxiliary.bank_dropout=-0.1: give a finite number from 0 to 1'),
+        (
+            dict(head=dict(own_head()['head'], backbone=dict(type='mmdet.ResNet', depth=18))),
+            'auxiliary.head has a backbone: leave it out',
+        ),
+        (dict(head=without_type()), 'auxiliary.head has no type: give the config of a model'),
+        (
+            dict(head=dict(own_head()['head'], type='mmdet.RetinaNett')),
+            'auxiliary.head cannot be built as a mmdet.RetinaNett: .*RetinaNett.*registry',
+        ),
+        (
+            dict(head=dict(own_head()['head'], stacked_convs=1)),
+            'auxiliary.head cannot be built as a mmdet.RetinaNet: .*stacked_convs',
+        ),
+    ],
+)
 def test_configs_that_are_refused(settings, message):
     with pytest.raises(LocalLearningError, match=message) as caught:
         slm(0, **settings)
@@ -245,7 +274,9 @@ def test_an_own_head_with_nothing_to_learn():
     settings = dict(type='mmpretrain.ImageClassifier', head=dict(type='mmpretrain.ClsHead'))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         head = build_own_head(settings, [8], [4])
-    with pytest.raises(LocalLearningError, match='ImageClassifier, has nothing to learn: .*leave head'):
+    with pytest.raises(
+        LocalLearningError, match='ImageClassifier, has nothing to learn: .*leave head'
+    ):
         check_own_head(head, [8], head, head.backbone)
 
 
@@ -282,8 +313,11 @@ def test_pooled_maps_of_fewer_channels(channels, out_channels):
 
 
 def test_pooled_maps_of_odd_sizes():
-    wrapped = LocalBackbone(retinanet(num_modules=None)['backbone'], 'blocks',
-                            auxiliary=dict(type='SLM', blocks_per_stage=0)).eval()
+    wrapped = LocalBackbone(
+        retinanet(num_modules=None)['backbone'],
+        'blocks',
+        auxiliary=dict(type='SLM', blocks_per_stage=0),
+    ).eval()
     image = torch.rand(2, 3, 75, 90)
     step = LocalStep(None, None, image, None, FeatureBank('off'), None)
     expected, x = [level.shape for level in wrapped(image)], image
@@ -300,7 +334,11 @@ def test_modules_learn_without_blocks():
 
 
 def test_blocks_that_are_refused():
-    tokens = dict(type='mmpretrain.VisionTransformer', img_size=32, patch_size=8, arch=dict(
-        embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=16))
-    with pytest.raises(LocalLearningError, match="blocks_per_stage=0 pools maps.*give 1 or more"):
+    tokens = dict(
+        type='mmpretrain.VisionTransformer',
+        img_size=32,
+        patch_size=8,
+        arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=16),
+    )
+    with pytest.raises(LocalLearningError, match='blocks_per_stage=0 pools maps.*give 1 or more'):
         LocalBackbone(tokens, 2, auxiliary=dict(type='SLM', blocks_per_stage=0))

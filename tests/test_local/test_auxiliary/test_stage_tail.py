@@ -1,4 +1,5 @@
 """FBA by the current paper: where each map comes from, and that modules train by it."""
+
 import pytest
 import torch
 
@@ -16,8 +17,11 @@ HEAD = own_head()['head']
 
 def tail(stage, **settings):
     """The auxiliary network in the middle of a stage; -1 is the stem."""
-    wrapped = LocalBackbone(retinanet(num_modules=None)['backbone'], 'blocks', auxiliary=dict(
-        dict(type='StageTail', head=HEAD, channels=4), **settings))
+    wrapped = LocalBackbone(
+        retinanet(num_modules=None)['backbone'],
+        'blocks',
+        auxiliary=dict(dict(type='StageTail', head=HEAD, channels=4), **settings),
+    )
     return wrapped.auxiliary[0 if stage < 0 else 2 * stage + 1].train()
 
 
@@ -73,19 +77,22 @@ def test_a_classifier_sees_the_pooled_features_of_earlier_modules():
     maps = [torch.rand(2, c, 4, 4) for c in earlier]
     for banked in maps:
         bank.put_pooled(banked)
-    joined, = third.features(x, step_with(bank))
+    (joined,) = third.features(x, step_with(bank))
     expected = torch.cat([third.block(x).mean((2, 3)), *(m.mean((2, 3)) for m in maps)], 1)
     torch.testing.assert_close(joined[..., 0, 0], expected)
     assert third.head.head.fc.in_features == expected.shape[1]
-    empty, = third.features(x, step_with(FeatureBank('off')))
-    assert empty.shape == joined.shape and (empty[:, third.channels:] == 0).all()
+    (empty,) = third.features(x, step_with(FeatureBank('off')))
+    assert empty.shape == joined.shape and (empty[:, third.channels :] == 0).all()
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(head=None), 'learns from a head of its own'),
-    (dict(head='LightRetinaNet'), 'learns from a head of its own'),
-    (dict(loss_weight=0), 'loss_weight=0'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(head=None), 'learns from a head of its own'),
+        (dict(head='LightRetinaNet'), 'learns from a head of its own'),
+        (dict(loss_weight=0), 'loss_weight=0'),
+    ],
+)
 def test_configs_that_are_refused(settings, message):
     with pytest.raises(LocalLearningError, match=message):
         tail(1, **settings)

@@ -1,4 +1,5 @@
 """What holds for the segments of every family of backbones, and for its training."""
+
 import copy
 from typing import Optional
 
@@ -23,7 +24,7 @@ def built(cfg: dict) -> nn.Module:
     backbone = MODELS.build(ConfigDict(copy.deepcopy(cfg)))
     for parameter in backbone.parameters():
         if parameter.dim() < 2 or parameter.size(0) == 1:
-            nn.init.normal_(parameter, .5, .2)
+            nn.init.normal_(parameter, 0.5, 0.2)
     return backbone
 
 
@@ -61,10 +62,15 @@ def check_forward(cfg: dict, shape: tuple, resting: tuple = ()) -> None:
         if mode:
             for maps in (expected, levels.values()):
                 sum((level * level.detach().cos()).sum() for level in maps).backward()
-    assert all(p.grad is q.grad or torch.equal(p.grad, q.grad)
-               for p, q in zip(twin.parameters(), backbone.parameters()))
-    assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in twin.state_dict().items()
-               if not k.startswith(resting or ('-', )))
+    assert all(
+        p.grad is q.grad or torch.equal(p.grad, q.grad)
+        for p, q in zip(twin.parameters(), backbone.parameters())
+    )
+    assert all(
+        torch.equal(v, backbone.state_dict()[k])
+        for k, v in twin.state_dict().items()
+        if not k.startswith(resting or ('-',))
+    )
 
 
 def check_parameters(cfg: dict) -> None:
@@ -79,7 +85,8 @@ def stages_of(cfg: dict) -> list:
     backbone = built(cfg)
     unrolled = unroll(backbone)
     footprints = trace_footprints(
-        backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map)
+        backbone, unrolled.segments, unrolled.input_shape, unrolled.as_map
+    )
     assert all(f.saved_bytes > 0 for f in footprints)
     return [(s.stage, f.channels, f.stride) for s, f in zip(unrolled.segments, footprints)]
 
@@ -118,41 +125,63 @@ def check_reduced_reconstruction(cfg: dict, size: tuple, adds_images: bool = Fal
             assert torch.allclose(plain, head.mean.expand_as(plain))
         else:
             enlarged = nn.functional.interpolate(
-                images, scale_factor=expected.size(2) // size[0], mode=mode,
-                align_corners=False)
+                images, scale_factor=expected.size(2) // size[0], mode=mode, align_corners=False
+            )
             assert torch.allclose(plain, enlarged)
 
 
-def classifier(backbone: dict, num_modules, channels: int, neck: bool = False,
-               head: Optional[dict] = None, auxiliary: Optional[dict] = None, **kwargs) -> dict:
+def classifier(
+    backbone: dict,
+    num_modules,
+    channels: int,
+    neck: bool = False,
+    head: Optional[dict] = None,
+    auxiliary: Optional[dict] = None,
+    **kwargs,
+) -> dict:
     """A small classifier; ``num_modules=None`` leaves its backbone unwrapped."""
     if num_modules is not None:
         backbone = dict(
-            type='LocalBackbone', backbone=backbone, num_modules=num_modules,
-            auxiliary=auxiliary or dict(type='SLM'))
+            type='LocalBackbone',
+            backbone=backbone,
+            num_modules=num_modules,
+            auxiliary=auxiliary or dict(type='SLM'),
+        )
     return dict(
         type='mmpretrain.ImageClassifier',
         data_preprocessor=dict(
-            type='mmpretrain.ClsDataPreprocessor', num_classes=NUM_CLASSES, mean=[127.5] * 3,
-            std=[64.] * 3),
+            type='mmpretrain.ClsDataPreprocessor',
+            num_classes=NUM_CLASSES,
+            mean=[127.5] * 3,
+            std=[64.0] * 3,
+        ),
         backbone=backbone,
         neck=dict(type='mmpretrain.GlobalAveragePooling') if neck else None,
-        head=head or dict(
-            type='mmpretrain.LinearClsHead', num_classes=NUM_CLASSES, in_channels=channels,
-            init_cfg=dict(type='Normal', layer='Linear', std=.1),
-            loss=dict(type='mmpretrain.CrossEntropyLoss')),
-        **kwargs)
+        head=head
+        or dict(
+            type='mmpretrain.LinearClsHead',
+            num_classes=NUM_CLASSES,
+            in_channels=channels,
+            init_cfg=dict(type='Normal', layer='Linear', std=0.1),
+            loss=dict(type='mmpretrain.CrossEntropyLoss'),
+        ),
+        **kwargs,
+    )
 
 
 def class_batch(size=64, images: int = 4) -> dict:
     """Images of noise with labels."""
     from mmpretrain.structures import DataSample
+
     height, width = size if isinstance(size, tuple) else (size, size)
     generator = torch.Generator().manual_seed(0)
     return dict(
-        inputs=[torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
-                for _ in range(images)],
-        data_samples=[DataSample().set_gt_label(i % NUM_CLASSES) for i in range(images)])
+        inputs=[
+            torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+            for _ in range(images)
+        ],
+        data_samples=[DataSample().set_gt_label(i % NUM_CLASSES) for i in range(images)],
+    )
 
 
 def check_isolation(cfg: dict, data: dict, unused: tuple = ()) -> nn.Module:
@@ -177,14 +206,17 @@ def check_isolation(cfg: dict, data: dict, unused: tuple = ()) -> nn.Module:
         return trainer.gradients(data)
 
     before = gradients()
-    trained = {n for n, p in model.named_parameters()
-               if p.requires_grad and not n.startswith(tuple(unused) or ('-', ))}
+    trained = {
+        n
+        for n, p in model.named_parameters()
+        if p.requires_grad and not n.startswith(tuple(unused) or ('-',))
+    }
     assert trained == set(before)
     assert all(torch.isfinite(g).all() for g in before.values())
     for k in range(local.num_modules - 1):
-        local.auxiliary[k].loss_weight = 4.  # A power of two: nothing is rounded otherwise.
+        local.auxiliary[k].loss_weight = 4.0  # A power of two: nothing is rounded otherwise.
         after = gradients()
-        local.auxiliary[k].loss_weight = 1.
+        local.auxiliary[k].loss_weight = 1.0
         own = {id(p) for p in local.local_parameters(k)}
         assert any(id(p) in own for p in local.backbone.parameters())
         for name, parameter in local.named_parameters(prefix='backbone'):
@@ -205,7 +237,7 @@ def check_checkpoint(cfg: dict, stock_cfg: dict, data: dict) -> None:
     """A stock checkpoint loads, and the local model evaluates as the stock one does."""
     stock, model = build(stock_cfg), build(cfg)
     for parameter in stock.parameters():
-        nn.init.normal_(parameter, 0, .1)
+        nn.init.normal_(parameter, 0, 0.1)
     model.load_state_dict(stock.state_dict(), strict=True)
     stock.eval()
     model.eval()

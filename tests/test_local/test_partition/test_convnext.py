@@ -1,4 +1,5 @@
 """mmpretrain's ConvNeXt: norms of the levels aside from what flows on."""
+
 import pytest
 import torch
 from mmengine.registry import MODELS
@@ -7,18 +8,28 @@ from fba_mm import LocalBackbone, LocalLearningError
 from fba_mm.local.partition import unroll
 
 from ...conftest import batch, retinanet
-from .family_checks import (built, check_checkpoint, check_forward, check_isolation,
-                            check_parameters, class_batch, classifier, stages_of)
+from .family_checks import (
+    built,
+    check_checkpoint,
+    check_forward,
+    check_isolation,
+    check_parameters,
+    class_batch,
+    classifier,
+    stages_of,
+)
 
 TINY = dict(
-    type='mmpretrain.ConvNeXt', arch=dict(depths=[1, 2, 2, 1], channels=[8, 16, 24, 32]),
+    type='mmpretrain.ConvNeXt',
+    arch=dict(depths=[1, 2, 2, 1], channels=[8, 16, 24, 32]),
     # Not 1e-6, with which blocks are identities: nothing that goes wrong in one could be seen.
-    layer_scale_init_value=.5)
+    layer_scale_init_value=0.5,
+)
 MAPS = dict(TINY, out_indices=[1, 2, 3], gap_before_final_norm=False)
 BACKBONES = [
-    dict(TINY, drop_path_rate=.3),
+    dict(TINY, drop_path_rate=0.3),
     dict(TINY, out_indices=[1, 3], linear_pw_conv=False),
-    dict(MAPS, use_grn=True, layer_scale_init_value=0., frozen_stages=1),
+    dict(MAPS, use_grn=True, layer_scale_init_value=0.0, frozen_stages=1),
     dict(MAPS, out_indices=[0, 2], stem_patch_size=2, with_cp=True),
 ]
 
@@ -30,14 +41,21 @@ def test_segments_one_by_one_are_the_forward(cfg):
 
 
 def test_stages():
-    assert stages_of(TINY) == [(-1, 8, 4), (0, 8, 4), (1, 16, 8), (1, 16, 8), (2, 24, 16),
-                               (2, 24, 16), (3, 32, 32)]
+    assert stages_of(TINY) == [
+        (-1, 8, 4),
+        (0, 8, 4),
+        (1, 16, 8),
+        (1, 16, 8),
+        (2, 24, 16),
+        (2, 24, 16),
+        (3, 32, 32),
+    ]
     assert [s.level for s in unroll(built(MAPS)).segments] == [None, None, None, 0, None, 1, 2]
 
 
 @pytest.mark.parametrize('num_modules', [2, 'blocks'])
 def test_isolation(num_modules):
-    cfg = dict(TINY, drop_path_rate=.2)
+    cfg = dict(TINY, drop_path_rate=0.2)
     check_isolation(classifier(cfg, num_modules, 32), class_batch(64))
 
 
@@ -52,6 +70,7 @@ def test_isolation_in_a_detector():
 def test_pooled_levels_with_and_without_the_bank(scope):
     from ...local_training import Trainer
     from ...conftest import build
+
     model = build(classifier(dict(TINY, out_indices=[1, 3]), 'stages', 32))
     trainer = Trainer(model, scope=scope)
     seen = []

@@ -1,4 +1,5 @@
 """What an auxiliary network is told of its place."""
+
 import pytest
 from mmengine.registry import MODELS
 
@@ -11,7 +12,9 @@ def points(num_modules, backbone=None, **settings):
     backbone = backbone or MODELS.build(retinanet(num_modules=None, **settings)['backbone'])
     unrolled = unroll(backbone)
     footprints = trace_footprints(backbone, unrolled.segments)
-    return cut_points(backbone, unrolled, footprints, cut(footprints, unrolled.segments, num_modules))
+    return cut_points(
+        backbone, unrolled, footprints, cut(footprints, unrolled.segments, num_modules)
+    )
 
 
 def test_places_in_a_resnet():
@@ -22,12 +25,13 @@ def test_places_in_a_resnet():
     assert [p.stride for p in found] == [4, 4, 4, 8, 8, 16, 16, 32, 32]
 
 
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 3), (2, )])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 3), (2,)])
 def test_maps_of_all_stages(out_indices):
     for point in points(2, out_indices=out_indices):
         levels = {stage: level for level, stage in enumerate(out_indices)}
         assert point.stages == tuple(
-            StageMap(stage, 8 * 2**stage, 4 * 2**stage, levels.get(stage)) for stage in range(4))
+            StageMap(stage, 8 * 2**stage, 4 * 2**stage, levels.get(stage)) for stage in range(4)
+        )
         assert [s.stage for s in point.levels] == list(out_indices)
 
 
@@ -55,4 +59,3 @@ def test_what_follows_a_module():
     assert copied is not own and type(copied) is type(own)
     for a, b in zip(copied.parameters(), own.parameters()):
         assert a is not b and a.equal(b)
-

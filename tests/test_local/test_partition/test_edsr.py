@@ -1,4 +1,5 @@
 """mmagic's EDSRNet in segments: a long skip that crosses them, an image at the end."""
+
 import copy
 
 import pytest
@@ -19,10 +20,17 @@ def advanced(backbone, x):
 
 
 @pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('cfg', [
-    edsr(2), edsr(3), edsr(4), edsr(8, num_blocks=1), edsr(2, res_scale=.1),
-    edsr(2, rgb_mean=[.1, .2, .3], rgb_std=[.5, .6, .7])
-])
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        edsr(2),
+        edsr(3),
+        edsr(4),
+        edsr(8, num_blocks=1),
+        edsr(2, res_scale=0.1),
+        edsr(2, rgb_mean=[0.1, 0.2, 0.3], rgb_std=[0.5, 0.6, 0.7]),
+    ],
+)
 def test_segments_are_the_network(cfg, training):
     backbone = family_checks.built(cfg).train(training)
     x = torch.rand(2, 3, 9, 11)
@@ -54,11 +62,11 @@ def test_tracing_leaves_mean_and_deviation_where_they_are():
     assert backbone.mean.device.type == backbone.std.device.type == 'cpu'
 
 
-@pytest.mark.parametrize('scale, stride', [(2, .5), (3, 1 / 3), (4, .25)])
+@pytest.mark.parametrize('scale, stride', [(2, 0.5), (3, 1 / 3), (4, 0.25)])
 def test_stages_channels_and_strides(scale, stride):
     found = family_checks.stages_of(edsr(scale, num_blocks=2))
     assert [s[:2] for s in found] == [(-1, 8), (0, 8), (0, 8), (1, 3)]
-    assert [s[2] for s in found] == pytest.approx([1, 1, 1, stride], rel=.05)
+    assert [s[2] for s in found] == pytest.approx([1, 1, 1, stride], rel=0.05)
 
 
 def test_finest_cut_is_stem_blocks_and_tail():
@@ -86,9 +94,15 @@ def test_reduced_parts(scale, residual):
     for parameter in head.conv_last.parameters():
         torch.nn.init.zeros_(parameter)
     plain = head(x, None, images)
-    expected = backbone.mean.expand_as(plain) if residual == 'network' else (
-        torch.nn.functional.interpolate(
-            images, scale_factor=scale, mode=residual, align_corners=False))
+    expected = (
+        backbone.mean.expand_as(plain)
+        if residual == 'network'
+        else (
+            torch.nn.functional.interpolate(
+                images, scale_factor=scale, mode=residual, align_corners=False
+            )
+        )
+    )
     assert torch.allclose(plain, expected)
 
 

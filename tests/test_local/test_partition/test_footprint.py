@@ -1,4 +1,5 @@
 """What is traced without computing, against what autograd keeps when it computes."""
+
 import sys
 import types
 from functools import partial
@@ -21,8 +22,11 @@ BACKBONES = dict(
     frozen=dict(depth=18, frozen_stages=2),
     fixed_norms=dict(depth=18, norm_eval=True),
     checkpointed=dict(depth=18, with_cp=True),
-    deformable=dict(depth=50, dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
-                    stage_with_dcn=(False, True, False, False)),
+    deformable=dict(
+        depth=50,
+        dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+        stage_with_dcn=(False, True, False, False),
+    ),
     deep_stem=dict(depth=18, type='mmdet.ResNetV1d'),
 )
 
@@ -33,8 +37,9 @@ def built(**settings):
 
 def kept_bytes(backbone, segments, images):
     """Bytes of the tensors that autograd has after each segment and had not before."""
-    parameters = {p.untyped_storage().data_ptr()
-                  for p in (*backbone.parameters(), *backbone.buffers())}
+    parameters = {
+        p.untyped_storage().data_ptr() for p in (*backbone.parameters(), *backbone.buffers())
+    }
     x, sizes, seen, alive = images, [], {images.untyped_storage().data_ptr()}, []
     for segment in segments:
         kept = {}
@@ -56,6 +61,7 @@ def kept_bytes(backbone, segments, images):
 
 def test_compiled_operators_do_not_run(monkeypatch):
     """They read memory, and there is none."""
+
     def compiled(*args, **kwargs):
         raise RuntimeError('implementation for device meta:0 not found')
 
@@ -81,8 +87,9 @@ def test_traced_bytes_are_those_that_autograd_keeps(name):
     # The image itself is kept for the first convolution's weight, if that is trained.
     image = 0 if name == 'frozen' else 4 * 3 * 96 * 64
     assert [f.saved_bytes for f in traced] == [
-        pytest.approx(size / 2 + (image if i == 0 else 0), rel=.02, abs=2048)
-        for i, size in enumerate(expected)]
+        pytest.approx(size / 2 + (image if i == 0 else 0), rel=0.02, abs=2048)
+        for i, size in enumerate(expected)
+    ]
     assert sum(expected) > 0
 
 
@@ -115,7 +122,8 @@ def test_what_costs_nothing_in_evaluation_and_checkpoints():
     """Frozen layers and checkpointed blocks keep less; that is what the partition goes by."""
     plain, frozen, checkpointed = (
         [f.saved_bytes for f in trace_footprints(b, unroll(b).segments, SHAPE)]
-        for b in (built(), built(frozen_stages=2), built(with_cp=True)))
+        for b in (built(), built(frozen_stages=2), built(with_cp=True))
+    )
     assert frozen[:5] == [0] * 5 and all(size > 0 for size in frozen[5:])
     assert all(a < b / 2 for a, b in zip(checkpointed[1:], plain[1:]))
 
@@ -123,27 +131,32 @@ def test_what_costs_nothing_in_evaluation_and_checkpoints():
 def test_bytes_are_those_of_one_image():
     backbone = built(depth=50)
     segments = unroll(backbone).segments
-    small, large = (sum(f.saved_bytes for f in trace_footprints(backbone, segments, (3, s, s)))
-                    for s in (128, 256))
-    assert large == pytest.approx(4 * small, rel=.02)
+    small, large = (
+        sum(f.saved_bytes for f in trace_footprints(backbone, segments, (3, s, s)))
+        for s in (128, 256)
+    )
+    assert large == pytest.approx(4 * small, rel=0.02)
 
 
 def test_a_backbone_that_does_not_run():
     backbone = built()
-    segments = [Segment('layer4', lambda b, x: run_submodule(b, x, 'layer4'), ('layer4', ), 3)]
+    segments = [Segment('layer4', lambda b, x: run_submodule(b, x, 'layer4'), ('layer4',), 3)]
     with pytest.raises(LocalLearningError, match='ResNet does not run on images of shape') as info:
         trace_footprints(backbone, segments, (3, 256, 256))
     assert '\n' not in str(info.value)
     assert backbone.training
 
 
-@pytest.mark.parametrize('cfg, channels', [
-    (dict(type='mmdet.ResNet', in_channels=1), 1),
-    (dict(type='mmpretrain.ResNet', in_channels=4), 4),
-    (dict(type='mmseg.ResNetV1c', in_channels=2), 2),
-    # Its stem gives the first convolution four times the channels of the images.
-    (dict(type='mmdet.CSPDarknet', deepen_factor=.33, widen_factor=.125), 3),
-])
+@pytest.mark.parametrize(
+    'cfg, channels',
+    [
+        (dict(type='mmdet.ResNet', in_channels=1), 1),
+        (dict(type='mmpretrain.ResNet', in_channels=4), 4),
+        (dict(type='mmseg.ResNetV1c', in_channels=2), 2),
+        # Its stem gives the first convolution four times the channels of the images.
+        (dict(type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.125), 3),
+    ],
+)
 def test_images_have_the_channels_that_the_backbone_takes(cfg, channels):
     if 'ResNet' in cfg['type']:
         cfg = dict(cfg, depth=18, base_channels=8, stem_channels=8)
@@ -154,6 +167,5 @@ def test_images_have_the_channels_that_the_backbone_takes(cfg, channels):
 
 def test_outputs_larger_than_the_image_have_a_fraction_of_a_stride():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Upsample(scale_factor=8))
-    segments = [Segment(name, partial(run_submodule, path=name), (name, ), stage=0)
-                for name in '01']
-    assert [f.stride for f in trace_footprints(net, segments)] == [2, .25]
+    segments = [Segment(name, partial(run_submodule, path=name), (name,), stage=0) for name in '01']
+    assert [f.stride for f in trace_footprints(net, segments)] == [2, 0.25]

@@ -1,32 +1,46 @@
 """MobileNetV2, MobileNetV3 and EfficientNet of mmdet, mmpretrain and mmseg."""
+
 import pytest
 from torch import nn
 
 from fba_mm.local.partition import unroll
 from fba_mm.local.partition.mobilenet import ReducedInvertedResidual
 
-from .family_checks import (built, check_checkpoint, check_forward, check_isolation,
-                            check_parameters, class_batch, classifier, stages_of)
+from .family_checks import (
+    built,
+    check_checkpoint,
+    check_forward,
+    check_isolation,
+    check_parameters,
+    class_batch,
+    classifier,
+    stages_of,
+)
 
-V2 = dict(type='mmdet.MobileNetV2', widen_factor=.125)
+V2 = dict(type='mmdet.MobileNetV2', widen_factor=0.125)
 EFFICIENT = dict(type='mmdet.EfficientNet', arch='b0')
 BACKBONES = {
     'v2': dict(V2, out_indices=(1, 2, 4, 7), with_cp=True),
     'v2, with layers that rest': dict(V2, out_indices=(2, 4), frozen_stages=1),
-    'v2 of mmpretrain': dict(type='mmpretrain.MobileNetV2', widen_factor=.125),
+    'v2 of mmpretrain': dict(type='mmpretrain.MobileNetV2', widen_factor=0.125),
     'v2 of mmseg': dict(
-        type='mmseg.MobileNetV2', widen_factor=.125, strides=(1, 2, 2, 1, 1, 1, 1),
-        dilations=(1, 1, 1, 2, 2, 4, 4), out_indices=(1, 2, 4, 6)),
-    'v2 of mmseg, one map': dict(type='mmseg.MobileNetV2', widen_factor=.125, out_indices=(6, )),
+        type='mmseg.MobileNetV2',
+        widen_factor=0.125,
+        strides=(1, 2, 2, 1, 1, 1, 1),
+        dilations=(1, 1, 1, 2, 2, 4, 4),
+        out_indices=(1, 2, 4, 6),
+    ),
+    'v2 of mmseg, one map': dict(type='mmseg.MobileNetV2', widen_factor=0.125, out_indices=(6,)),
     'v3': dict(type='mmpretrain.MobileNetV3', arch='small_050', out_indices=(1, 3, 8, 12)),
     'v3 of mmseg': dict(type='mmseg.MobileNetV3', arch='small', out_indices=(0, 1, 12)),
-    'EfficientNet': dict(EFFICIENT, out_indices=(3, 4, 5), drop_path_rate=.2),
+    'EfficientNet': dict(EFFICIENT, out_indices=(3, 4, 5), drop_path_rate=0.2),
     'EfficientNet, the stem returned': dict(
-        type='mmpretrain.EfficientNet', arch='es', out_indices=(0, 6)),
+        type='mmpretrain.EfficientNet', arch='es', out_indices=(0, 6)
+    ),
 }
 RESTING = {
     'v2, with layers that rest': ('layer6', 'layer7', 'conv2'),
-    'EfficientNet': ('layers.6', ),
+    'EfficientNet': ('layers.6',),
 }
 
 
@@ -41,8 +55,7 @@ def test_segments():
     assert [s.name for s in v2][:4] == ['conv1', 'layer1.0', 'layer2.0', 'layer2.1']
     assert len(v2) == 1 + 17 + 1 and v2[-1].name == 'conv2'
     # A stage for each kind of map; what follows the last one that is returned rests with it.
-    assert [s.stage for s in v2] == [
-        -1, 0, 1, 1, 2, 2, 2, *[3] * 4, *[4] * 3, *[5] * 3, 6, 7]
+    assert [s.stage for s in v2] == [-1, 0, 1, 1, 2, 2, 2, *[3] * 4, *[4] * 3, *[5] * 3, 6, 7]
     resting = unroll(built(BACKBONES['v2, with layers that rest'])).segments
     assert resting[-1].submodules == ('layer5.2', 'layer6', 'layer7', 'conv2')
     efficient = unroll(built(BACKBONES['EfficientNet'])).segments
@@ -74,8 +87,9 @@ def test_dilated_stages():
     assert dilations == {-1: 1, 0: 1, 1: 1, 2: 1, 3: 2, 4: 2, 5: 4, 6: 4}
 
 
-@pytest.mark.parametrize('name, activation', [
-    ('v2', nn.ReLU6), ('v3', nn.Hardswish), ('EfficientNet', nn.SiLU)])
+@pytest.mark.parametrize(
+    'name, activation', [('v2', nn.ReLU6), ('v3', nn.Hardswish), ('EfficientNet', nn.SiLU)]
+)
 def test_reduced_block(name, activation):
     """It has the backbone's norm and activation, and a shortcut where shapes allow it."""
     reduced_block = unroll(built(BACKBONES[name])).reduced_block
@@ -90,8 +104,10 @@ def test_reduced_block(name, activation):
     assert expand.norm.eps == built(BACKBONES[name]).norm_cfg.get('eps', 1e-5)
 
 
-@pytest.mark.parametrize('name, indices, channels', [
-    ('v2', (4, 7), 1280), ('v3', (3, 12), 288), ('EfficientNet', (4, 6), 1280)])
+@pytest.mark.parametrize(
+    'name, indices, channels',
+    [('v2', (4, 7), 1280), ('v3', (3, 12), 288), ('EfficientNet', (4, 6), 1280)],
+)
 def test_isolation_and_checkpoints(name, indices, channels):
     cfg = dict(BACKBONES[name], out_indices=indices)
     cfg.pop('with_cp', None)  # Gradients of layers that run again aren't the same bit by bit.

@@ -1,13 +1,20 @@
 """mmdet's Pyramid Vision Transformers, and mmseg's MixVisionTransformer."""
+
 import pytest
 
 from fba_mm.local.partition import unroll
 
 from ...conftest import batch, retinanet
-from .family_checks import (built, check_checkpoint, check_forward, check_isolation,
-                            check_parameters, stages_of)
+from .family_checks import (
+    built,
+    check_checkpoint,
+    check_forward,
+    check_isolation,
+    check_parameters,
+    stages_of,
+)
 
-SMALL = dict(embed_dims=8, num_layers=[2, 1, 2, 1], drop_path_rate=.3)
+SMALL = dict(embed_dims=8, num_layers=[2, 1, 2, 1], drop_path_rate=0.3)
 V1 = dict(type='mmdet.PyramidVisionTransformer', pretrain_img_size=64, **SMALL)
 V2 = dict(type='mmdet.PyramidVisionTransformerV2', **SMALL)
 MIX = dict(type='mmseg.MixVisionTransformer', num_heads=[1, 2, 5, 8], **SMALL)
@@ -32,7 +39,10 @@ def test_one_segment_per_layer():
     assert stages_of(V1) == expected == stages_of(V2) == stages_of(MIX)
     # With the embedding of positions that comes before it.
     assert unroll(built(V1)).segments[0].submodules[:3] == (
-        'layers.0.0', 'layers.0.1.0', 'layers.0.1.1')
+        'layers.0.0',
+        'layers.0.1.0',
+        'layers.0.1.1',
+    )
 
 
 def detector(backbone: dict, num_modules) -> dict:
@@ -46,6 +56,6 @@ def detector(backbone: dict, num_modules) -> dict:
 
 @pytest.mark.parametrize('cfg', [V1, V2, MIX], ids=['v1', 'v2', 'mix'])
 def test_isolation_and_checkpoints(cfg):
-    cfg, data = dict(cfg, drop_path_rate=0.), batch()
+    cfg, data = dict(cfg, drop_path_rate=0.0), batch()
     check_isolation(detector(cfg, 'blocks'), data)
     check_checkpoint(detector(cfg, 4), detector(cfg, None), data)

@@ -1,4 +1,5 @@
 """mmagic's RDNNet in segments: all blocks' outputs are kept for the global fusion."""
+
 import pytest
 
 from fba_mm.local.partition import unroll
@@ -26,7 +27,12 @@ def test_the_tail_reads_what_the_blocks_keep():
 
 def test_stages_channels_and_strides():
     assert family_checks.stages_of(rdn(4, num_blocks=2)) == [
-        (-1, 8, 1), (-1, 8, 1), (0, 8, 1), (0, 8, 1), (1, 3, .25)]
+        (-1, 8, 1),
+        (-1, 8, 1),
+        (0, 8, 1),
+        (0, 8, 1),
+        (1, 3, 0.25),
+    ]
 
 
 @pytest.mark.parametrize('scale', [2, 3, 4])

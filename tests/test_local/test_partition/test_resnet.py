@@ -1,4 +1,5 @@
 """ResNets of every package and kind, unrolled: the segments are the whole."""
+
 import copy
 
 import pytest
@@ -15,12 +16,26 @@ NARROW = dict(base_channels=8, stem_channels=8)
 BACKBONES = [
     dict(type='mmdet.ResNet', depth=18),
     dict(type='mmdet.ResNet', depth=50, style='caffe'),
-    dict(type='mmdet.ResNet', depth=18, num_stages=3, out_indices=(0, 2), strides=(1, 2, 2),
-         dilations=(1, 1, 1)),
+    dict(
+        type='mmdet.ResNet',
+        depth=18,
+        num_stages=3,
+        out_indices=(0, 2),
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+    ),
     dict(type='mmdet.ResNet', depth=18, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
-    dict(type='mmdet.ResNet', depth=50, plugins=[
-        dict(cfg=dict(type='ContextBlock', ratio=.5), stages=(False, True, True, True),
-             position='after_conv3')]),
+    dict(
+        type='mmdet.ResNet',
+        depth=50,
+        plugins=[
+            dict(
+                cfg=dict(type='ContextBlock', ratio=0.5),
+                stages=(False, True, True, True),
+                position='after_conv3',
+            )
+        ],
+    ),
     dict(type='mmdet.ResNetV1d', depth=50),
     dict(type='mmdet.ResNeXt', depth=50, groups=2, base_width=4),
     dict(type='mmdet.Res2Net', depth=50, scales=2, base_width=4),
@@ -28,7 +43,7 @@ BACKBONES = [
     dict(type='mmdet.RegNet', arch='regnetx_400mf'),
     dict(type='mmpretrain.RegNet', arch='regnetx_400mf', out_indices=(1, 3)),
     dict(type='mmpretrain.ResNet', depth=18, out_indices=(0, 1, 2, 3)),
-    dict(type='mmpretrain.ResNet', depth=18, out_indices=(3, ), style='pytorch'),
+    dict(type='mmpretrain.ResNet', depth=18, out_indices=(3,), style='pytorch'),
     dict(type='mmpretrain.ResNetV1c', depth=18, out_indices=(1, 3)),
     dict(type='mmpretrain.ResNetV1d', depth=50),
     dict(type='mmpretrain.ResNeXt', depth=50, groups=2, width_per_group=4),
@@ -59,7 +74,7 @@ def test_segments_one_by_one_are_the_forward(cfg):
             out = segment.run(backbone, out)
             if segment.level is not None:
                 levels[segment.level] = out
-        expected = expected if isinstance(expected, tuple) else (expected, )
+        expected = expected if isinstance(expected, tuple) else (expected,)
         assert sorted(levels) == list(range(len(expected)))
         assert all(torch.equal(levels[i], level) for i, level in enumerate(expected))
     assert all(torch.equal(v, backbone.state_dict()[k]) for k, v in twin.state_dict().items())
@@ -73,8 +88,10 @@ def test_every_parameter_belongs_to_one_segment(cfg):
     assert sorted(listed) == sorted(id(p) for p in backbone.parameters())
     assert segments[0].name == 'stem' and segments[0].stage == -1
     assert [s.name for s in segments[1:]] == [
-        f'{layer}.{name}' for layer in backbone.res_layers
-        for name, _ in backbone.get_submodule(layer).named_children()]
+        f'{layer}.{name}'
+        for layer in backbone.res_layers
+        for name, _ in backbone.get_submodule(layer).named_children()
+    ]
     assert [s.stage for s in segments[1:]] == [int(s.name[5]) - 1 for s in segments[1:]]
 
 
@@ -118,7 +135,15 @@ def test_descendants_of_trident_resnet_are_refused():
         pass
 
     backbone = Descendant(
-        depth=50, num_branch=2, test_branch_idx=1, strides=(1, 2, 2), dilations=(1, 1, 1),
-        trident_dilations=(1, 2), num_stages=3, out_indices=(2, ), base_channels=8)
+        depth=50,
+        num_branch=2,
+        test_branch_idx=1,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        trident_dilations=(1, 2),
+        num_stages=3,
+        out_indices=(2,),
+        base_channels=8,
+    )
     with pytest.raises(LocalLearningError, match='Descendant cannot be cut: .* a list of maps'):
         unroll(backbone)

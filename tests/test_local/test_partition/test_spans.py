@@ -1,4 +1,5 @@
 """Which segments are recomputed together."""
+
 from itertools import combinations
 
 import pytest
@@ -12,16 +13,22 @@ OUTPUTS = [6, 5, 4, 1, 3, 2, 2, 3, 1, 1]
 def backbone(levels=(), frozen=2):
     footprints = [
         Footprint(str(i), 8, 4, saved, frozen=i < frozen, output_bytes=out)
-        for i, (saved, out) in enumerate(zip(SAVED, OUTPUTS))]
-    segments = [Segment(f'layer{i}', None, (), stage=i // 4 - 1,
-                        level=levels.index(i) if i in levels else None) for i in range(len(SAVED))]
+        for i, (saved, out) in enumerate(zip(SAVED, OUTPUTS))
+    ]
+    segments = [
+        Segment(
+            f'layer{i}', None, (), stage=i // 4 - 1, level=levels.index(i) if i in levels else None
+        )
+        for i in range(len(SAVED))
+    ]
     return footprints, segments
 
 
 def figure(bounds, levels=()):
     """Inputs kept, what the network returns aside, and the largest span."""
-    return (sum(OUTPUTS[b - 1] for b in bounds[1:-1] if b - 1 not in levels)
-            + max(sum(SAVED[a:b]) for a, b in zip(bounds, bounds[1:])))
+    return sum(OUTPUTS[b - 1] for b in bounds[1:-1] if b - 1 not in levels) + max(
+        sum(SAVED[a:b]) for a, b in zip(bounds, bounds[1:])
+    )
 
 
 @pytest.mark.parametrize('levels', [(), (3, 5)])
@@ -40,11 +47,16 @@ def test_modules_have_spans_of_their_own():
     assert first == [range(0, 2), range(2, 3), range(3, 4)]
     assert second[0].start == 4 and second[-1].stop == 10 and len(second) == 3
     assert recompute_spans(*backbone(), modules, 'blocks') == [
-        [range(i, i + 1) for i in module] for module in modules]
+        [range(i, i + 1) for i in module] for module in modules
+    ]
     assert recompute_spans(*backbone(), modules, 'stages') == [
-        [range(0, 4)], [range(4, 8), range(8, 10)]]
+        [range(0, 4)],
+        [range(4, 8), range(8, 10)],
+    ]
     assert recompute_spans(*backbone(), modules, ['layer0', 'layer3', 'layer8']) == [
-        [range(0, 1), range(1, 4)], [range(4, 9), range(9, 10)]]
+        [range(0, 1), range(1, 4)],
+        [range(4, 9), range(9, 10)],
+    ]
 
 
 def test_a_frozen_backbone():

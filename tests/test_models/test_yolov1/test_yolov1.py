@@ -1,4 +1,5 @@
 """YOLOv1 as a detector: it learns, by back-propagation and locally, and its parts fit together."""
+
 import copy
 
 import pytest
@@ -36,18 +37,21 @@ def test_it_learns(way):
     trainer, data = Trainer(model, optimizer=_adam), batch()
     for sample in data['data_samples']:
         # In cells of their own.
-        sample.gt_instances.bboxes[:] = torch.tensor([[4., 4, 30, 40], [30, 36, 62, 60]])
+        sample.gt_instances.bboxes[:] = torch.tensor([[4.0, 4, 30, 40], [30, 36, 62, 60]])
     first = trainer.step(copy.deepcopy(data))['loss']
     for _ in range(50):
         last = trainer.step(copy.deepcopy(data))['loss']
-    assert last < .1 * first
+    assert last < 0.1 * first
     with torch.no_grad():
         found = model.eval().test_step(copy.deepcopy(data))
     for sample, truth in zip(found, data['data_samples']):
         instances, truth = sample.pred_instances, truth.gt_instances
         overlaps = bbox_overlaps(truth.bboxes, instances.bboxes)
-        right = (overlaps > .5) & (truth.labels[:, None] == instances.labels) & (
-            instances.scores > .3)
+        right = (
+            (overlaps > 0.5)
+            & (truth.labels[:, None] == instances.labels)
+            & (instances.scores > 0.3)
+        )
         assert right.any(1).all(), way
 
 
@@ -79,12 +83,17 @@ def test_a_few_images_at_a_time(way, images):
         assert set(ours) == set(theirs)
         for name in ours:
             torch.testing.assert_close(
-                torch.as_tensor(ours[name]), torch.as_tensor(theirs[name]), rtol=1e-4, atol=1e-6,
-                msg=lambda text: f'{name}: {text}')
+                torch.as_tensor(ours[name]),
+                torch.as_tensor(theirs[name]),
+                rtol=1e-4,
+                atol=1e-6,
+                msg=lambda text: f'{name}: {text}',
+            )
 
 
-@pytest.mark.parametrize('norm, slices', [(None, 2), (dict(type='GN', num_groups=4), 2),
-                                          (dict(type='BN'), 1)])
+@pytest.mark.parametrize(
+    'norm, slices', [(None, 2), (dict(type='GN', num_groups=4), 2), (dict(type='BN'), 1)]
+)
 def test_slices_only_where_they_are_exact(norm, slices):
     model = build(yolov1(norm=norm))
     model.backbone.head_batch_size = 1
@@ -102,7 +111,7 @@ def test_export():
     stock.load_state_dict(exported, strict=True)
     predictions = []
     for one in (model, stock):
-        one.test_cfg.score_thr = one.bbox_head.test_cfg.score_thr = 0.
+        one.test_cfg.score_thr = one.bbox_head.test_cfg.score_thr = 0.0
         with torch.no_grad():
             predictions.append(one.eval().test_step(batch()))
     for ours, theirs in zip(*predictions):
