@@ -90,7 +90,7 @@ def config(
     Args:
         args: Of the command line.
         variant: The way to train.
-        seed: What chance starts from.
+        seed: The random seed.
         epochs: Unset, those of the command line or of the config.
     """
     cfg = load_config(args.config)
@@ -245,7 +245,7 @@ def markdown(rows: List[List[str]]) -> str:
 
 
 def mean_map(by_seed: Dict[int, dict]) -> float:
-    """mAP over seeds, in percent."""
+    """MAP over seeds, in percent."""
     return statistics.mean(100 * one['mAP'] for one in by_seed.values())
 
 
@@ -268,7 +268,7 @@ def finish(figure: plt.Figure, axes: plt.Axes, xlabel: str, title: str, path: Pa
 def draw_memory(
     results: Results, peaks: Dict[str, int], variants: List[Variant], title: str, path: Path
 ) -> None:
-    """mAP over peak memory, one point per variant, those of one method on a line."""
+    """MAP over peak memory, one point per variant, those of one method on a line."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for method in dict.fromkeys(variant.title for variant in variants):
         own = [variant for variant in variants if variant.title == method]
@@ -304,7 +304,7 @@ def draw_time(
     title: str,
     path: Path,
 ) -> None:
-    """mAP over training time, a line per variant, a point per number of epochs.
+    """MAP over training time, a line per variant, a point per number of epochs.
 
     Args:
         budgets: Of each variant, what :func:`trained_so_far` gives.

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step, predict_memory, resident_bytes
+from fba_mm.analysis.baselines import from_scratch
 from fba_mm.analysis.simulated_step import quiet
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.analysis.training_twins import from_scratch
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import checkpointed, sliced

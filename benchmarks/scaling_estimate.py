@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fba_mm import localize
+from fba_mm.analysis.baselines import trains_locally
 from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
-from fba_mm.analysis.training_twins import trains_locally
 from fba_mm.engine.gradient_reducer import GradientReducer
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)

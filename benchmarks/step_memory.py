@@ -53,7 +53,7 @@ def from_scratch(name: str, depth: int) -> Config:
 
 
 def variants(work: str, with_shared: bool) -> dict:
-    """Name → config of the local ways; their twins are made from the first."""
+    """Name → config of the local ways; their baselines are made from the first."""
     name, depth, numbers = WORKS[work]
     stock = from_scratch(name, depth)
     found = {f'FBA K={k}, light heads': localize(stock, k, auxiliary='light') for k in numbers}

@@ -2,7 +2,7 @@
 
 
 class LocalLearningError(ValueError):
-    """Something the user wrote can't be trained; the message is one line and names the mend.
+    """Something the user wrote can't be trained; the message is one line and says how to fix it.
 
     The command-line tools print it without a traceback and exit with status 1. Anything else that
     escapes them is a defect of this package.

@@ -20,6 +20,8 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 import fba_mm  # noqa: F401
+
+# isort: split
 import mmdet.models  # noqa: F401, after fba_mm
 
 SECONDS = 300

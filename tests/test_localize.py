@@ -132,7 +132,7 @@ def test_a_light_head_for_whatever_maps_there_are(own, strides, scales):
         head = build(
             dict(
                 LIGHT['head'],
-                backbone=dict(type='FeatureSource', channels=[8] * len(own), strides=own),
+                backbone=dict(type='FeatureStub', channels=[8] * len(own), strides=own),
             )
         )
     anchors = head.bbox_head.prior_generator
@@ -178,7 +178,7 @@ def test_strides_that_no_light_head_fits():
     head = dict(
         LIGHT['head'],
         strides=(8, 16, 32),
-        backbone=dict(type='FeatureSource', channels=[8, 8], strides=[16, 32]),
+        backbone=dict(type='FeatureStub', channels=[8, 8], strides=[16, 32]),
     )
     with pytest.raises(LocalLearningError, match=r'has those of \(16, 32\)'):
         build(head)

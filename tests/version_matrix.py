@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-import fba_mm
 from fba_mm.datasets import build_digits_on_photos
 
 from .test_tools.in_process import run_tool, write_config

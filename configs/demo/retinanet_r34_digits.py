@@ -1,5 +1,5 @@
 # A small RetinaNet that learns to find handwritten digits on photos from scratch, in minutes on a
-# CPU, by back-propagation. retinanet_r34_fba_digits.py is its local-learning twin.
+# CPU, by back-propagation. retinanet_r34_fba_digits.py is its local-learning counterpart.
 _base_ = [
     'mmdet::_base_/default_runtime.py',
     '../_base_/imports.py',

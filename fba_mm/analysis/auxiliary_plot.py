@@ -17,7 +17,7 @@ from fba_mm.analysis.training_step import TrainingStep
 from fba_mm.engine.fba_hook import find_local_backbone
 from fba_mm.errors import LocalLearningError
 from fba_mm.local.auxiliary.base import Auxiliary
-from fba_mm.local.task_loss import AnsweringBackbone
+from fba_mm.local.task_loss import StubbableBackbone
 
 # What is looked into, instead of being one box.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Auxiliary, BaseModel)
@@ -158,7 +158,7 @@ def _noted(model: nn.Module, auxiliary: Auxiliary, x: Tensor) -> Iterator[List[L
     # An auxiliary network may be part of the model: each module is hooked once.
     for module in {*model.modules(), *own}:
         # A backbone that only answers with given features does nothing here.
-        if not isinstance(module, (*_CONTAINERS, AnsweringBackbone)):
+        if not isinstance(module, (*_CONTAINERS, StubbableBackbone)):
             handles += [
                 module.register_forward_pre_hook(before),
                 module.register_forward_hook(after),

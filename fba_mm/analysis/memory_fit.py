@@ -24,12 +24,12 @@ from fba_mm.local.partition import cut, trace_footprints, unroll
 from fba_mm.memory_budget import check_budget, parse_memory
 from fba_mm.preflight.building import readable_errors
 
+from .baselines import backbone_of, from_scratch, trains_locally
 from .memory import StorageTracker
 from .operations import OPERATIONS_PER_BYTE, OperationCounter
 from .peak_split import resident_bytes
 from .simulated_step import SimulatedStep, quiet, without_memory
 from .synthetic_batch import Shape, batch_shape
-from .training_twins import backbone_of, from_scratch, trains_locally
 
 MIB = 2**20
 

@@ -1,4 +1,4 @@
-"""Memory and time of a training step, of a config and of its twins."""
+"""Memory and time of a training step, of a config and of its baselines."""
 
 import logging
 import statistics
@@ -18,12 +18,12 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.local import LocalBackbone
 from fba_mm.preflight.building import readable_errors
 
+from .baselines import BASELINES, Baseline, baselines
 from .memory import StepMemory, measure_step
 from .peak_split import PeakSplit, resident_bytes
 from .step_phases import marked_phases, module_peaks
 from .synthetic_batch import Shape, synthetic_batch
 from .training_step import TrainingStep
-from .training_twins import TWINS, Twin, training_twins
 
 MIB = 2**20
 
@@ -34,7 +34,7 @@ class VariantProfile:
 
     Attributes:
         name: For tables and legends.
-        kind: ``'local'`` or a key of :data:`TWINS`.
+        kind: ``'local'`` or a key of :data:`BASELINES`.
         memory: The step's memory; its ``peak_bytes`` is that of live tensors above parameters,
             buffers and optimizer state, and is the figure to compare.
         at_peak: What the peak consists of, bytes by role. On CUDA ``allocator`` is what the
@@ -68,13 +68,13 @@ class VariantProfile:
 def profile_training(
     cfg: Config,
     shape: Shape,
-    kinds: Sequence[str] = tuple(TWINS),
+    kinds: Sequence[str] = tuple(BASELINES),
     device: str = 'cpu',
     rounds: int = 5,
     report: Callable[[str], None] = print,
     others: Sequence[Config] = (),
 ) -> List[VariantProfile]:
-    """Run training steps of a config and of its twins on one synthetic batch.
+    """Run training steps of a config and of its baselines on one synthetic batch.
 
     Memory is that of the second step: the first makes what stays, such as the optimizer's state.
     For timing the ways to train take turns, so that what else the machine does meets all alike.
@@ -83,12 +83,12 @@ def profile_training(
         cfg: A training config, stock or local. Only its model, its optimizer wrapper and FBAHook
             are used; no weights are loaded.
         shape: The batch, (images, channels, height, width).
-        kinds: Which twins; see :func:`training_twins`.
+        kinds: Which baselines; see :func:`baselines`.
         device: ``'cpu'`` or ``'cuda'``.
         rounds: Timed steps of each; 0 measures memory alone.
         report: Called with a line of progress now and then.
         others: More configs that train on the same batch and take turns with the rest; they get
-            no twins of their own.
+            no baselines of their own.
 
     Returns:
         One profile for each way, the config's own first, the others' last.
@@ -106,34 +106,34 @@ def profile_training(
     text = '×'.join(map(str, shape))
     profiles, ready = [], []
     with _quiet():
-        twins = training_twins(cfg, shape[0], kinds)
+        found = baselines(cfg, shape[0], kinds)
         for other in others:
-            twins += training_twins(other, shape[0], [])[:1]
-        for twin in twins:
+            found += baselines(other, shape[0], [])[:1]
+        for baseline in found:
             torch.manual_seed(0)
-            step = twin.build(device)
-            with readable_errors(f'{twin.name}: the model cannot be initialized'):
+            step = baseline.build(device)
+            with readable_errors(f'{baseline.name}: the model cannot be initialized'):
                 step.model.init_weights()
             batch = synthetic_batch(step.model, shape)
             with readable_errors(
-                f'{twin.name}: the model does not train on a batch of {text}',
+                f'{baseline.name}: the model does not train on a batch of {text}',
                 'give another shape, or check the config',
             ):
                 if step.hooks:
                     check_local_training(
                         step.model, type(step.optim_wrapper), step.hooks[0].bank.scope
                     )
-                twin.run(step, batch)
-                profile = _measure(twin, step, batch, device)
+                baseline.run(step, batch)
+                profile = _measure(baseline, step, batch, device)
             profiles.append(profile)
-            report(f'{twin.name}: {profile.memory.peak_bytes / MIB:.1f} MiB')
+            report(f'{baseline.name}: {profile.memory.peak_bytes / MIB:.1f} MiB')
             if rounds:
-                ready.append((twin, step, batch))
+                ready.append((baseline, step, batch))
             del step
         for number in range(rounds):
             report(f'timing, round {number + 1} of {rounds}')
-            for profile, (twin, step, batch) in zip(profiles, ready):
-                profile.seconds.append(seconds_of(lambda: twin.run(step, batch), device))
+            for profile, (baseline, step, batch) in zip(profiles, ready):
+                profile.seconds.append(seconds_of(lambda: baseline.run(step, batch), device))
     return profiles
 
 
@@ -158,24 +158,24 @@ def check_device(device: str) -> None:
         )
 
 
-def _measure(twin: Twin, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
+def _measure(baseline: Baseline, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
     local = next((m for m in step.model.modules() if isinstance(m, LocalBackbone)), None)
     auxiliary = [] if local is None else [local.auxiliary]
     optimizer = step.optim_wrapper.optimizer
     split = PeakSplit(step.model, optimizer, auxiliary, lambda: _banked(step, local))
     with marked_phases(step.model, step.optim_wrapper):
-        memory = measure_step(lambda: twin.run(step, batch), device, tracker=split)
+        memory = measure_step(lambda: baseline.run(step, batch), device, tracker=split)
     if torch.device(device).type == 'cuda':
         # The allocator is asked without a tracker, which would change what it has to do.
         with split:
-            twin.run(step, batch)
+            baseline.run(step, batch)
     at_peak = split.split()
     if torch.device(device).type == 'cuda':
         at_peak['allocator'] = memory.peak_bytes - sum(at_peak.values())
     modules = list(zip(_module_names(local), module_peaks(memory.phases)))
     return VariantProfile(
-        twin.name,
-        twin.kind,
+        baseline.name,
+        baseline.kind,
         memory,
         at_peak,
         resident_bytes(step.model, optimizer, auxiliary),

@@ -166,15 +166,15 @@ def check_fit(
     elif purpose == 'load':
         faults = fit.backbone
     if faults:
-        mend = 'give the config that it was trained with'
+        fix = 'give the config that it was trained with'
         if any('.backbone.' in k for k in fit.unexpected):
-            mend += ', which lies beside it as a .py file'
+            fix += ', which lies beside it as a .py file'
             if purpose != 'resume':
-                mend += ', or export it first with tools/export.py'
+                fix += ', or export it first with tools/export.py'
         shown = (fit.mismatched + fit.missing + fit.recast + fit.unexpected)[0]
         raise LocalLearningError(
             f'checkpoint {path} does not fit the model, {len(faults)} of {fit.total} entries '
-            f'differ, such as {shown}: {mend}'
+            f'differ, such as {shown}: {fix}'
         )
     if purpose == 'resume':
         check_resume_state(checkpoint, path, optimizer)

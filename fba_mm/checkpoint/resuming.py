@@ -18,7 +18,7 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.0) -> Op
     Args:
         work_dir: Where ``last_checkpoint`` lies, which names the last one.
         trust: As for :func:`read_checkpoint`.
-        since: Files older than that are passed over; a time in seconds since the epoch.
+        since: Files older than that are skipped; a time in seconds since the epoch.
 
     Returns:
         Its path; None if there was none saved yet.
@@ -55,7 +55,7 @@ def find_resumable(work_dir: str, trust: bool = False, since: float = 0.0) -> Op
             )
         if not absent:
             for fault in faults:
-                print_log(f'{fault}; it is passed over', 'current', logging.WARNING)
+                print_log(f'{fault}; it is skipped', 'current', logging.WARNING)
             print_log(f'Going on from {path}', 'current')
             return path
     if faults:

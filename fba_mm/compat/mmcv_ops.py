@@ -19,7 +19,7 @@ _NAME = 'mmcv._ext'
 class MissingOpError(LocalLearningError, NotImplementedError):
     """A model called an mmcv op that only the compiled mmcv can answer.
 
-    It is a :class:`~fba_mm.errors.LocalLearningError` because the mend is the user's: another model
+    It is a :class:`~fba_mm.errors.LocalLearningError` because the fix is the user's: another model
     or another mmcv, so that the command-line tools print one line instead of a traceback. It is a
     ``NotImplementedError`` as well, so that code which probes for an implementation can tell it
     from a wrong value.
@@ -58,8 +58,8 @@ def install_mmcv_ops():
         return 'stand-in' if isinstance(loaded, _StandIn) else 'compiled'
     try:
         # torch first: a sound mmcv._ext links against the libraries that only torch's import loads.
-        import torch
         import mmcv
+        import torch
     except ImportError:
         return 'no mmcv'
     try:

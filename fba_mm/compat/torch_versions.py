@@ -50,7 +50,7 @@ def check_fully_shard() -> None:
 
 
 def checkpointing_on_meta() -> ContextManager:
-    """torch 2.5: within this context, ``torch.utils.checkpoint`` runs on the meta device.
+    """Torch 2.5: within this context, ``torch.utils.checkpoint`` runs on the meta device.
 
     Before, it looks for a module ``torch.meta`` that keeps the state of random numbers.
     """
@@ -63,7 +63,7 @@ with warnings.catch_warnings(record=True):
 
 
 def is_autocast_enabled(device_type: str) -> bool:
-    """torch 2.4: ``torch.is_autocast_enabled(device_type)``.
+    """Torch 2.4: ``torch.is_autocast_enabled(device_type)``.
 
     Args:
         device_type: ``'cpu'``, ``'cuda'``, …
@@ -74,7 +74,7 @@ def is_autocast_enabled(device_type: str) -> bool:
 
 
 def autocast_dtype(device_type: str) -> torch.dtype:
-    """torch 2.4: ``torch.get_autocast_dtype(device_type)``.
+    """Torch 2.4: ``torch.get_autocast_dtype(device_type)``.
 
     Args:
         device_type: ``'cpu'``, ``'cuda'``, …
@@ -85,7 +85,7 @@ def autocast_dtype(device_type: str) -> torch.dtype:
 
 
 def without_generator(kwargs: dict) -> dict:
-    """torch 2.4: arguments of an op on fake tensors, which no generator has values for.
+    """Torch 2.4: arguments of an op on fake tensors, which no generator has values for.
 
     Args:
         kwargs: The op's. Before, fake tensors accept no generator there.
@@ -118,7 +118,7 @@ else:
 
 
 def is_resizable(storage: torch.UntypedStorage) -> bool:
-    """torch 2.3: ``storage.resizable()``, whether torch itself has allocated the memory.
+    """Torch 2.3: ``storage.resizable()``, whether torch itself has allocated the memory.
 
     Args:
         storage: The storage. Before torch 2.3, its memory is moved.
@@ -137,7 +137,7 @@ DistError = getattr(dist, 'DistError', dist.DistBackendError)
 
 
 def autocasts_to(device_type: str, dtype: torch.dtype) -> bool:
-    """torch 2.2: whether autocast computes in this type; to float16 on CPUs it didn't before.
+    """Torch 2.2: whether autocast computes in this type; to float16 on CPUs it didn't before.
 
     Args:
         device_type: ``'cpu'``, ``'cuda'``, …
@@ -154,7 +154,7 @@ def autocasts_to(device_type: str, dtype: torch.dtype) -> bool:
 
 @lru_cache(maxsize=None)
 def give_deform_conv_shapes() -> None:
-    """torch 2.2 (torchvision 0.17): deformable convolution of tensors without memory."""
+    """Torch 2.2 (torchvision 0.17): deformable convolution of tensors without memory."""
     import torchvision  # noqa: F401, registers its operators
 
     for name, kernel in (
@@ -201,6 +201,4 @@ except ImportError:
 try:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 except ImportError:
-    from torch.fx.experimental.proxy_tensor import (
-        maybe_disable_fake_tensor_mode as unset_fake_temporarily,
-    )
+    pass

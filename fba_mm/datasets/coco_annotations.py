@@ -53,7 +53,7 @@ class COCOFile(NamedTuple):
             where: The data set, in words.
 
         Raises:
-            LocalLearningError: Names the file, the first fault, how many there are, and the mend.
+            LocalLearningError: Names the file, the first fault, how many there are, and how to fix it.
         """
         with open(self.path, encoding='utf-8') as file:
             content = json.load(file)
@@ -207,7 +207,7 @@ def _refuse(place: str, what: str, faults: Iterable[str]) -> None:
     faults = list(faults)
     if faults:
         others = f' ({len(faults) - 1} more have faults)' if len(faults) > 1 else ''
-        raise LocalLearningError(f'{place}: of its {what}, {faults[0]}{others}: mend the file')
+        raise LocalLearningError(f'{place}: of its {what}, {faults[0]}{others}: fix the file')
 
 
 def _entries(entries: List[dict], keys: Sequence[str]) -> Iterator[str]:

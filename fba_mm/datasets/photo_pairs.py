@@ -8,9 +8,9 @@ from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 from PIL import Image
 
+from fba_mm.arguments import check_count
 from fba_mm.datasets.built_folder import building, check_own, progress
 from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
-from fba_mm.arguments import check_count
 from fba_mm.errors import LocalLearningError
 
 SCALES = (2, 3, 4)

@@ -52,7 +52,7 @@ class Source(NamedTuple):
             download: Files that aren't there are going to be fetched.
 
         Raises:
-            LocalLearningError: Names the file and the mend.
+            LocalLearningError: Names the file and how to fix it.
         """
         missing = self.missing()
         to_check = [file for file in self.files if file.name not in missing]

@@ -117,18 +117,18 @@ def refuse_or_skip(folder: VOCFolder, on_fault: str, where: str) -> Collection[s
     if on_fault == 'refuse':
         name, reasons = next(iter(faults.items()))
         unknown = folder.unknown_classes(faults)
-        mend = 'mend them, or '
+        fix = 'fix them, or '
         if unknown:
-            mend += (
+            fix += (
                 "train without the objects of other classes, type='fba_mm.CheckedVOCDataset', "
                 f'leave_out={unknown}, or '
             )
         raise LocalLearningError(
-            f'{what}, such as {folder.paths(name)[1]}: {reasons[0]}; all are listed above: {mend}'
+            f'{what}, such as {folder.paths(name)[1]}: {reasons[0]}; all are listed above: {fix}'
             "leave these images out with type='fba_mm.CheckedVOCDataset', on_fault='skip'"
         )
     if len(faults) == total:
-        raise LocalLearningError(f'{what}, and none is left: mend them')
+        raise LocalLearningError(f'{what}, and none is left: fix them')
     print_log(f"{what} and are left out, as on_fault='skip' asks", 'current', logging.WARNING)
     return faults.keys()
 

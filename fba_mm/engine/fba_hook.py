@@ -17,11 +17,11 @@ from .iteration_seed_hook import IterationSeedHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
 from .local_optim_wrapper_constructor import check_settings
-from .optimizer_settings import check_keys, check_param_groups
-from .processes import joint_errors
 from .local_sharded_data_parallel import LocalShardedDataParallel, check_sharded
 from .loss_check import LossCheck
 from .module_parallel import LocalModuleParallel, begin_module_parallel, check_module_parallel
+from .optimizer_settings import check_keys, check_param_groups
+from .processes import joint_errors
 from .whole_model import gather_weights
 
 _WRAPPERS = (LocalDataParallel, LocalModuleParallel)
@@ -73,7 +73,7 @@ def check_local_training(
         scope: Of the feature bank.
 
     Raises:
-        LocalLearningError: Names the fault and its mend.
+        LocalLearningError: Says what is wrong and how to fix it.
     """
     local_backbone = find_local_backbone(model)
     if not issubclass(optim_wrapper, LocalOptimWrapper):
@@ -396,7 +396,7 @@ class FBAHook(IterationSeedHook):
         local_backbone.step = step
         self._follow()
         self._answering.enter_context(step.targets.answering(self._heads))
-        # The backbone sees to all images but the last; the model's own loss() sees these only.
+        # The backbone handles all images but the last; the model's own loss() sees these only.
         last = step.slices(model, local_backbone)[-1]
         if last.start == 0:
             return None

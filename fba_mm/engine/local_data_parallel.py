@@ -32,7 +32,7 @@ class LocalDataParallel(nn.Module):
     Args:
         module: The model, with a :class:`LocalBackbone`.
         process_group: The processes; all, unless given.
-        bucket_cap_mb: Gradients that travel together, in MiB.
+        bucket_cap_mb: Bucket size in MiB.
         broadcast_buffers: Also take over process 0's buffers before every training step.
         find_unused_parameters: Allow parameters without gradient; see :class:`GradientReducer`.
 

@@ -16,7 +16,6 @@ from .gradient_reducer import GradientReducer
 from .loss_check import LossCheck
 from .sharded_reducer import ShardedReducer
 
-
 # Gradients that eager steps collect before the optimizer is called: few calls, little memory.
 _EAGER_BYTES = 4 * 2**20
 

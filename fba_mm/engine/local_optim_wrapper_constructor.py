@@ -119,7 +119,7 @@ def check_settings(local_backbone: LocalBackbone, name: str, optim_wrapper: dict
         optim_wrapper: Config of the optimizer wrapper.
 
     Raises:
-        LocalLearningError: Names the key and its mend.
+        LocalLearningError: Names the key and how to fix it.
     """
     keys = (optim_wrapper.get('paramwise_cfg') or {}).get('custom_keys') or {}
     constructor = type_name(optim_wrapper.get('constructor') or '')

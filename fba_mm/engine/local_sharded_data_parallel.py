@@ -25,7 +25,7 @@ from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .sharded_part import ShardedPart
 from .sharded_reducer import ShardedReducer
 
-_MEND = "set model_wrapper_cfg.type='LocalDataParallel'"
+_FIX = "set model_wrapper_cfg.type='LocalDataParallel'"
 
 
 @MODEL_WRAPPERS.register_module()
@@ -147,7 +147,7 @@ class LocalShardedDataParallel(LocalDataParallel):
                 if found.setdefault(p, k) != k:
                     raise LocalLearningError(
                         f'{names[p]} is part of modules {found[p] + 1} and {k + 1}, and each is '
-                        f'freed before the next one runs: set a smaller num_modules, or {_MEND}'
+                        f'freed before the next one runs: set a smaller num_modules, or {_FIX}'
                     )
         parts = [
             {p for p, owner in found.items() if owner == k} for k in range(backbone.num_modules)
@@ -161,7 +161,7 @@ class LocalShardedDataParallel(LocalDataParallel):
             return True
         try:
             for auxiliary in self._backbone.auxiliary:
-                auxiliary.check_apart()
+                auxiliary.check_module_parallel()
         except LocalLearningError:
             return True
         return False
@@ -303,38 +303,38 @@ def check_sharded(runner, scope: str) -> None:
         scope: Of the feature bank.
 
     Raises:
-        LocalLearningError: Names the fault and its mend.
+        LocalLearningError: Says what is wrong and how to fix it.
     """
     wrapper = runner.optim_wrapper
     model = runner.model.module
     if scope == 'all':
         raise LocalLearningError(
             "the extra pass of FBAHook's scope='all' needs all modules at once, and they are "
-            f"gathered one by one: set scope='past', or {_MEND}"
+            f"gathered one by one: set scope='past', or {_FIX}"
         )
     for module in model.modules():
         if getattr(module, 'follows_next_module', False):
             raise LocalLearningError(
                 f'{type(module).__name__} follows the weights of the next module, which are in '
-                f'pieces then: take another auxiliary network, or {_MEND}'
+                f'pieces then: take another auxiliary network, or {_FIX}'
             )
     if not wrapper.by_parameter:
         raise LocalLearningError(
             f'{type(wrapper.optimizer).__name__} may look at all gradients at once, as LAMB does, '
             "and they are in pieces: take one of torch's optimizers, set "
             "optim_wrapper.apply='eager' where it treats each parameter by itself and knows torch's "
-            f'DTensor, or {_MEND}'
+            f'DTensor, or {_FIX}'
         )
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(
             'an overflow in a piece of the gradients is seen by one process alone: set '
-            f"optim_wrapper.dtype='bfloat16', which needs no loss scale, or {_MEND}"
+            f"optim_wrapper.dtype='bfloat16', which needs no loss scale, or {_FIX}"
         )
     for hook in getattr(runner, 'hooks', ()):
         if isinstance(hook, EMAHook):
             raise LocalLearningError(
                 'EMAHook averages a network that is whole, which no process has: leave it out, or '
-                f'{_MEND}'
+                f'{_FIX}'
             )
         if isinstance(hook, CheckpointHook) and not hasattr(hook, 'saves_whole_model'):
             raise LocalLearningError(

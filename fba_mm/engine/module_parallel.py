@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..arguments import check_count
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
-from ..local.hand_over import HandedOver
 from ..local.partition.balance import smallest_maximum
+from ..local.stage_state import HandedOver
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .message_channel import MessageChannel
 from .processes import check_agreement
@@ -26,7 +26,7 @@ from .undivided_samplers import UNDIVIDED
 _BROADCAST_BYTES = 250 * 2**20
 # What layers and losses call that take means over processes.
 _COLLECTIVES = ('reduce_mean(', 'all_reduce(', 'all_gather(')
-_MEND = "set model_wrapper_cfg.type='LocalDataParallel'"
+_FIX = "set model_wrapper_cfg.type='LocalDataParallel'"
 
 
 @MODEL_WRAPPERS.register_module()
@@ -284,7 +284,7 @@ class LocalModuleParallel(nn.Module):
             if parameter.grad is not None:
                 raise LocalLearningError(
                     f'{name} gets a gradient in process {self._rank}, and is trained in process '
-                    f'{self._ranks[name]}: give modules heads of their own, or {_MEND}'
+                    f'{self._ranks[name]}: give modules heads of their own, or {_FIX}'
                 )
 
 
@@ -328,11 +328,11 @@ def _spans(
 def _check_untied(model: nn.Module, backbone: LocalBackbone) -> None:
     """Refuse models whose modules need more of each other than features."""
     for auxiliary in backbone.auxiliary:
-        auxiliary.check_apart()
+        auxiliary.check_module_parallel()
     if type(model).train_step is not BaseModel.train_step:
         raise LocalLearningError(
             f'{type(model).__name__} trains in steps of its own, which LocalModuleParallel does '
-            f'not know: {_MEND}'
+            f'not know: {_FIX}'
         )
     seen: Set[type] = set()
     for name, module in model.named_modules():
@@ -347,7 +347,7 @@ def _check_untied(model: nn.Module, backbone: LocalBackbone) -> None:
             if _communicates(kind):
                 raise LocalLearningError(
                     f'{kind.__name__} ({name}) takes means over processes, which are at work on '
-                    f'different batches here: take another head or loss, or {_MEND}'
+                    f'different batches here: take another head or loss, or {_FIX}'
                 )
 
 
@@ -369,13 +369,13 @@ def check_module_parallel(runner, scope: str) -> None:
         scope: Of the feature bank.
 
     Raises:
-        LocalLearningError: Names the fault and its mend.
+        LocalLearningError: Says what is wrong and how to fix it.
     """
     wrapper = runner.optim_wrapper
     if scope == 'all':
         raise LocalLearningError(
             "the extra pass of FBAHook's scope='all' runs through the modules of all processes: "
-            f"set scope='past', or {_MEND}"
+            f"set scope='past', or {_FIX}"
         )
     if wrapper.clip_grad_kwargs and wrapper.apply == 'end':
         raise LocalLearningError(
@@ -408,11 +408,11 @@ def check_module_parallel(runner, scope: str) -> None:
             )
     sampler = getattr(_dataloader_of(runner), 'sampler', None)
     if getattr(sampler, 'world_size', 1) != 1:
-        mend = next((new.__name__ for old, new in UNDIVIDED.items() if type(sampler) is old), None)
-        mend = f'set it to {mend!r}' if mend else f'take UndividedSampler, or {_MEND}'
+        fix = next((new.__name__ for old, new in UNDIVIDED.items() if type(sampler) is old), None)
+        fix = f'set it to {fix!r}' if fix else f'take UndividedSampler, or {_FIX}'
         raise LocalLearningError(
             f'train_dataloader.sampler.type={type(sampler).__name__} gives each process a part of '
-            f'the images, and modules train on all: {mend}'
+            f'the images, and modules train on all: {fix}'
         )
 
 

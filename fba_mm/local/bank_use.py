@@ -20,7 +20,7 @@ from ..arguments import check_count, check_number
 from ..errors import LocalLearningError
 from .local_step import LocalStep
 from .partition import CutPoint
-from .task_loss import AnsweringBackbone
+from .task_loss import StubbableBackbone
 
 
 class BankUse(BaseModule, metaclass=ABCMeta):
@@ -61,7 +61,7 @@ class BankUse(BaseModule, metaclass=ABCMeta):
         self,
         features: Tuple[Tensor, ...],
         head: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         step: LocalStep,
     ) -> Optional[Tensor]:
         """A loss that is added to the task's, or None.
@@ -113,7 +113,7 @@ class BankUse(BaseModule, metaclass=ABCMeta):
                 f"custom_hooks=[dict(type='FBAHook', scope={self.scopes[0]!r})]"
             )
 
-    def check_apart(self) -> None:
+    def check_module_parallel(self) -> None:
         """Refuse, before training, that later modules are in other processes than this one.
 
         Raises:
@@ -211,7 +211,7 @@ class FeatureTarget(BankUse):
         self,
         features: Tuple[Tensor, ...],
         head: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         step: LocalStep,
     ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
@@ -246,7 +246,7 @@ class LogitTarget(BankUse):
         self,
         features: Tuple[Tensor, ...],
         head: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         step: LocalStep,
     ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
@@ -298,7 +298,7 @@ class ClassMemory(BankUse):
         self,
         features: Tuple[Tensor, ...],
         head: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         step: LocalStep,
     ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
@@ -375,7 +375,7 @@ class SampleMemory(BankUse):
         self,
         features: Tuple[Tensor, ...],
         head: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         step: LocalStep,
     ) -> Optional[Tensor]:
         """See :class:`BankUse`."""

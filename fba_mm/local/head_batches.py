@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .assigned_targets import is_anchor_based
-from .task_loss import AnsweringBackbone, Losses, map_losses
+from .task_loss import Losses, StubbableBackbone, map_losses
 
 # Losses that are sums over positions. GHM's, for one, are not: they weigh by a histogram.
 _SUMS = frozenset(
@@ -37,7 +37,7 @@ _SUMS = frozenset(
 _STATELESS = ('fba_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
 
-def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
+def can_be_split(model: nn.Module, source: StubbableBackbone) -> bool:
     """Whether the losses of a model on slices of a batch sum to those on the whole batch.
 
     Args:
@@ -61,7 +61,7 @@ def can_be_split(model: nn.Module, source: AnsweringBackbone) -> bool:
     )
 
 
-def is_known(model: nn.Module, source: AnsweringBackbone) -> bool:
+def is_known(model: nn.Module, source: StubbableBackbone) -> bool:
     """Whether a model's neck and head are of classes that keep nothing from batch to batch.
 
     A user's own class may: with fewer images at once it would keep something else.

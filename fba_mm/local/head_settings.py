@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import LocalLearningError
 from .kept_state import Snapshot, changed_keys, is_as_it_was
-from .task_loss import AnsweringBackbone, FeatureSource
+from .task_loss import FeatureStub, StubbableBackbone
 
 _FUNCTIONS = (FunctionType, MethodType, BuiltinFunctionType, partial)
 
@@ -35,14 +35,14 @@ class HeadSettings:
         auxiliaries: The auxiliary networks.
     """
 
-    def __init__(self, model: nn.Module, source: AnsweringBackbone, auxiliaries: nn.ModuleList):
+    def __init__(self, model: nn.Module, source: StubbableBackbone, auxiliaries: nn.ModuleList):
         self._model, self._source = model, source
         # A copy is a model of the same class; others have nothing to follow.
         own = [
             part
             for auxiliary in auxiliaries
             for part in auxiliary.modules()
-            if isinstance(getattr(part, 'backbone', None), FeatureSource)
+            if isinstance(getattr(part, 'backbone', None), FeatureStub)
         ]
         self._copies = [part for part in own if type(part) is type(model)]
         self._others = any(

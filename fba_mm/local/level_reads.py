@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from .partition import StageMap
-from .task_loss import AnsweringBackbone
+from .task_loss import StubbableBackbone
 
 # Detectors whose losses see the backbone's levels through extract_feat() alone. By the class that
 # defines the method, as subclasses may well look elsewhere.
@@ -41,7 +41,7 @@ class _Touched(TorchDispatchMode):
 
 
 def levels_read(
-    model: nn.Module, source: AnsweringBackbone, levels: Sequence[StageMap]
+    model: nn.Module, source: StubbableBackbone, levels: Sequence[StageMap]
 ) -> Set[int]:
     """The levels that a model's neck computes with, found by a pass on small maps.
 

@@ -24,7 +24,6 @@ from ..arguments import check_count, check_number
 from ..compat.torch_versions import is_autocast_enabled
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
-from .hand_over import HandedOver, HandOver
 from .kept_state import unchanged_state
 from .level_reads import levels_read
 from .local_step import LocalStep
@@ -40,15 +39,15 @@ from .partition import (
 )
 from .partition.reconstruction import in_slices
 from .recompute import run_recomputing, run_segments
-from .task_loss import SEVERAL_PASSES, AnsweringBackbone, Features
-
+from .stage_state import HandedOver, StageState
+from .task_loss import SEVERAL_PASSES, Features, StubbableBackbone
 
 # What neck and head see at once, at least: with less, passes aren't worth what they cost.
 _HEAD_PIXELS = 2**18
 
 
 @MODELS.register_module()
-class LocalBackbone(AnsweringBackbone):
+class LocalBackbone(StubbableBackbone):
     """Trains a backbone in K gradient-isolated modules, each with a loss of its own.
 
     In training, module i runs on a detached input, its auxiliary network computes a loss, and the
@@ -158,7 +157,7 @@ class LocalBackbone(AnsweringBackbone):
         # LocalModuleParallel sets these: the modules of this process, and what the process before
         # has made of the batch.
         self.modules_here: Optional[range] = None
-        self.received: Optional[HandOver] = None
+        self.received: Optional[StageState] = None
         # LocalShardedDataParallel sets this, to be called with a module's index before it runs.
         self.before_module: Callable[[int], None] = _nothing
         # Levels of the output that no neck looks at: what is left of them is their shape.
@@ -472,7 +471,7 @@ class LocalBackbone(AnsweringBackbone):
             del levels
             step.kept = {}
         if here.stop <= last:
-            raise HandedOver(HandOver.after(x, outputs, kept, step))
+            raise HandedOver(StageState.after(x, outputs, kept, step))
         _, levels, _ = self._run_module(last, x, kept)
         outputs.update(levels)
         seen = tuple(outputs[level].detach() for level in sorted(outputs))

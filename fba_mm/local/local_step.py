@@ -12,7 +12,7 @@ from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
 from .head_batches import add_losses, can_be_split, feed, is_image_mean, is_known, slices_of
 from .kept_state import unchanged_state
-from .task_loss import AnsweringBackbone, Features, Losses, map_losses, task_loss
+from .task_loss import Features, Losses, StubbableBackbone, map_losses, task_loss
 
 
 @dataclass
@@ -28,7 +28,7 @@ class LocalStep:
         train: ``train(i, losses)`` computes the gradients of module i's losses, now.
         accumulate: ``accumulate(losses)`` computes the gradients of a part of a module's losses,
             now; the module's ``train`` follows. Needed with ``head_batch_size``.
-        generator: Source of chance on the CPU, seeded for this iteration: what is drawn from it
+        generator: CPU random generator, seeded for this iteration: what is drawn from it
             does not depend on whether training was interrupted before.
         head_batch_size: Images that a neck and head see at once, where that is exact; None for
             the whole batch.
@@ -43,7 +43,7 @@ class LocalStep:
     """
 
     model: nn.Module
-    source: AnsweringBackbone
+    source: StubbableBackbone
     inputs: Union[Tensor, Dict[str, Tensor]]
     data_samples: list
     bank: FeatureBank
@@ -68,7 +68,7 @@ class LocalStep:
         """The batch of images that the network sees, (N, 3, H, W)."""
         return self.inputs['img'] if isinstance(self.inputs, dict) else self.inputs
 
-    def slices(self, model: nn.Module, source: AnsweringBackbone) -> list:
+    def slices(self, model: nn.Module, source: StubbableBackbone) -> list:
         """The slices of the batch that a model's neck and head see one after the other.
 
         Args:
@@ -87,7 +87,7 @@ class LocalStep:
     def head_loss(
         self,
         model: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         features: Features,
         loss_weight: float = 1.0,
     ) -> Losses:
@@ -137,7 +137,7 @@ class LocalStep:
         return self._labels
 
     def logits(
-        self, model: nn.Module, source: AnsweringBackbone, features: Tuple[Tensor, ...]
+        self, model: nn.Module, source: StubbableBackbone, features: Tuple[Tensor, ...]
     ) -> Tensor:
         """What a classifier's neck and head say of given features, (N, classes).
 
@@ -186,7 +186,7 @@ class LocalStep:
     def _loss_of(
         self,
         model: nn.Module,
-        source: AnsweringBackbone,
+        source: StubbableBackbone,
         features: Features,
         images: Optional[slice],
         loss_weight: float = 1.0,
@@ -204,7 +204,7 @@ class LocalStep:
         return losses if factor == 1 else map_losses(losses, lambda loss: loss * factor)
 
     @staticmethod
-    def _stateless_loss(model: nn.Module, source: AnsweringBackbone, *batch) -> Losses:
+    def _stateless_loss(model: nn.Module, source: StubbableBackbone, *batch) -> Losses:
         with unchanged_state(model, skip=source) as changed:
             losses = task_loss(model, source, *batch, advance=True)
         # mmdet's AnchorHead leaves its targets there, for those who distil.

@@ -28,8 +28,8 @@ SEVERAL_PASSES = (
 )
 
 
-class AnsweringBackbone(BaseModule):
-    """A backbone that can be told what to answer."""
+class StubbableBackbone(BaseModule):
+    """A backbone that can return precomputed features in place of its own."""
 
     def __init__(self, init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
@@ -64,13 +64,14 @@ class AnsweringBackbone(BaseModule):
         return self._answer
 
 
-@MODELS.register_module()
-class FeatureSource(AnsweringBackbone):
-    """The backbone of an auxiliary network's own model: it has no layers and only answers.
+# Configs that were written out before have it by its former name, FeatureSource.
+@MODELS.register_module(name=['FeatureStub', 'FeatureSource'])
+class FeatureStub(StubbableBackbone):
+    """The backbone of an auxiliary network's own model: it returns precomputed features.
 
     Args:
-        channels: Channels of the maps that it will answer with, for who builds a neck on it.
-        strides: Their strides, in pixels, for who places anchors on them.
+        channels: Channels of the maps that it returns, for building a neck on top.
+        strides: Their strides, in pixels, for placing anchors.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class FeatureSource(AnsweringBackbone):
 
 def task_loss(
     model: nn.Module,
-    source: AnsweringBackbone,
+    source: StubbableBackbone,
     features: Features,
     inputs: Tensor,
     data_samples: list,

@@ -30,7 +30,7 @@ def light_retinanet(
     bbox_head: Optional[dict] = None,
     train_cfg: Optional[dict] = None,
 ) -> nn.Module:
-    """mmdet's RetinaNet with few channels, one convolution, one anchor per position.
+    """Mmdet's RetinaNet with few channels, one convolution, one anchor per position.
 
     The loss, the neck's levels and the assignment of targets are those of mmdet's
     ``retinanet_r50_fpn``, so that a module learns the model's task, but at a small part of its
@@ -41,7 +41,7 @@ def light_retinanet(
     has the anchors of the missing levels as well. mmdet is needed only once a head is built.
 
     Args:
-        backbone: Config of the :class:`FeatureSource` that :class:`SLM` gives; its ``channels``
+        backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives; its ``channels``
             are the neck's ``in_channels``.
         num_classes: Number of classes, that of the model.
         channels: Channels of the neck and the head.
@@ -78,7 +78,7 @@ def light_retinanet(
         raise LocalLearningError(
             "LightRetinaNet is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
             "head=dict(type='LightRetinaNet', ...)), or as "
-            "backbone=dict(type='FeatureSource', channels=[...])"
+            "backbone=dict(type='FeatureStub', channels=[...])"
         )
     own_strides = backbone.get('strides')
     for name, value, least in (

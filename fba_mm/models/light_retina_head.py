@@ -78,7 +78,7 @@ class LightRetinaHead(RetinaHead):
         batch_gt_instances_ignore: Optional[list] = None,
         **kwargs,
     ) -> tuple:
-        """mmdet's targets: labels, their weights, deltas and their weights, of each level; divisor.
+        """Mmdet's targets: labels, their weights, deltas and their weights, of each level; divisor.
 
         Args:
             anchor_list: Of each image, the anchors of each level.

@@ -21,12 +21,12 @@ def light_fcn(
     loss_decode: Optional[dict] = None,
     **decode_head: Any,
 ) -> nn.Module:
-    """mmseg's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
+    """Mmseg's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
 
     mmseg is needed only once a head is built.
 
     Args:
-        backbone: Config of the :class:`FeatureSource` that :class:`SLM` gives; its ``channels``
+        backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives; its ``channels``
             are the head's ``in_channels``.
         num_classes: Number of classes, that of the model.
         channels: Channels of the head.
@@ -54,7 +54,7 @@ def light_fcn(
         raise LocalLearningError(
             "LightFCN is told no channels of its maps: give it as auxiliary=dict(type='SLM', "
             "head=dict(type='LightFCN', ...)), or as "
-            "backbone=dict(type='FeatureSource', channels=[...])"
+            "backbone=dict(type='FeatureStub', channels=[...])"
         )
     check_count('LightFCN: num_classes', num_classes)
     check_count('LightFCN: channels', channels)

@@ -6,9 +6,9 @@ from typing import Iterator, Optional
 import torch
 from mmengine.config import Config
 
+from ..analysis.baselines import trains_locally
 from ..analysis.memory_fit import in_mib, predict_memory
 from ..analysis.synthetic_batch import batch_shape
-from ..analysis.training_twins import trains_locally
 from ..errors import LocalLearningError
 from ..localize import stock_form
 from .plan import Planned, Search

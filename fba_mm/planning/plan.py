@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from ..analysis.baselines import trains_locally
 from ..analysis.memory_fit import MemoryPrediction, in_mib, predict_memory
 from ..analysis.simulated_step import quiet
 from ..analysis.synthetic_batch import Shape, batch_shape
-from ..analysis.training_twins import trains_locally
 from ..config import backbone_key
 from ..errors import LocalLearningError
 from ..memory_budget import parse_memory

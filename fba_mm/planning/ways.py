@@ -8,10 +8,10 @@ from typing import Callable, List, Optional, Sequence, Union
 from mmengine.config import Config
 
 from ..analysis.activation_checkpointing import takes_with_cp
+from ..analysis.baselines import backbone_of
 from ..analysis.memory_fit import count_blocks, module_counts
 from ..analysis.simulated_step import quiet
 from ..analysis.synthetic_batch import batch_shape
-from ..analysis.training_twins import backbone_of
 from ..config import backbone_key
 from ..errors import LocalLearningError
 from ..localize import checkpointed, localize, sliced

@@ -14,12 +14,12 @@ from ..errors import LocalLearningError
 
 
 @contextmanager
-def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]:
+def readable_errors(what: str, fix: str = 'check the config') -> Iterator[None]:
     """Turn what a faulty config makes OpenMMLab raise into one line.
 
     Args:
         what: What is being done, as in ``'the model cannot be built'``.
-        mend: What the user should do about it.
+        fix: What the user should do about it.
 
     Raises:
         LocalLearningError: Anything was raised.
@@ -36,7 +36,7 @@ def readable_errors(what: str, mend: str = 'check the config') -> Iterator[None]
                 f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
                 'its spelling, or name the module that registers it in custom_imports'
             ) from error
-        raise LocalLearningError(f'{what} ({reason}): {mend}') from error
+        raise LocalLearningError(f'{what} ({reason}): {fix}') from error
 
 
 def reason_of(error: Exception) -> str:

@@ -22,10 +22,10 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
     Args:
         cfg: The config.
         model: Its model.
-        *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are passed over.
+        *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are skipped.
 
     Raises:
-        LocalLearningError: Names both numbers and the mend.
+        LocalLearningError: Names both numbers and how to fix it.
     """
     _check_detector_classes(cfg, model, splits)
     for dataset, where in datasets_of(cfg, splits):
@@ -47,7 +47,7 @@ def check_classes(cfg: Config, model: nn.Module, *splits: str) -> None:
         if label is not None and label >= expected:
             raise LocalLearningError(
                 f'{where}.ann_file has labels up to {label}, but model.head.num_classes='
-                f'{expected}: labels count from 0, mend the file or set num_classes={label + 1}'
+                f'{expected}: labels count from 0, fix the file or set num_classes={label + 1}'
             )
 
 

@@ -23,7 +23,7 @@ def check_data(cfg: Config, *splits: str) -> None:
 
     Args:
         cfg: The config.
-        *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are passed over.
+        *splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are skipped.
 
     Raises:
         LocalLearningError: Names the path that is missing, or why it can't be fetched.
@@ -54,7 +54,7 @@ def datasets_of(cfg: Config, splits: Sequence[str]) -> Iterator[Tuple[dict, str]
 
     Args:
         cfg: The config.
-        splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are passed over.
+        splits: ``'train'``, ``'val'``, ``'test'``; those that the config lacks are skipped.
     """
     for split in splits:
         where = f'{split}_dataloader'

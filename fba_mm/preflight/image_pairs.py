@@ -74,7 +74,7 @@ def check_pairs(dataset: dict, where: str, pairs: Sequence[Pair], generator: dic
     Raises:
         LocalLearningError: A file is missing or unreadable, two of a pair don't differ by the
             network's scale, an image is smaller than a training patch, or has another number of
-            channels than the network takes. Names the file and the mend.
+            channels than the network takes. Names the file and how to fix it.
     """
     if not pairs:
         raise LocalLearningError(

@@ -42,7 +42,7 @@ class Labelled(NamedTuple):
     Args:
         maps: Its files.
         count: How many labels the files may have, from 0.
-        ignored: Labels beyond those that are passed over.
+        ignored: Labels beyond those that are skipped.
         starts_at_one: Whether 0 stands for pixels without a class (``reduce_zero_label``).
         turns_images: Whether images are read as cameras say that they are to be looked at.
     """
@@ -112,8 +112,8 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
     Raises:
         LocalLearningError: There are no images, or no classes; a mask or an image is missing or
             unreadable; the two differ in size; a mask is a picture in colours, or has labels beyond
-            the classes. Names the first such file, how many there are, and the mend. Or all masks
-            together have one class and pixels that are passed over.
+            the classes. Names the first such file, how many there are, and how to fix it. Or all masks
+            together have one class and pixels that are skipped.
     """
     prefix = dataset.get('data_prefix')
     if not data.maps and prefix is not None and not prefix.get('seg_map_path'):
@@ -144,7 +144,7 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
 
 
 def _check_variety(where: str, found: List['Found'], data: Labelled) -> None:
-    """Refuse masks in which all but one class are passed over, as in pictures of 0 and 255."""
+    """Refuse masks in which all but one class are skipped, as in pictures of 0 and 255."""
     labels = {label for one in found for label in one.labels}
     passed_over = set(data.ignored) | ({0} if data.starts_at_one else set())
     if not labels & set(data.ignored) or data.count - data.starts_at_one < 2:
@@ -169,7 +169,7 @@ class Found(NamedTuple):
     """What the files of one training example hold.
 
     Args:
-        fault: What is wrong with them, and the mend; None if nothing is.
+        fault: What is wrong with them, and how to fix it; None if nothing is.
         labels: Those in the mask, as far as it was read.
     """
 
@@ -222,12 +222,12 @@ def _fault(files: LabelMap, data: Labelled, labels: List[int]) -> Optional[str]:
         )
     unknown = [label for label in labels if label >= data.count and label not in data.ignored]
     if unknown:
-        mend = 'mend the mask, or name all classes of the data as metainfo=dict(classes=(...))'
+        fix = 'fix the mask, or name all classes of the data as metainfo=dict(classes=(...))'
         if max(unknown) == data.count and not data.starts_at_one:
-            mend = f'set reduce_zero_label=True if 0 stands for pixels without a class, or {mend}'
+            fix = f'set reduce_zero_label=True if 0 stands for pixels without a class, or {fix}'
         return (
             f'{files.seg_map} has label {unknown[0]}, but the classes are 0 to '
-            f'{data.count - 1}, and 255 is passed over: {mend}'
+            f'{data.count - 1}, and 255 is skipped: {fix}'
         )
     return None
 
@@ -267,7 +267,7 @@ def check_head_classes(where: str, counts: Sequence[Tuple[int, str]], model: nn.
         model: The segmentor.
 
     Raises:
-        LocalLearningError: Names both numbers and the mend.
+        LocalLearningError: Names both numbers and how to fix it.
     """
     for count, what in counts:
         for name, classes in heads_of(model):

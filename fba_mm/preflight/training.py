@@ -26,7 +26,7 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
         The config's optimizer wrapper, for this model.
 
     Raises:
-        LocalLearningError: Names the fault and its mend.
+        LocalLearningError: Says what is wrong and how to fix it.
     """
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:

@@ -5,7 +5,7 @@ from mmengine.config import Config
 from fba_mm import localize
 
 from ..conftest import own_head, retinanet
-from ..super_resolution import edsr, editor
+from ..super_resolution import editor, edsr
 
 
 def detector(**backbone) -> Config:

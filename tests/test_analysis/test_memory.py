@@ -519,9 +519,8 @@ class TestLifetimes:
 
     def test_an_exception_leaves_no_mode_behind(self):
         tracker = StorageTracker()
-        with pytest.raises(RuntimeError, match='size of tensor'):
-            with tracker:
-                torch.ones(3) + torch.ones(4)
+        with pytest.raises(RuntimeError, match='size of tensor'), tracker:
+            torch.ones(3) + torch.ones(4)
         gc.collect()
         a = torch.ones(10)
         assert tracker.current == 0

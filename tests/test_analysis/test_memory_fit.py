@@ -5,10 +5,9 @@ import gc
 from unittest import mock
 
 import pytest
-import torch
+from mmdet.models.dense_heads import RetinaHead
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmdet.models.dense_heads import RetinaHead
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step, resident_bytes

@@ -114,9 +114,8 @@ def test_a_storage_that_grows_after_the_peak(net):
 
 def test_no_hook_stays(net):
     tracker = PeakSplit(net, sgd(net))
-    with pytest.raises(RuntimeError, match='broken step'):
-        with tracker:
-            raise RuntimeError('broken step')
+    with pytest.raises(RuntimeError, match='broken step'), tracker:
+        raise RuntimeError('broken step')
     assert not any(p._post_accumulate_grad_hooks for p in net.parameters())
     assert tracker.split() == split()
 

@@ -28,7 +28,7 @@ def lines():
 
 @pytest.fixture(scope='module')
 def profiles(lines):
-    """Of a detector in three modules and its twins, each timed once."""
+    """Of a detector in three modules and its baselines, each timed once."""
     torch.manual_seed(0)
     cfg = local_detector(light=True, apply='end')
     return profile_training(cfg, SHAPE, rounds=1, report=lines.append)
@@ -226,7 +226,9 @@ def test_on_cuda_the_allocator_has_the_word(monkeypatch):
     monkeypatch.setattr(training_profile, 'measure_step', measure)
     monkeypatch.setattr(training_profile, 'check_device', lambda device: None)
     monkeypatch.setattr(torch.cuda, 'synchronize', synchronized.append)
-    monkeypatch.setattr(training_profile.Twin, 'build', lambda twin, device: TrainingStep(twin.cfg))
+    monkeypatch.setattr(
+        training_profile.Baseline, 'build', lambda baseline, device: TrainingStep(baseline.cfg)
+    )
     (bp,) = profile_training(detector(), SHAPE, [], 'cuda', rounds=1, report=lambda line: None)
     assert bp.at_peak['allocator'] == MIB
     assert sum(bp.at_peak.values()) == bp.memory.peak_bytes

@@ -53,7 +53,7 @@ def test_the_last_usable_one_is_taken_and_named(work_dir, caplog):
     with mock.patch('fba_mm.checkpoint.resuming.print_log') as log:
         assert find_resumable(str(work_dir)) == str(work_dir / 'epoch_1.pth')
     said = [call.args[0] for call in log.call_args_list]
-    assert 'epoch_3.pth is corrupt' in said[0] and said[0].endswith('it is passed over')
+    assert 'epoch_3.pth is corrupt' in said[0] and said[0].endswith('it is skipped')
     assert 'epoch_2.pth is corrupt' in said[1]
     assert said[2] == f'Going on from {work_dir}/epoch_1.pth'
 

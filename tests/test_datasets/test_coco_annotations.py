@@ -12,7 +12,6 @@ from fba_mm import LocalLearningError
 from fba_mm.preflight.building import build_model
 from fba_mm.preflight.classes import check_classes
 from fba_mm.preflight.data import check_data
-
 from tests.conftest import retinanet
 
 CLASSES = ('cat', 'dog')
@@ -84,17 +83,17 @@ FAULTS = {
     'no images': (lambda c: c['images'].clear(), 'lists no image: check that it is the right file'),
     'a category twice': (
         lambda c: put(c, 'categories', name='cat'),
-        "of its categories, 2 have name='cat': mend the file",
+        "of its categories, 2 have name='cat': fix the file",
     ),
     'an image without a size': (
         lambda c: drop(c, 'images', 'width'),
-        'of its images, number 2 has no width: mend',
+        'of its images, number 2 has no width: fix',
     ),
-    'an image twice': (lambda c: put(c, 'images', id=0), 'of its images, 2 have id=0: mend'),
+    'an image twice': (lambda c: put(c, 'images', id=0), 'of its images, 2 have id=0: fix'),
     'no box': (lambda c: drop(c, 'annotations', 'bbox'), 'its annotations, number 2 has no bbox'),
     'no area': (
         lambda c: [one.pop('area') for one in c['annotations']] and None,
-        r'of its annotations, number 1 has no area \(5 more have faults\): mend',
+        r'of its annotations, number 1 has no area \(5 more have faults\): fix',
     ),
     'half a box': (
         lambda c: put(c, 'annotations', bbox=[1, 2]),
@@ -103,7 +102,7 @@ FAULTS = {
     'a box of text': (lambda c: put(c, 'annotations', bbox=[1, 2, '3', 4]), 'not four numbers'),
     'another category': (
         lambda c: put(c, 'annotations', category_id=4),
-        'number 2 .* has category_id=4, which is no category: mend',
+        'number 2 .* has category_id=4, which is no category: fix',
     ),
     'an id twice': (lambda c: put(c, 'annotations', id=0), 'of its annotations, 2 have id=0'),
     'an image that is gone': (

@@ -14,7 +14,6 @@ from fba_mm.datasets.voc_annotations import VOCFolder, refuse_or_skip
 from fba_mm.preflight.building import build_model
 from fba_mm.preflight.classes import check_classes
 from fba_mm.preflight.data import check_data
-
 from tests.conftest import retinanet
 from tests.voc_folder import annotation, write_voc
 
@@ -173,15 +172,15 @@ def test_faulty_files_are_skipped_if_asked(fault, root, reported):
 
 
 @pytest.mark.parametrize(
-    'settings, mend',
+    'settings, fix',
     [
         (dict(metainfo=dict(classes='cat')), r"with a comma, \('cat', \)"),
         (dict(ann_file=''), "ann_file='' is no file: give the text file"),
         (dict(ann_file='ImageSets'), "ann_file='ImageSets' is no file"),
     ],
 )
-def test_settings_that_name_no_file(settings, mend, root):
-    with pytest.raises(LocalLearningError, match=mend):
+def test_settings_that_name_no_file(settings, fix, root):
+    with pytest.raises(LocalLearningError, match=fix):
         check_data(config(root, **settings), 'train')
 
 

@@ -287,7 +287,7 @@ def test_parameters_that_not_every_process_uses(found):
 def test_refusals(found):
     for messages in (outcome['refusals'] for outcome in found):
         assert messages.pop('fits') is None
-        for name, mend in {
+        for name, fix in {
             'backbone': 'found no LocalBackbone in the model: wrap the backbone',
             'scope': "set scope='past'",
             'next module': 'MAN follows the weights of the next module',
@@ -301,7 +301,7 @@ def test_refusals(found):
             'strided': 'leave the memory format channels_last out',
         }.items():
             message = messages.pop(name)
-            assert message is not None and mend in message, (name, message)
+            assert message is not None and fix in message, (name, message)
             assert '\n' not in message
         assert not messages
 

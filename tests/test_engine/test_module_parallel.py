@@ -362,7 +362,7 @@ def test_refusals():
         assert found.pop('fits') is None
         # Who sets this says that the optimizer treats each parameter by itself.
         assert found.pop('optimizer, eager') is None
-        for name, mend in {
+        for name, fix in {
             'shared head': "give modules a head each, auxiliary=dict(type='SLM', head=",
             'fewer modules': '2 processes for num_modules=1: set that to 2 or more',
             'sizes': 'give 2 numbers, one for each process, with the sum 5',
@@ -381,7 +381,7 @@ def test_refusals():
             'sampler': 'gives each process a part of the images',
         }.items():
             message = found.pop(name)
-            assert message is not None and mend in message, (name, message)
+            assert message is not None and fix in message, (name, message)
             assert '\n' not in message
         assert not found
 

@@ -64,14 +64,14 @@ def test_launchers(launcher):
 
 
 @pytest.mark.parametrize(
-    'launcher, mend',
+    'launcher, fix',
     [('pytorch', 'tools/dist_train.sh'), ('slurm', 'tools/slurm_train.sh'), ('mpi', 'mpirun')],
 )
-def test_a_launcher_that_has_not_launched(launcher, mend, monkeypatch):
+def test_a_launcher_that_has_not_launched(launcher, fix, monkeypatch):
     for name in list(os.environ):
         if name.endswith('RANK'):
             monkeypatch.delenv(name)
-    with pytest.raises(LocalLearningError, match=f'--launcher {launcher}, but .*{mend}'):
+    with pytest.raises(LocalLearningError, match=f'--launcher {launcher}, but .*{fix}'):
         init_processes(launcher)
 
 
@@ -190,7 +190,7 @@ def waiting(rank):
     dist.barrier()
     if rank == 1:
         time.sleep(6)
-        return None
+        return
     with lost_processes():
         dist.all_reduce(torch.ones(1))
 

@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint, save_checkpoint
 
 from fba_mm import LocalLearningError, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.engine.fba_hook import check_local_training
 from fba_mm.engine import LocalOptimWrapper
+from fba_mm.engine.fba_hook import check_local_training
 from fba_mm.local import FeatureBank
 
 from ..conftest import build, retinanet

@@ -2,7 +2,6 @@
 
 import copy
 from collections import Counter, OrderedDict, deque, namedtuple
-from types import SimpleNamespace
 
 import numpy as np
 import pytest

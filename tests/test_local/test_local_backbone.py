@@ -168,7 +168,7 @@ def test_frozen_stages_join_the_module_behind_them(frozen_stages):
     trained = 8 - 2 * frozen_stages  # Blocks of a ResNet-18 that are left.
     wrapped = LocalBackbone(resnet(frozen_stages=frozen_stages), 'blocks')
     assert wrapped.num_modules == trained
-    assert wrapped.module_segments[0] == range(0, 10 - trained)
+    assert wrapped.module_segments[0] == range(10 - trained)
 
     model = build(retinanet(num_modules=2, frozen_stages=frozen_stages))
     wrapped = model.backbone

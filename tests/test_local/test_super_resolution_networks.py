@@ -19,7 +19,7 @@ from fba_mm.preflight.training import check_training
 
 from ..conftest import build
 from ..local_training import Trainer
-from ..super_resolution import edsr, editor, msrresnet, patches, rdn, rrdbnet, swinir
+from ..super_resolution import editor, edsr, msrresnet, patches, rdn, rrdbnet, swinir
 
 NETWORKS = [msrresnet, rrdbnet, rdn, swinir]
 HEADS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from fba_mm.local.task_loss import FeatureSource, task_loss
+from fba_mm.local.task_loss import FeatureStub, task_loss
 
 from ..conftest import batch, build, own_head, retinanet
 from ..super_resolution import editor, patches
@@ -38,10 +38,10 @@ def test_loss_is_that_of_neck_and_head():
 
 
 def test_an_own_model_answers_by_its_source():
-    head = dict(own_head()['head'], backbone=dict(type='FeatureSource'))
+    head = dict(own_head()['head'], backbone=dict(type='FeatureStub'))
     head['neck'] = dict(head['neck'], in_channels=[8, 16, 32, 64])
     model = build(head)
-    assert type(model.backbone) is FeatureSource is MODELS.get('FeatureSource')
+    assert type(model.backbone) is FeatureStub is MODELS.get('FeatureStub')
     assert not list(model.backbone.parameters())
     data = build(retinanet(num_modules=None)).data_preprocessor(batch(), training=True)
     features = maps()
@@ -53,7 +53,7 @@ def test_an_own_model_answers_by_its_source():
 
 @pytest.mark.parametrize('failing', [False, True])
 def test_answering_ends(failing):
-    source = FeatureSource()
+    source = FeatureStub()
     features = maps()
     try:
         with source.answering(features):

@@ -17,7 +17,7 @@ from fba_mm.models import light_detector
 from ..conftest import NUM_CLASSES, batch, build, retinanet
 from ..local_training import Trainer
 
-SOURCE = dict(type='FeatureSource', channels=[8, 16, 24, 32])
+SOURCE = dict(type='FeatureStub', channels=[8, 16, 24, 32])
 
 
 def light(num_classes: int = NUM_CLASSES, **settings) -> dict:
@@ -179,8 +179,8 @@ def test_classes_must_be_told():
 
 
 def test_channels_must_be_told():
-    with pytest.raises(LocalLearningError, match=r"channels.*backbone=dict\(type='FeatureSource'"):
-        MODELS.build(dict(light()['head'], backbone=dict(type='FeatureSource')))
+    with pytest.raises(LocalLearningError, match=r"channels.*backbone=dict\(type='FeatureStub'"):
+        MODELS.build(dict(light()['head'], backbone=dict(type='FeatureStub')))
 
 
 def test_without_mmdet(monkeypatch):

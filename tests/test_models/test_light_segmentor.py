@@ -12,7 +12,7 @@ from fba_mm.models import light_segmentor
 from ..conftest import build
 from ..segmentation import LIGHT, NUM_CLASSES, labelled_batch, segmentor
 
-SOURCE = dict(type='FeatureSource', channels=[8, 16, 24])
+SOURCE = dict(type='FeatureStub', channels=[8, 16, 24])
 MAPS = [(2, 8, 16, 16), (2, 16, 8, 8), (2, 24, 4, 4)]
 
 
@@ -79,8 +79,8 @@ def test_settings_that_are_refused(settings, message):
 
 
 def test_channels_must_be_told():
-    with pytest.raises(LocalLearningError, match=r"channels.*backbone=dict\(type='FeatureSource'"):
-        MODELS.build(dict(LIGHT['head'], backbone=dict(type='FeatureSource')))
+    with pytest.raises(LocalLearningError, match=r"channels.*backbone=dict\(type='FeatureStub'"):
+        MODELS.build(dict(LIGHT['head'], backbone=dict(type='FeatureStub')))
 
 
 def test_other_classes_are_refused():

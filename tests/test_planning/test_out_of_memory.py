@@ -24,9 +24,8 @@ def sized(size: int = 64):
 def test_the_next_way():
     cfg = localize(sized(), 2)
     taken = predict_memory(cfg, (8, 3, 64, 64)).total
-    with pytest.raises(LocalLearningError) as raised:
-        with next_way_when_out_of_memory(cfg):
-            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
+    with pytest.raises(LocalLearningError) as raised, next_way_when_out_of_memory(cfg):
+        raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
     text = str(raised.value)
     assert text.startswith('out of memory (') and '\n' not in text
     assert 'try "checkpointing, ' in text or 'try "with_cp=True"' in text
@@ -46,6 +45,5 @@ def test_memory_that_suffices():
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match='mat1'):
-        with next_way_when_out_of_memory(Config()):
-            raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')
+    with pytest.raises(RuntimeError, match='mat1'), next_way_when_out_of_memory(Config()):
+        raise RuntimeError('mat1 and mat2 shapes cannot be multiplied')

@@ -6,9 +6,9 @@ from functools import partial
 from unittest import mock
 
 import pytest
+from mmdet.models.backbones import HourglassNet
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from mmdet.models.backbones import HourglassNet
 
 from fba_mm import localize
 from fba_mm.analysis import (

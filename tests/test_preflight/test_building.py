@@ -25,15 +25,13 @@ def test_the_data_preprocessor_may_stand_beside_the_model():
     ],
 )
 def test_readable_errors(raised, said):
-    with pytest.raises(LocalLearningError, match=said) as info:
-        with readable_errors('it failed'):
-            raise raised
+    with pytest.raises(LocalLearningError, match=said) as info, readable_errors('it failed'):
+        raise raised
     assert info.value.__cause__ is raised and str(info.value).startswith('it failed')
 
 
 def test_own_errors_pass():
     error = LocalLearningError('as it is')
-    with pytest.raises(LocalLearningError) as info:
-        with readable_errors('it failed'):
-            raise error
+    with pytest.raises(LocalLearningError) as info, readable_errors('it failed'):
+        raise error
     assert info.value is error

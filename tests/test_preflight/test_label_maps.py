@@ -109,7 +109,7 @@ def test_labels_beyond_the_classes(root):
 
 @pytest.mark.parametrize('labels', [(0, 255), (255,), (3, 255)])
 def test_masks_of_black_and_white(labels, root, monkeypatch):
-    """The foreground would be passed over, and a network that says 0 everywhere be perfect."""
+    """The foreground would be skipped, and a network that says 0 everywhere be perfect."""
     for name in 'xy':
         save_mask(root / f'mask/{name}.png', labels)
     only = 'no label' if len(labels) == 1 else f'label {labels[0]} alone'
@@ -132,7 +132,7 @@ def test_masks_of_one_class(root):
     check_data(training(root), 'train')
     save_mask(root / 'mask/x.png', (0, 255))
     check_data(training(root, metainfo=dict(classes=('a',))), 'train')
-    # With reduce_zero_label, 0 is passed over, too.
+    # With reduce_zero_label, 0 is skipped, too.
     save_mask(root / 'mask/y.png', (0, 1))
     refused(training(root, reduce_zero_label=True), 'apart from 0, 255, ', 'have label 1 alone')
 

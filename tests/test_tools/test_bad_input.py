@@ -1,4 +1,4 @@
-"""A user's error is one readable line that names the mend, before anything is trained."""
+"""A user's error is one readable line that says how to fix it, before anything is trained."""
 
 import re
 import shutil

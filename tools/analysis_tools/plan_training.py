@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from fba_mm import command_line
+from fba_mm.analysis.baselines import in_mixed_precision
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
-from fba_mm.analysis.training_twins import in_mixed_precision
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.planning import plan_training

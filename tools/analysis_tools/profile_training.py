@@ -18,11 +18,11 @@ from mmengine.config import Config
 from rich.console import Console
 
 from fba_mm import command_line
+from fba_mm.analysis.baselines import BASELINES, in_mixed_precision, trains_locally
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.analysis.profile_report import print_profile, save_profile
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
 from fba_mm.analysis.training_profile import check_device, profile_training
-from fba_mm.analysis.training_twins import TWINS, in_mixed_precision, trains_locally
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
@@ -46,8 +46,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--twins',
         nargs='*',
-        choices=list(TWINS),
-        default=list(TWINS),
+        choices=list(BASELINES),
+        default=list(BASELINES),
         help='what to compare with (default: all)',
     )
     parser.add_argument(

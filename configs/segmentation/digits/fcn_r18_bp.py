@@ -1,5 +1,5 @@
 # A small FCN that learns which digit each pixel belongs to, from scratch, in minutes on a CPU, by
-# back-propagation. fcn_r18_fba.py is its local-learning twin.
+# back-propagation. fcn_r18_fba.py is its local-learning counterpart.
 _base_ = [
     'mmseg::_base_/default_runtime.py',
     '../../_base_/imports.py',

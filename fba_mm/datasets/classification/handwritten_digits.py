@@ -7,8 +7,8 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 from PIL import Image
 
-from fba_mm.datasets.digits_on_photos import DIGIT_CLASSES, digit_indices, load_digits
 from fba_mm.arguments import check_count
+from fba_mm.datasets.digits_on_photos import DIGIT_CLASSES, digit_indices, load_digits
 from fba_mm.errors import LocalLearningError
 
 # Values of ink in scikit-learn's samples go from 0 to this.

@@ -10,7 +10,7 @@ from ...arguments import check_number
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import AnsweringBackbone, Losses, map_losses
+from ..task_loss import Losses, StubbableBackbone, map_losses
 
 
 class Auxiliary(BaseModule, metaclass=ABCMeta):
@@ -93,7 +93,7 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
         count = sum(p.numel() for p in self.parameters())
         return f'{type(self).__name__} with {count / 1e6:.2f} M parameters of its own'
 
-    def levels_read(self, model: nn.Module, source: AnsweringBackbone) -> Set[int]:
+    def levels_read(self, model: nn.Module, source: StubbableBackbone) -> Set[int]:
         """The levels of the backbone's output that it computes with; in doubt all of them.
 
         Args:
@@ -102,7 +102,7 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
         """
         return {stage.level for stage in self.cut_point.levels}
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """Refuse, before training, a model that this auxiliary network can't serve.
 
         Args:
@@ -110,7 +110,7 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             source: The backbone in it, which holds the auxiliary networks.
 
         Raises:
-            LocalLearningError: Names what does not fit, and the mend.
+            LocalLearningError: Names what does not fit, and how to fix it.
         """
 
     def check_bank(self, scope: str) -> None:
@@ -123,13 +123,13 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             LocalLearningError: Names a scope that fits.
         """
 
-    def check_apart(self) -> None:
+    def check_module_parallel(self) -> None:
         """Refuse, before training, that later modules are in other processes than this one.
 
         Whatever ties a module to others, but for the features and the bank that it is handed.
 
         Raises:
-            LocalLearningError: Names the tie, and the mend.
+            LocalLearningError: Names the tie, and how to fix it.
         """
         if type(self).observe is not Auxiliary.observe:
             raise LocalLearningError(

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from typing import Dict, Optional
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +10,7 @@ from ...arguments import check_count
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary, num_classes_of
 
 
@@ -110,7 +109,7 @@ class ClassificationAuxiliary(Auxiliary):
             )
         return self.weighted(self.local_losses(x, step.labels(), step))
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """Compare the classes with those of the model's head."""
         head = getattr(model, 'head', None)
         classes = num_classes_of(head) if isinstance(head, nn.Module) else None

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
 from .own_head import build_own_head, check_own_head
 
@@ -99,6 +99,6 @@ class DGLFPN(Auxiliary):
             self.head, self.head.backbone, self.features(x, step), self.loss_weight
         )
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """See :func:`check_own_head`."""
         check_own_head(self.head, self.level_channels, model, source)

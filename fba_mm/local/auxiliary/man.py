@@ -14,7 +14,7 @@ from ..kept_state import unchanged_state
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..partition.cut_point import same
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
 from .classification import ClassificationAuxiliary
 
@@ -163,7 +163,7 @@ class _ThroughNextBlock(Auxiliary):
         """See :class:`Auxiliary`."""
         return self.host.shares_head
 
-    def check_apart(self) -> None:
+    def check_module_parallel(self) -> None:
         """See :class:`Auxiliary`."""
         raise LocalLearningError(
             f"{type(self).__name__} follows the weights of the next module's block, which another "
@@ -171,7 +171,7 @@ class _ThroughNextBlock(Auxiliary):
             'auxiliary network'
         )
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """What the host can't serve, this can't either."""
         self.host.check(model, source)
 

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ...errors import LocalLearningError
-from ..task_loss import AnsweringBackbone
+from ..task_loss import StubbableBackbone
 from .base import num_classes_of
 
 
@@ -34,7 +34,7 @@ def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) 
             'auxiliary.head has a backbone: leave it out, the module is its backbone'
         )
     head = dict(
-        head, backbone=dict(type='FeatureSource', channels=list(channels), strides=list(strides))
+        head, backbone=dict(type='FeatureStub', channels=list(channels), strides=list(strides))
     )
     # The module's loss is computed on batches that the model has already preprocessed.
     head.pop('data_preprocessor', None)
@@ -70,7 +70,7 @@ def block_channels(head: dict) -> Optional[int]:
 
 
 def check_own_head(
-    head: nn.Module, channels: Sequence[int], model: nn.Module, source: AnsweringBackbone
+    head: nn.Module, channels: Sequence[int], model: nn.Module, source: StubbableBackbone
 ) -> None:
     """Compare an own head's classes with the model's, and run it once on small maps.
 

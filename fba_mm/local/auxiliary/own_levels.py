@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...arguments import check_count
 from ..local_step import LocalStep
 from ..partition import CutPoint
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
 from .own_head import build_own_head, check_own_head
 
@@ -144,6 +144,6 @@ class OwnLevels(Auxiliary):
             self.head, self.head.backbone, (self.cut_point.as_map(x),), self.loss_weight
         )
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """Compare the classes with the model's, and run the head once on a small map."""
         check_own_head(self.head, [self.cut_point.channels], model, source)

@@ -11,7 +11,7 @@ from ..kept_state import unchanged_state
 from ..local_step import LocalStep
 from ..partition import IMAGES, CutPoint
 from ..partition.reconstruction import FIRST_MAP
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
 
 
@@ -123,7 +123,7 @@ class SLMReconstruction(Auxiliary):
         """The model's losses on the module's image. See :class:`Auxiliary`."""
         return step.head_loss(step.model, step.source, self.image(x, step), self.loss_weight)
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """See :class:`Auxiliary`."""
         owner = next(c for c in type(model).__mro__ if 'train_step' in vars(c))
         if owner.__name__ != 'BaseModel':
@@ -136,7 +136,7 @@ class SLMReconstruction(Auxiliary):
     # The loss is the model's own, whatever makes the image.
     shares_head = True
 
-    def check_apart(self) -> None:
+    def check_module_parallel(self) -> None:
         """See :class:`Auxiliary`."""
         if self.head is None:
             raise LocalLearningError(

@@ -18,7 +18,7 @@ from ..level_reads import levels_read
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
 from ..partition.cut_point import same
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
 from .own_head import block_channels, build_own_head, check_own_head
 
@@ -280,7 +280,7 @@ class SLM(Auxiliary):
             return f'{own}, {self._head_type} among them'
         return f"{own}, before the model's own head"
 
-    def levels_read(self, model: nn.Module, source: AnsweringBackbone) -> Set[int]:
+    def levels_read(self, model: nn.Module, source: StubbableBackbone) -> Set[int]:
         """See :class:`Auxiliary`."""
         if self.bank_use is not None:
             return super().levels_read(model, source)
@@ -297,7 +297,7 @@ class SLM(Auxiliary):
         if self.bank_use is not None:
             self.bank_use.check_bank(scope)
 
-    def check_apart(self) -> None:
+    def check_module_parallel(self) -> None:
         """See :class:`Auxiliary`."""
         if self.head is None:
             raise LocalLearningError(
@@ -306,9 +306,9 @@ class SLM(Auxiliary):
                 "set model_wrapper_cfg.type='LocalDataParallel'"
             )
         if self.bank_use is not None:
-            self.bank_use.check_apart()
+            self.bank_use.check_module_parallel()
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """Compare the classes of an own head with the model's, and run it once on small maps."""
         if self.bank_use is not None:
             self.bank_use.check(model)

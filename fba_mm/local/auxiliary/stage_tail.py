@@ -10,7 +10,7 @@ from ...errors import LocalLearningError
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..partition.cut_point import same
-from ..task_loss import AnsweringBackbone, Losses
+from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
 from .own_head import block_channels, build_own_head, check_own_head
 from .slm import PooledShortcut, blank_map
@@ -137,6 +137,6 @@ class StageTail(Auxiliary):
             return super().logits(x, levels, step)
         return step.logits(self.head, self.head.backbone, self.features(x, step))
 
-    def check(self, model: nn.Module, source: AnsweringBackbone) -> None:
+    def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """Compare the head's classes with the model's, and run it once on small maps."""
         check_own_head(self.head, self.level_channels, model, source)

@@ -186,14 +186,14 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
     whole = [whole] if isinstance(whole, Tensor) else list(whole)
     if len(whole) != len(ours):
         raise LocalLearningError(
-            f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: mend the '
+            f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: fix the '
             'function under @backbone_family that describes it'
         )
     for level, (one, other) in enumerate(zip(whole, ours)):
         if one.shape != other.shape or not torch.allclose(one, other, 1e-3, 1e-5, equal_nan=True):
             raise LocalLearningError(
                 f'backbone {name} cannot be cut: run segment by segment, it returns another map '
-                f'{level} than its forward does: mend the function under @backbone_family that '
+                f'{level} than its forward does: fix the function under @backbone_family that '
                 'describes it, or write one for this class'
             )
 

@@ -177,7 +177,7 @@ def test_an_image_is_withheld_at_all_levels_or_at_none():
 
 
 def test_an_own_head_sets_the_channels():
-    auxiliary = slm(1, **{**own_head(channels=12)})
+    auxiliary = slm(1, **own_head(channels=12))
     assert auxiliary.level_channels == [8, 16, 12, 12]
     assert [conv.in_channels for conv in auxiliary.head.neck.lateral_convs] == [16, 12, 12]
     x = map_of(1)

@@ -51,16 +51,16 @@ def test_blocks_and_stages():
     stages = segments([-1, 0, 0, 1, 2, 2])
     costs = footprints([5, 4, 3, 2, 1, 1])
     assert cut(costs, stages, 'blocks') == [range(i, i + 1) for i in range(6)]
-    assert cut(costs, stages, 'stages') == [range(0, 3), range(3, 4), range(4, 6)]
+    assert cut(costs, stages, 'stages') == [range(3), range(3, 4), range(4, 6)]
 
 
 @pytest.mark.parametrize(
     'frozen, units',
     [
-        ({0}, [range(0, 2), range(2, 3), range(3, 4), range(4, 5)]),
-        ({0, 1, 2}, [range(0, 4), range(4, 5)]),
-        ({1, 3}, [range(0, 1), range(1, 3), range(3, 5)]),
-        ({3, 4}, [range(0, 1), range(1, 2), range(2, 5)]),
+        ({0}, [range(2), range(2, 3), range(3, 4), range(4, 5)]),
+        ({0, 1, 2}, [range(4), range(4, 5)]),
+        ({1, 3}, [range(1), range(1, 3), range(3, 5)]),
+        ({3, 4}, [range(1), range(1, 2), range(2, 5)]),
     ],
 )
 def test_frozen_segments_join_what_is_trained(frozen, units):

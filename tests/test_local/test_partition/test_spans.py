@@ -42,19 +42,19 @@ def test_the_smallest_of_all_ways(count, levels):
 
 
 def test_modules_have_spans_of_their_own():
-    modules = [range(0, 4), range(4, 10)]
+    modules = [range(4), range(4, 10)]
     first, second = recompute_spans(*backbone(), modules, 3)
-    assert first == [range(0, 2), range(2, 3), range(3, 4)]
+    assert first == [range(2), range(2, 3), range(3, 4)]
     assert second[0].start == 4 and second[-1].stop == 10 and len(second) == 3
     assert recompute_spans(*backbone(), modules, 'blocks') == [
         [range(i, i + 1) for i in module] for module in modules
     ]
     assert recompute_spans(*backbone(), modules, 'stages') == [
-        [range(0, 4)],
+        [range(4)],
         [range(4, 8), range(8, 10)],
     ]
     assert recompute_spans(*backbone(), modules, ['layer0', 'layer3', 'layer8']) == [
-        [range(0, 1), range(1, 4)],
+        [range(1), range(1, 4)],
         [range(4, 9), range(9, 10)],
     ]
 

@@ -122,7 +122,7 @@ def test_maps_between_blocks_are_views():
 def test_frozen_stages_join_what_is_trained():
     # Stage 0 with the patch merging after it.
     local = LocalBackbone(dict(SWIN, frozen_stages=0), 'blocks')
-    assert local.module_segments == [range(0, 4), range(4, 5), range(5, 6)]
+    assert local.module_segments == [range(4), range(4, 5), range(5, 6)]
     merging = local.backbone.stages[0].downsample
     assert not any(p.requires_grad for p in merging.parameters())
 

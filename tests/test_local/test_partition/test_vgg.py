@@ -132,7 +132,7 @@ def test_another_packages_vgg():
 
 def test_frozen_stages_join_what_is_trained():
     local = LocalBackbone(dict(VGG, frozen_stages=2), 'blocks')
-    assert local.module_segments[0] == range(0, 3) and local.num_modules == 6
+    assert local.module_segments[0] == range(3) and local.num_modules == 6
 
 
 @pytest.mark.parametrize('ceil_mode, size', [(False, 4), (True, 5)])

@@ -147,7 +147,7 @@ def test_stock_checkpoints():
 
 def test_frozen_layers_join_what_is_trained():
     local = LocalBackbone(dict(VIT, frozen_stages=2), 'blocks')
-    assert local.module_segments[0] == range(0, 4) and local.num_modules == 4
+    assert local.module_segments[0] == range(4) and local.num_modules == 4
 
 
 def test_a_copy_of_the_model_runs_its_own_layers():
@@ -191,15 +191,15 @@ def test_layer_depths_for_learning_rate_decay():
 
 
 @pytest.mark.parametrize(
-    'settings, mend',
+    'settings, fix',
     [
         (dict(out_type='raw'), "set out_type to 'cls_token'"),
         (dict(out_type='avg_featmap', out_indices=[2, 5]), 'give one index'),
         (dict(out_indices=[1, 5]), r'layers \[1\].* give out_indices of \[0, 2, 3, 5\]'),
     ],
 )
-def test_refused_settings(settings, mend):
-    with pytest.raises(LocalLearningError, match=mend):
+def test_refused_settings(settings, fix):
+    with pytest.raises(LocalLearningError, match=fix):
         unroll(MODELS.build(dict(VIT, **settings)))
 
 

@@ -16,7 +16,7 @@ from .synthetic_batch import single_images
 from .training_step import TrainingStep
 
 # What each is called on the command line and in reports.
-TWINS = {
+BASELINES = {
     'bp': 'BP',
     'checkpointing': 'BP, checkpointing',
     'accumulation': 'BP, accumulation',
@@ -25,12 +25,12 @@ TWINS = {
 
 
 @dataclass(frozen=True)
-class Twin:
+class Baseline:
     """One way to train.
 
     Attributes:
         name: For tables and legends.
-        kind: ``'local'`` or a key of :data:`TWINS`.
+        kind: ``'local'`` or a key of :data:`BASELINES`.
         cfg: The config of this way.
     """
 
@@ -68,7 +68,7 @@ class Twin:
         return step(batch)
 
 
-def training_twins(cfg: Config, images: int, kinds: Sequence[str] = tuple(TWINS)) -> List[Twin]:
+def baselines(cfg: Config, images: int, kinds: Sequence[str] = tuple(BASELINES)) -> List[Baseline]:
     """A config's local training, if it is that, and the ways to train the same model without.
 
     - ``bp``: back-propagation; ``with_cp`` is off.
@@ -84,7 +84,7 @@ def training_twins(cfg: Config, images: int, kinds: Sequence[str] = tuple(TWINS)
         cfg: A training config. It is not changed.
         images: Number of images in the batch. With one, accumulation is the same as ``bp`` and
             left out.
-        kinds: Which twins. A config without local learning is its own ``bp``, which then is among
+        kinds: Which baselines. A config without local learning is its own ``bp``, which then is among
             them in any case.
 
     Returns:
@@ -95,7 +95,7 @@ def training_twins(cfg: Config, images: int, kinds: Sequence[str] = tuple(TWINS)
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
-        >>> [twin.name for twin in training_twins(cfg, 2, ['bp', 'checkpointing'])]
+        >>> [baseline.name for baseline in baselines(cfg, 2, ['bp', 'checkpointing'])]
         ['local, K=4', 'BP', 'BP, checkpointing']
     """
     is_local = trains_locally(cfg)
@@ -109,7 +109,7 @@ def training_twins(cfg: Config, images: int, kinds: Sequence[str] = tuple(TWINS)
     found = []
     bp = cfg
     if is_local:
-        found.append(Twin(_local_name(cfg), 'local', cfg))
+        found.append(Baseline(_local_name(cfg), 'local', cfg))
         amp = cfg.optim_wrapper.get('type') == 'AmpLocalOptimWrapper'
         bp = stock_form(cfg)
         if amp:
@@ -119,15 +119,15 @@ def training_twins(cfg: Config, images: int, kinds: Sequence[str] = tuple(TWINS)
     has_option = takes_with_cp(bp)
     if has_option:
         backbone_of(bp).with_cp = False
-    for kind, name in TWINS.items():
+    for kind, name in BASELINES.items():
         if kind not in kinds or kind == 'accumulation' and images == 1:
             continue
-        twin = copy.deepcopy(bp)
+        baseline = copy.deepcopy(bp)
         if kind == 'checkpointing' and has_option:
-            backbone_of(twin).with_cp = True
+            backbone_of(baseline).with_cp = True
         if kind == 'accumulation':
-            twin.optim_wrapper.accumulative_counts = images
-        found.append(Twin(name, kind, twin))
+            baseline.optim_wrapper.accumulative_counts = images
+        found.append(Baseline(name, kind, baseline))
     return found
 
 

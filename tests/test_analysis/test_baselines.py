@@ -8,8 +8,8 @@ from torch import nn
 from fba_mm import localize
 from fba_mm.analysis import measure_step
 from fba_mm.analysis.activation_checkpointing import checkpoint_layers, takes_with_cp
+from fba_mm.analysis.baselines import baselines, in_mixed_precision
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.analysis.training_twins import in_mixed_precision, training_twins
 from fba_mm.errors import LocalLearningError
 
 from .small_configs import classifier, detector, local_detector, super_resolution
@@ -19,18 +19,18 @@ pytestmark = pytest.mark.filterwarnings('ignore:torch.utils.checkpoint')
 
 
 def by_kind(cfg, images=2, **kwargs):
-    return {twin.kind: twin for twin in training_twins(cfg, images, **kwargs)}
+    return {baseline.kind: baseline for baseline in baselines(cfg, images, **kwargs)}
 
 
-def gradients(twin, images=4, size=32):
-    """What one run of a twin leaves in ``.grad``, not applied."""
+def gradients(baseline, images=4, size=32):
+    """What one run of a baseline leaves in ``.grad``, not applied."""
     torch.manual_seed(0)
-    step = twin.build()
+    step = baseline.build()
     data = synthetic_batch(step.model, (images, 3, size, size))
     with mock.patch.object(step.optim_wrapper, 'step') as applied, mock.patch.object(
         step.optim_wrapper, 'zero_grad'
     ):
-        twin.run(step, data)
+        baseline.run(step, data)
     return applied.call_count, {
         name: p.grad for name, p in step.model.named_parameters() if p.grad is not None
     }
@@ -39,9 +39,9 @@ def gradients(twin, images=4, size=32):
 @pytest.mark.parametrize('make, count', [(classifier, 62), (super_resolution, 32)])
 @pytest.mark.parametrize('kind', ['accumulation', 'checkpointing'])
 def test_the_same_gradients_by_another_way(kind, make, count):
-    twins = by_kind(make(), images=4)
-    applied, expected = gradients(twins['bp'])
-    applied_here, found = gradients(twins[kind])
+    found = by_kind(make(), images=4)
+    applied, expected = gradients(found['bp'])
+    applied_here, found = gradients(found[kind])
     assert applied == applied_here == 1
     assert found.keys() == expected.keys() and len(found) == count
     for name, grad in expected.items():
@@ -51,11 +51,11 @@ def test_the_same_gradients_by_another_way(kind, make, count):
 
 def test_accumulation_and_checkpointing_keep_less():
     peaks = {}
-    for kind, twin in by_kind(classifier(), images=4).items():
-        step = twin.build()
+    for kind, baseline in by_kind(classifier(), images=4).items():
+        step = baseline.build()
         data = synthetic_batch(step.model, (4, 3, 128, 128))
-        twin.run(step, data)
-        peaks[kind] = measure_step(lambda: twin.run(step, data)).peak_bytes
+        baseline.run(step, data)
+        peaks[kind] = measure_step(lambda: baseline.run(step, data)).peak_bytes
     # Measured: 0.38, 0.80 and 0.41.
     assert peaks['forward'] < 0.45 * peaks['bp']
     assert 0.5 * peaks['bp'] < peaks['checkpointing'] < 0.85 * peaks['bp']
@@ -63,40 +63,47 @@ def test_accumulation_and_checkpointing_keep_less():
 
 
 def test_forward_computes_the_loss_and_nothing_else():
-    twin = by_kind(detector())['forward']
-    applied, found = gradients(twin, images=2, size=64)
+    baseline = by_kind(detector())['forward']
+    applied, found = gradients(baseline, images=2, size=64)
     assert applied == 0 and not found
-    step = twin.build()
-    loss = twin.run(step, synthetic_batch(step.model, (2, 3, 64, 64)))
+    step = baseline.build()
+    loss = baseline.run(step, synthetic_batch(step.model, (2, 3, 64, 64)))
     assert loss > 0 and not loss.requires_grad and step.model.training
 
 
 def test_a_local_config_and_its_stock_twins():
-    local, *others = training_twins(local_detector(light=True, apply='eager'), 2)
+    local, *others = baselines(local_detector(light=True, apply='eager'), 2)
     assert local.name == 'local, K=3, eager' and local.cfg.model.backbone.type == 'LocalBackbone'
-    assert [twin.name for twin in others] == [
+    assert [baseline.name for baseline in others] == [
         'BP',
         'BP, checkpointing',
         'BP, accumulation',
         'forward and loss',
     ]
-    for twin in others:
-        assert twin.cfg.model.backbone.type == 'mmdet.ResNet' and not twin.cfg.custom_hooks
-        assert twin.cfg.optim_wrapper.type == 'OptimWrapper'
-        assert twin.cfg.optim_wrapper.accumulative_counts == 1 + (twin.kind == 'accumulation')
-        assert twin.cfg.model.backbone.with_cp == (twin.kind == 'checkpointing')
+    for baseline in others:
+        assert baseline.cfg.model.backbone.type == 'mmdet.ResNet' and not baseline.cfg.custom_hooks
+        assert baseline.cfg.optim_wrapper.type == 'OptimWrapper'
+        assert baseline.cfg.optim_wrapper.accumulative_counts == 1 + (
+            baseline.kind == 'accumulation'
+        )
+        assert baseline.cfg.model.backbone.with_cp == (baseline.kind == 'checkpointing')
 
 
 def test_a_generator_and_its_stock_twins():
-    local, *others = training_twins(localize(super_resolution(), 3), 2)
+    local, *others = baselines(localize(super_resolution(), 3), 2)
     assert local.name == 'local, K=3' and local.cfg.model.generator.type == 'LocalBackbone'
-    assert [twin.kind for twin in others] == ['bp', 'checkpointing', 'accumulation', 'forward']
+    assert [baseline.kind for baseline in others] == [
+        'bp',
+        'checkpointing',
+        'accumulation',
+        'forward',
+    ]
     peaks = {}
-    for twin in others[:2]:
-        assert twin.cfg.model.generator.type == 'mmagic.EDSRNet'
-        step = twin.build()
+    for baseline in others[:2]:
+        assert baseline.cfg.model.generator.type == 'mmagic.EDSRNet'
+        step = baseline.build()
         data = synthetic_batch(step.model, (2, 3, 16, 16))
-        peaks[twin.kind] = measure_step(lambda: twin.run(step, data)).peak_bytes
+        peaks[baseline.kind] = measure_step(lambda: baseline.run(step, data)).peak_bytes
     assert peaks['checkpointing'] < 0.9 * peaks['bp']
 
 
@@ -135,25 +142,25 @@ def test_nothing_is_loaded():
         )
     )
     for kind in ({}, {'num_modules': 3}):
-        twins = training_twins(localize(cfg, **kind) if kind else cfg, 2)
-        for twin in twins:
-            assert 'Pretrained' not in twin.cfg.pretty_text and twin.cfg.load_from is None
-            assert twin.cfg.model.bbox_head.init_cfg.type == 'Normal'
+        found = baselines(localize(cfg, **kind) if kind else cfg, 2)
+        for baseline in found:
+            assert 'Pretrained' not in baseline.cfg.pretty_text and baseline.cfg.load_from is None
+            assert baseline.cfg.model.bbox_head.init_cfg.type == 'Normal'
     assert cfg.model.backbone.init_cfg.type == 'Pretrained'
 
 
 @pytest.mark.parametrize('make', [classifier, local_detector])
 def test_mixed_precision(make):
-    twins = training_twins(in_mixed_precision(make()), 2)
-    for twin in twins:
-        assert twin.cfg.optim_wrapper.type == 'AmpLocalOptimWrapper'
-        assert twin.cfg.optim_wrapper.dtype == 'bfloat16'
-    step = twins[0].build()
+    found = baselines(in_mixed_precision(make()), 2)
+    for baseline in found:
+        assert baseline.cfg.optim_wrapper.type == 'AmpLocalOptimWrapper'
+        assert baseline.cfg.optim_wrapper.dtype == 'bfloat16'
+    step = found[0].build()
     seen = set()
     for module in step.model.backbone.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda m, args, out: seen.add(out.dtype))
-    twins[0].run(step, synthetic_batch(step.model, (2, 3, 64, 64)))
+    found[0].run(step, synthetic_batch(step.model, (2, 3, 64, 64)))
     assert seen == {torch.bfloat16}
 
 
@@ -231,4 +238,4 @@ def test_incomplete_configs(spoil, message):
     cfg = detector()
     spoil(cfg)
     with pytest.raises(LocalLearningError, match=message):
-        training_twins(cfg, 2)
+        baselines(cfg, 2)

@@ -10,7 +10,7 @@ from .partition import IMAGES
 
 
 @dataclass
-class HandOver:
+class StageState:
     """What the modules that have run leave to those after them, without any graph.
 
     Attributes:
@@ -30,7 +30,7 @@ class HandOver:
     @classmethod
     def after(
         cls, x: Tensor, outputs: Dict[int, Tensor], kept: Dict[str, Tensor], step: LocalStep
-    ) -> 'HandOver':
+    ) -> 'StageState':
         """What is there when some modules have run.
 
         Args:
@@ -65,6 +65,6 @@ class HandedOver(Exception):
         state: For the process with the next module.
     """
 
-    def __init__(self, state: HandOver):
+    def __init__(self, state: StageState):
         super().__init__('the next module is in another process')
         self.state = state
