@@ -84,3 +84,19 @@ def unsettle(module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def assert_equal_at(x: torch.Tensor, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The same loss, and the same gradient at the module's end.
+
+    Args:
+        x: The module's output.
+        found: A loss on it.
+        expected: The same, written out.
+    """
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, x, retain_graph=True)
+    (written_out,) = torch.autograd.grad(expected, x, retain_graph=True)
+    assert gradient.norm() > 0
+    torch.testing.assert_close(gradient.norm(), written_out.norm())
+    torch.testing.assert_close(gradient, written_out)

@@ -1,7 +1,6 @@
 """AugLocal: how deep it is, which blocks it picks, and its loss in plain operations."""
 
 import pytest
-import torch
 
 from fba_mm import LocalLearningError
 from fba_mm.local.auxiliary.auglocal import AugLocal, depth_at, pick
@@ -9,6 +8,7 @@ from fba_mm.local.auxiliary.auglocal import AugLocal, depth_at, pick
 from .places import (
     NUM_CLASSES,
     RESNET32,
+    assert_equal_at,
     batch_norm,
     map_at,
     negative_log_share,
@@ -127,7 +127,7 @@ def test_loss(index):
     logits = pooled @ auxiliary.fc.weight.T + auxiliary.fc.bias
     losses = auxiliary.loss(x, {}, step_with(LABELS))
     assert len(auxiliary.blocks) == depth and losses.keys() == {'loss_cls'}
-    torch.testing.assert_close(losses['loss_cls'], negative_log_share(logits, LABELS))
+    assert_equal_at(x, losses['loss_cls'], negative_log_share(logits, LABELS))
 
 
 @pytest.mark.parametrize(

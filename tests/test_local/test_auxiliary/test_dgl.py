@@ -7,6 +7,7 @@ from fba_mm.local.auxiliary.dgl import DGL
 
 from .places import (
     NUM_CLASSES,
+    assert_equal_at,
     batch_norm,
     map_at,
     negative_log_share,
@@ -45,8 +46,9 @@ def test_widths():
     assert auxiliary.loss(map_at(), {}, step_with(LABELS))['loss_cls'].isfinite()
 
 
-def test_loss():
-    auxiliary, x = DGL(place(), NUM_CLASSES), map_at()
+@pytest.mark.parametrize('settings', [dict(), dict(hidden_layers=3, hidden_bias=True)])
+def test_loss(settings):
+    auxiliary, x = DGL(place(), NUM_CLASSES, **settings), map_at()
     unsettle(auxiliary)
     # 16 × 16 to 4 × 4 positions, and these later to 2 × 2.
     hidden = x.view(6, 16, 4, 4, 4, 4).mean((3, 5))
@@ -54,12 +56,15 @@ def test_loss():
         hidden = torch.einsum('oi,nihw->nohw', conv.weight[..., 0, 0], hidden)
         hidden = batch_norm(hidden, norm).clamp(min=0)
     hidden = hidden.view(6, 16, 2, 2, 2, 2).mean((3, 5)).flatten(1)
-    for linear, norm in [auxiliary.mlp[i : i + 2] for i in (0, 3)]:
+    *hidden_layers, last = auxiliary.mlp
+    for linear, norm in zip(hidden_layers[::3], hidden_layers[1::3]):
+        # A bias would have no effect before the norm.
         hidden = batch_norm(hidden @ linear.weight.T, norm).clamp(min=0)
-    logits = hidden @ auxiliary.mlp[6].weight.T + auxiliary.mlp[6].bias
+    logits = hidden @ last.weight.T + last.bias
     losses = auxiliary.loss(x, {}, step_with(LABELS))
-    assert losses.keys() == {'loss_cls'} and len(auxiliary.mlp) == 7 and len(auxiliary.convs) == 9
-    torch.testing.assert_close(losses['loss_cls'], negative_log_share(logits, LABELS))
+    assert losses.keys() == {'loss_cls'} and len(auxiliary.convs) == 9
+    assert len(auxiliary.mlp) == 3 * settings.get('hidden_layers', 2) + 1
+    assert_equal_at(x, losses['loss_cls'], negative_log_share(logits, LABELS))
 
 
 @pytest.mark.parametrize('size, quarter', [((32, 32), (8, 8)), ((7, 9), (2, 3)), ((3, 3), (1, 1))])
