@@ -2,15 +2,18 @@
 
     python tools/dataset_converters/build_digits.py               # nothing to download
     python benchmarks/detection.py
-    python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py \\
-        --methods bp fba fba_slm fba_light dgl --seeds 0 1 2 --equal-time
+    python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py --search \\
+        --methods bp bp_checkpointed fba_light fba --seeds 0 1 2 --equal-time
     python benchmarks/detection.py --methods bp fba --modules 4 8 16 blocks      # over K
 
 Trains a config of back-propagation in every way with every seed, with the same budget, and goes on
-where it stopped. Ends with tables (mAP and AP of each class, as the FBA paper's Table 2; time and
-peak memory of a step), ``results.json``, ``table.md`` and ``memory.png``: mAP over memory, as the
-paper's Figure 1b. There is also ``modules.png`` for several numbers of modules, and ``time.png``,
-mAP over training time, once something has been trained for several numbers of epochs.
+where it stopped. With ``--search`` each way first gets a learning rate of its own, chosen on images
+held out of the training set (``search.json``, ``search.md``); the test set is evaluated once for each
+training on all training images, at its end. Ends with tables (mAP and AP of each class, as the FBA
+paper's Table 2; time, operations and peak memory of a step), ``results.json``, ``table.md`` and
+``memory.png``: mAP over memory, as the paper's Figure 1b. There is also ``modules.png`` for several
+numbers of modules, and ``time.png``, mAP over training time, once something has been trained for
+several numbers of epochs.
 """
 
 import argparse
@@ -23,16 +26,34 @@ from typing import Any, Callable, Dict, List, Optional
 import matplotlib
 import torch
 from mmengine.config import Config
+from option_search import (
+    chosen_rates,
+    hold_out,
+    images_of,
+    search,
+    search_table,
+    write_search,
+)
 from rich.console import Console
 from rich.table import Table
-from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
+from seeded_trainings import (
+    ROOT,
+    Results,
+    file_name,
+    markdown,
+    run_all,
+    scalars,
+    spread,
+    train,
+)
 
 from fba_mm import command_line, localize
-from fba_mm.analysis import TrainingStep, measure_step
+from fba_mm.analysis import TrainingStep, measure_step, predict_memory
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config, type_name
 from fba_mm.errors import LocalLearningError
+from fba_mm.localize import checkpointed, sliced
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -46,18 +67,53 @@ def own_head(cfg: Config) -> dict:
     return localize(cfg, auxiliary='own').model.backbone.auxiliary.head
 
 
-# Name in tables, and what localize() is told.
-METHODS: Dict[str, tuple] = {
-    'bp': (BP, None),
-    'fba': ('FBA', lambda cfg: dict(auxiliary='pooled')),
-    'fba_slm': ('FBA with SLM blocks', lambda cfg: dict(auxiliary='shared')),
+def light_head(cfg: Config) -> dict:
+    """A light detector of half the channels of the model's own neck, of 64 at most."""
+    head = dict(localize(cfg, auxiliary='light').model.backbone.auxiliary.head)
+    channels = (cfg.model.get('neck') or {}).get('out_channels', 128)
+    return dict(head, channels=min(64, channels // 2))
+
+
+def light(cfg: Config, kind: str = 'SLM', **settings) -> dict:
+    """An auxiliary network with a light head."""
+    return dict(type=kind, head=light_head(cfg), **settings)
+
+
+# Of local learning: name in tables, and what localize() is told.
+LOCAL: Dict[str, tuple] = {
+    'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary=light(cfg))),
+    'fba_light_pooled': (
+        'FBA, light heads, no blocks',
+        lambda cfg: dict(auxiliary=light(cfg, blocks_per_stage=0)),
+    ),
+    'fba_stage_tail': (
+        'FBA, stage tail, light heads',
+        lambda cfg: dict(auxiliary=light(cfg, 'StageTail'), scope='all'),
+    ),
+    'fba': ('FBA, shared head', lambda cfg: dict(auxiliary='pooled')),
+    'fba_slm': ('FBA, shared head, SLM', lambda cfg: dict(auxiliary='shared')),
     'fba_own': ('FBA, own heads', lambda cfg: dict(auxiliary='own')),
-    'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
-    'fba_bank_off': ('FBA without bank', lambda cfg: dict(auxiliary='pooled', scope='off')),
-    'fba_bank_all': ('FBA, bank of all', lambda cfg: dict(auxiliary='pooled', scope='all')),
+    'fba_bank_off': (
+        'FBA, shared head, no bank',
+        lambda cfg: dict(auxiliary='pooled', scope='off'),
+    ),
+    'fba_bank_all': (
+        'FBA, shared head, bank of all',
+        lambda cfg: dict(auxiliary='pooled', scope='all'),
+    ),
     'dgl': (
         'DGL + FPN',
         lambda cfg: dict(auxiliary=dict(type='DGLFPN', head=own_head(cfg)), scope='off'),
+    ),
+}
+# As ``--slices --checkpoint 3`` of tools/train.py.
+CHECKPOINTED_SPANS = 3
+# Ways to compute back-propagation's own gradients: they learn what it learns.
+EXACT: Dict[str, tuple] = {
+    'bp': (BP, lambda cfg: cfg),
+    'bp_checkpointed': (
+        'BP, checkpointed (exact)',
+        lambda cfg: checkpointed(sliced(cfg), CHECKPOINTED_SPANS),
     ),
 }
 
@@ -66,24 +122,30 @@ class Variant:
     """One way to train.
 
     Args:
-        method: A key of ``METHODS``.
-        modules: K; None for back-propagation.
+        method: A key of ``EXACT`` or ``LOCAL``.
+        modules: K; None for what is not cut.
     """
 
     def __init__(self, method: str, modules: Any = None):
-        self.title, self._settings = METHODS[method]
-        self.modules = modules
-        self.name = self.title if modules is None else f'{self.title}, K={modules}'
+        self.method = method
+        self.is_exact = method in EXACT
+        self.title, self._settings = (EXACT if self.is_exact else LOCAL)[method]
+        self.modules = None if self.is_exact else modules
+        self.name = self.title if self.is_exact else f'{self.title}, K={modules}'
 
     def localized(self, cfg: Config) -> Config:
         """The config of back-propagation, trained in this way."""
-        if self._settings is None:
-            return cfg
+        if self.is_exact:
+            return self._settings(cfg)
         return localize(cfg, num_modules=self.modules, **self._settings(cfg))
 
 
 def config(
-    args: argparse.Namespace, variant: Variant, seed: int, epochs: Optional[int] = None
+    args: argparse.Namespace,
+    variant: Variant,
+    seed: int,
+    epochs: Optional[int] = None,
+    lr: Optional[float] = None,
 ) -> Config:
     """One training's config: the given one, with the budget that was asked for.
 
@@ -92,9 +154,12 @@ def config(
         variant: The way to train.
         seed: The random seed.
         epochs: Unset, those of the command line or of the config.
+        lr: Learning rate; unset, the config's.
     """
     cfg = load_config(args.config)
     cfg.randomness = dict(seed=seed)
+    if lr is not None:
+        cfg.optim_wrapper.optimizer.lr = lr
     set_epochs(cfg, epochs or args.epochs or cfg.train_cfg.max_epochs)
     if args.images is not None:
         cfg.train_dataloader.dataset.indices = args.images
@@ -191,20 +256,37 @@ def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]
 
 
 def tables(
-    results: Results, peaks: Dict[str, int], seconds: Dict[str, float]
+    results: Results,
+    peaks: Dict[str, int],
+    seconds: Dict[str, float],
+    operations: Dict[str, int],
+    rates: Dict[str, float],
 ) -> Dict[str, List[List[str]]]:
-    """The rows of each table, its columns' names first."""
-    rows = [['training', 'mAP', 'AP50', 'AP75', 's / step', 'time / BP', 'peak MiB', 'peak / BP']]
+    """The rows of each table, its columns' names first.
+
+    Args:
+        results: Of each training.
+        peaks: Of a step, in bytes.
+        seconds: Of a step.
+        operations: Of a step.
+        rates: Learning rates.
+    """
+    columns = ['training', 'lr', 'seeds', 'mAP', 'AP50', 'AP75']
+    costs = ['s / step', 'time / BP', 'operations / BP', 'peak MiB', 'peak / BP']
+    rows = [columns + costs]
     for name, by_seed in results.items():
         rows.append(
             [
                 name,
+                f'{rates[name]:g}',
+                str(len(by_seed)),
                 *(
                     percent(by_seed, lambda one, key=key: one[key])
                     for key in ('mAP', 'AP50', 'AP75')
                 ),
                 f'{seconds[name]:.3f}',
                 ratio(seconds, name),
+                ratio(operations, name),
                 f'{peaks[name] / MIB:.1f}',
                 ratio(peaks, name),
             ]
@@ -235,13 +317,6 @@ def tables(
 def ratio(values: dict, name: str) -> str:
     """A variant's value over BP's, if there is one."""
     return f'{values[name] / values[BP]:.2f}' if BP in values else '–'
-
-
-def markdown(rows: List[List[str]]) -> str:
-    """A table as Markdown."""
-    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-    lines.insert(1, '|' + '---|' * len(rows[0]))
-    return '\n'.join(lines) + '\n'
 
 
 def mean_map(by_seed: Dict[int, dict]) -> float:
@@ -369,14 +444,35 @@ def parse_args() -> argparse.Namespace:
         help='a config of back-propagation',
     )
     parser.add_argument(
-        '--methods', nargs='+', choices=list(METHODS), default=['bp', 'fba', 'fba_light', 'dgl']
+        '--methods',
+        nargs='+',
+        choices=[*EXACT, *LOCAL],
+        default=['bp', 'bp_checkpointed', 'fba_light', 'fba', 'dgl'],
     )
     parser.add_argument(
         '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
     )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument(
-        '--equal-time', action='store_true', help='also BP for as long as the first local way takes'
+        '--search',
+        action='store_true',
+        help='choose the learning rate of each method on images held out of the training set',
+    )
+    parser.add_argument(
+        '--rates',
+        type=float,
+        nargs='+',
+        default=[0.5, 1, 2, 4],
+        help="of --search, the same for all methods, in parts of the config's",
+    )
+    parser.add_argument(
+        '--extensions',
+        type=int,
+        default=1,
+        help='of --search, trainings beyond the edge of the rates, where the best one is there',
+    )
+    parser.add_argument(
+        '--equal-time', action='store_true', help='also BP for as long as each local way takes'
     )
     parser.add_argument('--epochs', type=int, help="default: the config's")
     parser.add_argument('--images', type=int, help='train on the first so many')
@@ -412,7 +508,7 @@ def variants_of(args: argparse.Namespace) -> List[Variant]:
     return [
         Variant(method, number)
         for method in args.methods
-        for number in ([None] if method == 'bp' else numbers)
+        for number in ([None] if method in EXACT else numbers)
     ]
 
 
@@ -421,6 +517,10 @@ def main() -> None:
     console = Console()
     out = args.out or ROOT / 'work_dirs/detection' / own_name(args.config)
     variants = variants_of(args)
+    by_name = {variant.name: variant for variant in variants}
+    exact = [name for name, variant in by_name.items() if variant.is_exact and name != BP]
+    if exact and BP not in by_name:
+        raise LocalLearningError(f'{exact[0]} learns what BP learns: add bp to --methods')
     # What can't be trained is found before hours have gone into the others.
     configs = {}
     for variant in variants:
@@ -430,73 +530,115 @@ def main() -> None:
         except LocalLearningError as error:
             raise SystemExit(f'error: {variant.name}: {error}') from error
     epochs = configs[variants[0].name].train_cfg.max_epochs
+    stock_lr = load_config(args.config).optim_wrapper.optimizer.lr
+    trained = [name for name in by_name if name not in exact]
 
-    def folder_of(name: str) -> Path:
+    def folder_of(name: str, lr: float) -> Path:
         settings = f'{args.images or "all"}_images_batch_{args.batch}_size_{args.size}'
-        return out / file_name(name) / file_name(settings)
+        return out / file_name(name) / file_name(settings) / f'lr_{lr:g}'
 
-    def training(variant: Variant, name: str, seed: int, epochs: int) -> dict:
-        folder = folder_of(name) / f'{epochs}_epochs' / f'seed_{seed}'
-        return dict(train(folder, config(args, variant, seed, epochs), figures), epochs=epochs)
+    def training(name: str, seed: int, epochs: int) -> dict:
+        lr = rates[name]
+        folder = folder_of(name, lr) / f'{epochs}_epochs' / f'seed_{seed}'
+        found = train(folder, config(args, by_name[name], seed, epochs, lr), figures)
+        return dict(found, epochs=epochs)
+
+    def validation(name: str, lr: float) -> dict:
+        cfg = hold_out(config(args, by_name[name], args.seeds[0], lr=lr), out)
+        folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs'
+        return train(folder, cfg, figures, may_diverge=True)
 
     def say(found: dict) -> str:
-        return f'mAP {100 * found["mAP"]:.1f}, {found["minutes"]:.1f} minutes'
+        score = 'diverged' if found.get('diverged') else f'mAP {100 * found["mAP"]:.1f}'
+        return f'{score}, {found["minutes"]:.1f} minutes'
 
-    by_name = {variant.name: variant for variant in variants}
+    rates = dict.fromkeys(by_name, stock_lr)
+    chosen_by = f'lr {stock_lr:g} of the config for all'
+    if args.search:
+        grid = sorted({float(f'{stock_lr * part:.2g}') for part in args.rates})
+        images = images_of(hold_out(config(args, variants[0], args.seeds[0]), out))
+        setting = (
+            f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
+            f'{images["val"]} of the training set to validate on, seed {args.seeds[0]}: mAP, %'
+        )
+        tried = search(trained, grid, validation, 'mAP', say, args.jobs, console, args.extensions)
+        write_search(out, tried, grid, 'mAP', setting, args.extensions)
+        show(console, setting, search_table(tried, grid, 'mAP'))
+        rates.update(chosen_rates(tried, 'mAP'))
+        rates.update(dict.fromkeys(exact, rates.get(BP)))
+        chosen_by = f'lr of each chosen on {images["val"]} held-out training images'
+
     results = run_all(
-        list(by_name),
+        trained,
         args.seeds,
-        lambda name, seed: training(by_name[name], name, seed, epochs),
+        lambda name, seed: training(name, seed, epochs),
         say,
         args.jobs,
         console,
     )
+    # In the order of the command line.
+    results = {name: results[BP if name in exact else name] for name in by_name}
     peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
+    operations = {
+        name: predict_memory(cfg, batch_shape(cfg)).flops for name, cfg in configs.items()
+    }
     steps = {name: training_step(cfg, args.device) for name, cfg in configs.items()}
     seconds = seconds_by_turns(steps, args.device, args.rounds)
-    local = [variant for variant in variants if variant.modules is not None]
-    if args.equal_time and BP in results and local:
-        share = seconds[local[0].name] / seconds[BP]
-        longer = epochs_of_equal_time(out, f'{epochs} epochs of {local[0].name}', share * epochs)
-        name = f'BP, {longer} epochs (equal time)'
-        results.update(
-            run_all(
+    local = [variant.name for variant in variants if not variant.is_exact]
+    if args.equal_time and BP in results:
+        lengths: Dict[int, List[str]] = {}
+        for name in local:
+            share = seconds[name] / seconds[BP]
+            length = epochs_of_equal_time(out, f'{epochs} epochs of {name}', share * epochs)
+            lengths.setdefault(length, []).append(name)
+        for length, names in lengths.items():
+            name = f'BP, {length} epochs (time of {" and ".join(names)})'
+            found = run_all(
                 [name],
                 args.seeds,
-                lambda _, seed: training(by_name[BP], BP, seed, longer),
+                lambda _, seed, length=length: training(BP, seed, length),
                 say,
                 args.jobs,
                 console,
             )
-        )
-        peaks[name], seconds[name] = peaks[BP], seconds[BP]
+            results.update(found)
+            for costs in (peaks, seconds, operations, rates):
+                costs[name] = costs[BP]
 
     title = (
-        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
-        f'seeds {args.seeds}, {args.device}'
+        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, last checkpoint, '
+        f'seeds {args.seeds}, {chosen_by}, {args.device}'
     )
     text = f'{title}\n'
-    for name, rows in tables(results, peaks, seconds).items():
-        table = Table(*rows[0], title=f'{name}: {title}')
-        for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
+    for name, rows in tables(results, peaks, seconds, operations, rates).items():
+        show(console, f'{name}: {title}', rows)
         text += f'\n{name}\n\n{markdown(rows)}'
     (out / 'table.md').write_text(text)
-    found = dict(results=results, peaks=peaks, seconds=seconds)
+    found = dict(results=results, peaks=peaks, seconds=seconds, operations=operations, lr=rates)
     (out / 'results.json').write_text(json.dumps(found, indent=1))
     draw_memory(results, peaks, variants, title, out / 'memory.png')
     if len(args.modules) > 1:
         draw_modules(results, peaks, seconds, variants, title, out / 'modules.png')
-    budgets = {name: trained_so_far(folder_of(name)) for name in by_name}
+    budgets = {
+        name: trained_so_far(folder_of(BP if name in exact else name, rates[name]))
+        for name in by_name
+    }
     if BP in seconds and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
         draw_time(
             budgets,
             seconds,
-            title.replace(f', {epochs} epochs, seeds {args.seeds}', ''),
+            title.replace(f', {epochs} epochs', '').replace(f', seeds {args.seeds}', ''),
             out / 'time.png',
         )
     console.print(f'{out}/table.md, results.json and pictures')
+
+
+def show(console: Console, title: str, rows: List[List[str]]) -> None:
+    """Print a table, its columns' names first."""
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
 
 
 if __name__ == '__main__':

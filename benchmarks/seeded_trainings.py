@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import statistics
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # results[variant][seed] holds what was found of one training.
 Results = Dict[str, Dict[int, dict]]
 
+# What FBAHook says of a training that it stops.
+_DIVERGED = re.compile(r'iteration \d+: the loss of .* is -?(nan|inf)')
+
 
 def digest_of(config: Config) -> str:
     """The same for configs with the same settings, wherever these come from."""
@@ -32,7 +36,11 @@ def digest_of(config: Config) -> str:
 
 
 def train(
-    folder: Path, config: Union[str, Config], figures_of: Callable[[Path], dict], threads: int = 1
+    folder: Path,
+    config: Union[str, Config],
+    figures_of: Callable[[Path], dict],
+    threads: int = 1,
+    may_diverge: bool = False,
 ) -> dict:
     """Train a config with ``tools/train.py``, or return the result of the run that did.
 
@@ -42,6 +50,7 @@ def train(
         config: The config, or its text.
         figures_of: Reads what is asked for from the work directory.
         threads: CPU threads.
+        may_diverge: Take it for a result, ``diverged=True``, that a loss is no number.
 
     Raises:
         LocalLearningError: The training failed; says what it said last, and names its log. Or there
@@ -76,10 +85,13 @@ def train(
             stderr=subprocess.STDOUT,
             env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
         ).returncode
-    if code:
-        last = log.read_text().strip().rpartition('\n')[2].rpartition('error: ')[2]
+    last = log.read_text().strip().rpartition('\n')[2].rpartition('error: ')[2]
+    if code and not (may_diverge and _DIVERGED.search(last)):
         raise LocalLearningError(f'{last} (the training of {log})')
-    figures = dict(figures_of(work_dir), minutes=(time.perf_counter() - start) / 60)
+    found = dict(diverged=True) if code else figures_of(work_dir)
+    if may_diverge and not code and diverged(work_dir):
+        found = dict(found, diverged=True)
+    figures = dict(found, minutes=(time.perf_counter() - start) / 60)
     # Appears whole or not at all.
     (folder / 'result.part').write_text(json.dumps(dict(figures, config=digest)))
     (folder / 'result.part').rename(result)
@@ -94,6 +106,15 @@ def scalars(work_dir: Path) -> List[dict]:
     """
     path = next(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def diverged(work_dir: Path) -> bool:
+    """Whether a loss was no number, which stock training goes on with.
+
+    Args:
+        work_dir: Of one training.
+    """
+    return not all(math.isfinite(line['loss']) for line in scalars(work_dir) if 'loss' in line)
 
 
 def accuracy_and_time(work_dir: Path) -> dict:
@@ -155,6 +176,13 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean and standard deviation, as text."""
     mean = f'{statistics.mean(values):.{digits}f}'
     return mean if len(values) < 2 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+
+def markdown(rows: List[List[str]]) -> str:
+    """A table as Markdown."""
+    lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+    lines.insert(1, '|' + '---|' * len(rows[0]))
+    return '\n'.join(lines) + '\n'
 
 
 def file_name(text: str) -> str:
