@@ -1,16 +1,16 @@
-"""Ways to train a detector side by side on one data set.
+r"""Ways to train a detector side by side on one data set.
 
     python tools/dataset_converters/build_digits.py               # nothing to download
     python benchmarks/detection.py
-    python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py --search \\
+    python benchmarks/detection.py --config benchmarks/configs/retinanet_r18_bccd.py --search \
         --methods bp bp_checkpointed fba_light fba --seeds 0 1 2 --equal-time
     python benchmarks/detection.py --methods bp fba --modules 4 8 16 blocks      # over K
 
 Trains a config of back-propagation in every way with every seed, with the same budget, and goes on
 where it stopped. With ``--search`` each way first gets a learning rate of its own, chosen on images
-held out of the training set (``search.json``, ``search.md``); the test set is evaluated once for each
-training on all training images, at its end. Ends with tables (mAP and AP of each class, as the FBA
-paper's Table 2; time, operations and peak memory of a step), ``results.json``, ``table.md`` and
+held out of the training set (``search.json``, ``search.md``); the test set is evaluated once for
+each training on all training images, at its end. Ends with tables (mAP and AP of each class, as the
+FBA paper's Table 2; time, operations and peak memory of a step), ``results.json``, ``table.md`` and
 ``memory.png``: mAP over memory, as the paper's Figure 1b. There is also ``modules.png`` for several
 numbers of modules, and ``time.png``, mAP over training time, once something has been trained for
 several numbers of epochs.
@@ -152,7 +152,7 @@ def config(
     Args:
         args: Of the command line.
         variant: The way to train.
-        seed: The random seed.
+        seed: What chance starts from.
         epochs: Unset, those of the command line or of the config.
         lr: Learning rate; unset, the config's.
     """
@@ -320,7 +320,7 @@ def ratio(values: dict, name: str) -> str:
 
 
 def mean_map(by_seed: Dict[int, dict]) -> float:
-    """MAP over seeds, in percent."""
+    """Mean of mAP over seeds, in percent."""
     return statistics.mean(100 * one['mAP'] for one in by_seed.values())
 
 
@@ -343,7 +343,7 @@ def finish(figure: plt.Figure, axes: plt.Axes, xlabel: str, title: str, path: Pa
 def draw_memory(
     results: Results, peaks: Dict[str, int], variants: List[Variant], title: str, path: Path
 ) -> None:
-    """MAP over peak memory, one point per variant, those of one method on a line."""
+    """Draw mAP over peak memory, one point per variant, those of one method on a line."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
     for method in dict.fromkeys(variant.title for variant in variants):
         own = [variant for variant in variants if variant.title == method]
@@ -379,7 +379,7 @@ def draw_time(
     title: str,
     path: Path,
 ) -> None:
-    """MAP over training time, a line per variant, a point per number of epochs.
+    """Draw mAP over training time, a line per variant, a point per number of epochs.
 
     Args:
         budgets: Of each variant, what :func:`trained_so_far` gives.
@@ -412,7 +412,7 @@ def draw_modules(
     title: str,
     path: Path,
 ) -> None:
-    """mAP, peak memory and time over the number of modules; BP as a line."""
+    """Draw mAP, peak memory and time over the number of modules; BP as a line."""
     values: Dict[str, Callable[[str], float]] = {
         'mAP, %': lambda name: mean_map(results[name]),
         'peak memory, MiB': lambda name: peaks[name] / MIB,
@@ -606,8 +606,8 @@ def main() -> None:
                 costs[name] = costs[BP]
 
     title = (
-        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, last checkpoint, '
-        f'seeds {args.seeds}, {chosen_by}, {args.device}'
+        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
+        f'last checkpoint, seeds {args.seeds}, {chosen_by}, {args.device}'
     )
     text = f'{title}\n'
     for name, rows in tables(results, peaks, seconds, operations, rates).items():

@@ -1,9 +1,9 @@
 """Learning rates of all methods, chosen on held-out training images, with as many trainings each.
 
-What a benchmark's ``--search`` does: every method is trained at the same rates on four fifths of the
-training images and validated on the others. The best rate is its own; where that one is at the edge
-of the grid, one more is tried beyond, as often for every method as ``extensions`` says. The test set
-has no part in it.
+What a benchmark's ``--search`` does: every method is trained at the same rates on four fifths of
+the training images and validated on the others. The best rate is its own; where that one is at the
+edge of the grid, one more is tried beyond, as often for every method as ``extensions`` says. The
+test set has no part in it.
 """
 
 import copy
@@ -46,13 +46,13 @@ def hold_out(cfg: Config, folder: Path, share: float = HELD_OUT) -> Config:
     dataset = cfg.train_dataloader.dataset
     if 'dataset' in dataset or 'datasets' in dataset:
         raise LocalLearningError(
-            f'train_dataloader.dataset is a {type_name(dataset.type)}: a search holds images of one '
-            'plain data set out, give it in its place'
+            f'train_dataloader.dataset is a {type_name(dataset.type)}: a search holds images of '
+            'one plain data set out, give it in its place'
         )
     held_out = copy.deepcopy(dataset)
     held_out.pipeline = copy.deepcopy(cfg.val_dataloader.dataset.pipeline)
     held_out.test_mode = True
-    names = _image_names(dataset, cfg)
+    names = image_names(dataset, cfg)
     ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     chosen = set(ranked[: round(share * len(ranked))])
     if not chosen or len(chosen) == len(names):
@@ -60,7 +60,7 @@ def hold_out(cfg: Config, folder: Path, share: float = HELD_OUT) -> Config:
             f'{share} of {len(names)} training images leaves none on one side: give more images'
         )
     # Not the same places: images without objects are left out in training alone.
-    held_out.indices = [i for i, name in enumerate(_image_names(held_out, cfg)) if name in chosen]
+    held_out.indices = [i for i, name in enumerate(image_names(held_out, cfg)) if name in chosen]
     dataset.indices = [i for i, name in enumerate(names) if name not in chosen]
     cfg.val_dataloader.dataset = held_out
     metrics = cfg.val_evaluator
@@ -79,7 +79,7 @@ def _built(dataset: dict, cfg: Config):
         return DATASETS.build(dict(dataset, pipeline=[]))
 
 
-def _image_names(dataset: dict, cfg: Config) -> List[str]:
+def image_names(dataset: dict, cfg: Config) -> List[str]:
     """Of every image of a data set: its file and folder, or its place if it has no file."""
     built = _built(dataset, cfg)
     paths = [built.get_data_info(i).get('img_path') for i in range(len(built))]
@@ -151,10 +151,17 @@ def search(
     found = run_all(methods, rates, one, say, jobs, console)
     for _ in range(extensions):
         further = {name: beyond(found[name], score) for name in methods}
-        edge = [name for name, rate in further.items() if rate is not None]
-        more = run_all(edge, [0], lambda name, _: one(name, further[name]), say, jobs, console)
-        for name in edge:
-            found[name][further[name]] = more[name][0]
+        further = {name: rate for name, rate in further.items() if rate is not None}
+        more = run_all(
+            list(further),
+            [0],
+            lambda name, _, further=further: one(name, further[name]),
+            say,
+            jobs,
+            console,
+        )
+        for name, rate in further.items():
+            found[name][rate] = more[name][0]
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: trainings that go on where they stopped, and schedules of other lengths."""
+"""What the benchmarks share: trainings that go on where they stopped, the search for options."""
 
 import importlib
 import json
@@ -120,3 +120,151 @@ def test_trainings_of_several_lengths(tmp_path):
     assert found == {8: {0: dict(mAP=0.3), 1: dict(mAP=0.4)}, 20: {0: dict(mAP=0.5)}}
     detection.draw_time({'BP': found}, {'BP': 1.0}, 'title', tmp_path / 'time.png')
     assert (tmp_path / 'time.png').stat().st_size > 1000
+
+
+RATES = [0.02, 0.03, 0.045]
+
+
+def searched(scores, extensions=1):
+    """What a search finds if a method's scores are a function of the rate, and what it trained."""
+    trained = []
+
+    def one(name, rate):
+        trained.append((name, rate))
+        score = scores[name](rate)
+        return dict(diverged=True) if score is None else dict(mAP=score)
+
+    found = benchmark('option_search').search(
+        list(scores), RATES, one, 'mAP', str, 1, Console(quiet=True), extensions
+    )
+    return found, trained
+
+
+def test_every_method_gets_the_same_search():
+    """As many rates each, one more beyond the edge where the best one is there, and no further."""
+    found, trained = searched(
+        dict(
+            inner=lambda rate: 1 - abs(rate - 0.03),
+            upper=lambda rate: rate,
+            lower=lambda rate: -rate,
+            diverging=lambda rate: rate if rate < 0.04 else None,
+        )
+    )
+    assert sorted(found['inner']) == sorted(found['diverging']) == RATES
+    assert sorted(found['upper']) == [*RATES, 0.068]
+    assert sorted(found['lower']) == [0.013, *RATES]
+    assert len(trained) == len(set(trained)) == 4 * 3 + 2
+    option_search = benchmark('option_search')
+    assert option_search.chosen_rates(found, 'mAP') == dict(
+        inner=0.03, upper=0.068, lower=0.013, diverging=0.03
+    )
+
+
+def test_what_was_searched_is_written_down(tmp_path):
+    found, _ = searched(
+        dict(upper=lambda rate: 10 * rate, diverging=lambda rate: rate if rate < 0.04 else None)
+    )
+    benchmark('option_search').write_search(tmp_path, found, RATES, 'mAP', 'blood cells')
+    assert (tmp_path / 'search.md').read_text().splitlines() == [
+        'blood cells',
+        '',
+        '| validation | lr 0.02 | lr 0.03 | lr 0.045 | lr 0.068 | extended to | chosen |',
+        '|---|---|---|---|---|---|---|',
+        '| upper | 20.0 | 30.0 | 45.0 | **68.0** | 0.068 | 0.068, at the edge of what was tried |',
+        '| diverging | 2.0 | **3.0** | diverged | – | – | 0.03 |',
+    ]
+    written = json.loads((tmp_path / 'search.json').read_text())
+    assert written['rates'] == RATES and written['extensions'] == 1
+    assert written['methods']['upper']['chosen'] == 0.068
+    assert dict(lr=0.045, diverged=True) in written['methods']['diverging']['trainings']
+
+
+def coco_config(folder, numbers):
+    """A config on a COCO data set of so many images; the first one has no objects."""
+    images = [dict(id=i, file_name=f'{i}.jpg', width=64, height=48) for i in numbers]
+    boxes = [
+        dict(id=i, image_id=i, category_id=0, bbox=[1, 1, 9, 9], area=81, iscrowd=0)
+        for i in numbers
+        if i
+    ]
+    path = folder / 'train.json'
+    categories = [dict(id=0, name='cell')]
+    path.write_text(json.dumps(dict(images=images, annotations=boxes, categories=categories)))
+    dataset = dict(
+        type='CocoDataset',
+        ann_file=str(path),
+        data_prefix=dict(img='train/'),
+        metainfo=dict(classes=('cell',)),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5)],
+    )
+    test = dict(dataset, ann_file='test.json', pipeline=[dict(type='LoadImageFromFile')])
+    return Config(
+        dict(
+            default_scope='mmdet',
+            train_dataloader=dict(dataset=dataset),
+            val_dataloader=dict(dataset=test),
+            test_dataloader=dict(dataset=test),
+            val_evaluator=dict(type='CocoMetric', ann_file='test.json'),
+            test_evaluator=dict(type='CocoMetric', ann_file='test.json'),
+        )
+    )
+
+
+def test_held_out_images(tmp_path):
+    """Each image is on one side, the same one in any order of the file; the test set is on none."""
+    option_search, sides = benchmark('option_search'), []
+    for numbers in (range(20), range(19, -1, -1)):
+        cfg = option_search.hold_out(coco_config(tmp_path, numbers), tmp_path)
+        train, val = (
+            set(option_search.image_names(cfg[f'{split}_dataloader'].dataset, cfg))
+            for split in ('train', 'val')
+        )
+        # An image without objects is no training image, and so not held out.
+        assert train | val == {f'train/{i}.jpg' for i in range(1, 20)} and not train & val
+        assert len(val) == 4
+        assert 'test.json' not in cfg.pretty_text
+        assert cfg.val_dataloader.dataset.pipeline == [dict(type='LoadImageFromFile')]
+        written = json.loads(Path(cfg.val_evaluator.ann_file).read_text())
+        assert {f'train/{image["file_name"]}' for image in written['images']} == val
+        assert len(written['annotations']) == 4
+        sides.append(val)
+    assert sides[0] == sides[1]
+    assert option_search.images_of(cfg) == dict(train=15, val=4)
+    with pytest.raises(LocalLearningError, match='leaves none on one side: give more images'):
+        option_search.hold_out(coco_config(tmp_path, range(2)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    'loss, says, diverges',
+    [
+        (float('nan'), '', True),
+        (1.0, '', False),
+        (1.0, 'error: iteration 7: the loss of module 1 of 4 is nan: look at the data', True),
+    ],
+)
+def test_a_training_that_diverges(tmp_path, loss, says, diverges):
+    """BP goes on with a loss that is no number, FBA stops: either is a result of a search, kept."""
+    module = benchmark('seeded_trainings')
+
+    def run(command, stdout, **_):
+        log = Path(command[-1]) / 'now/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(json.dumps(dict(loss=loss)) + '\n')
+        stdout.write(says)
+        return SimpleNamespace(returncode=bool(says))
+
+    def train(folder, **kwargs):
+        return module.train(tmp_path / folder, 'a = 1\n', lambda _: dict(mAP=0.0), **kwargs)
+
+    with mock.patch.object(module.subprocess, 'run', run):
+        assert train('a', may_diverge=True).get('diverged', False) is diverges
+        if says:
+            with pytest.raises(LocalLearningError, match='the loss of module 1 of 4 is nan'):
+                train('b')
+    assert train('a', may_diverge=True).get('diverged', False) is diverges
+
+
+def test_a_method_that_always_diverges():
+    with pytest.raises(LocalLearningError, match='diverged: give lower --rates'):
+        searched(dict(a=lambda rate: None))
