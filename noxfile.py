@@ -1,15 +1,15 @@
-"""The versions that the package is tested with: ``nox -l`` lists the rows, ``nox -s NAME`` runs one.
+"""The versions that are tested: ``nox -l`` lists the rows, ``nox -s NAME`` runs one.
 
     pip install nox
     nox                                          # all but the compiled row, one after the other
     nox -s classic-2.1.2-py3.8                   # one of them
     nox -R -s classic-2.1.2-py3.8 -- tests/test_checkpoint    # again, another part of the suite
 
-Each row is an environment of its own, as a user has it before this package comes. The row checks that
-installing the package changes nothing in it, runs the suite, and goes through a short training, test,
-export and resumption (``tests/version_matrix.py``), whose losses and checkpoints are compared with
-those of the rows that ran before. Python has to be there in the version that a row names. An
-environment takes about 5 GB.
+Each row is an environment of its own, as a user has it before this package comes. The row checks
+that installing the package changes nothing in it, runs the suite, and goes through a short
+training, test, export and resumption (``tests/version_matrix.py``), whose losses and checkpoints
+are compared with those of the rows that ran before. Python has to be there in the version that a
+row names. An environment takes about 5 GB.
 """
 
 import nox

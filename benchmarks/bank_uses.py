@@ -2,12 +2,12 @@
 
     python benchmarks/bank_uses.py [--seeds 0] [--variants ...] [--jobs 2]
 
-Trains a ResNet (ResNet-20 in 10 modules, if nothing else is asked for) on a part of CIFAR-10 by FBA,
-with the model's head shared by all modules and with heads of their own, once for each use of the
-bank, with more blocks in the auxiliary networks, and by back-propagation. After training, measures
-the norm of the gradient that a module's loss sends into the module, with the bank and as if it were
-not there: a use under which the first is a small fraction of the second answers for the module. Goes
-on where it stopped.
+Trains a ResNet (ResNet-20 in 10 modules, if nothing else is asked for) on a part of CIFAR-10 by
+FBA, with the model's head shared by all modules and with heads of their own, once for each use of
+the bank, with more blocks in the auxiliary networks, and by back-propagation. After training,
+measures the norm of the gradient that a module's loss sends into the module, with the bank and as
+if it were not there: a use under which the first is a small fraction of the second answers for the
+module. Goes on where it stopped.
 """
 
 import argparse

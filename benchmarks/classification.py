@@ -1,12 +1,12 @@
-"""Local-learning methods side by side on one classification data set.
+r"""Local-learning methods side by side on one classification data set.
 
     python benchmarks/classification.py                       # digits: minutes, nothing to download
-    python benchmarks/classification.py --data cifar10_jpeg --images 1000 --epochs 12 \\
+    python benchmarks/classification.py --data cifar10_jpeg --images 1000 --epochs 12 \
         --batch 128 --lr 0.1 --seeds 0 1 2
 
 Trains the configs of ``configs/classification/<data>``, each method with each seed, with the same
-budget, and goes on where it stopped. Then times steps of all methods by turns, so that what else the
-machine does meets all alike. Ends with a table (accuracy, time and peak memory of a step),
+budget, and goes on where it stopped. Then times steps of all methods by turns, so that what else
+the machine does meets all alike. Ends with a table (accuracy, time and peak memory of a step),
 ``results.json``, ``table.md`` and ``classification.png``: accuracy over the time of a step, as the
 FBA paper's Figure 1a has it over that of an epoch.
 """

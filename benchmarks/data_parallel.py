@@ -189,7 +189,7 @@ def draw(found: Dict[str, list], path: Path) -> None:
     for axes, (name, timelines) in zip(rows, found.items()):
         chosen = sorted(timelines, key=lambda t: t['phases'][-1][1])[len(timelines) // 2]
 
-        def bar(y, start, end, colour, kind, text=''):
+        def bar(y, start, end, colour, kind, text='', axes=axes):
             # Short ones would vanish behind a white edge.
             drawn = axes.barh(
                 y,

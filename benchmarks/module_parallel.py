@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/module_parallel.py [--models DeiT-small] [--rounds 8]
 
 Processes on this machine that talk through gloo, one thread each. All ways train on the same number
-of images per step: data parallel processes have a part of them each, module parallel ones have all of
-them and a part of the modules, which are placed so that their processes take about the same time.
-Ways take turns, a few steps at a time, so that what else the machine does meets all alike.
+of images per step: data parallel processes have a part of them each, module parallel ones have all
+of them and a part of the modules, which are placed so that their processes take about the same
+time. Ways take turns, a few steps at a time, so that what else the machine does meets all alike.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
         for _ in range(args.rounds):
             for name, step in steps.items():
                 dist.barrier()
-                times[name].append(seconds_of(lambda: _several(step, batches[name], args), 'cpu'))
+                times[name].append(seconds_of(partial(_several, step, batches[name], args), 'cpu'))
         found[model] = dict(times=times, modules=placed[0])
     if rank == 0:
         Path(folder, 'found.json').write_text(json.dumps(found))

@@ -2,9 +2,9 @@
 
     python benchmarks/planning.py [--works retinanet_r50 edsr ...] [--rounds 3]
 
-Configs as shipped, in sizes that a small machine can do, from scratch, on the CPU. Memory: tensors of
-the second step, parameters and optimizer state included. Time: processor time over that of the config
-as shipped, the ways by turns; 0 rounds leave it out.
+Configs as shipped, in sizes that a small machine can do, from scratch, on the CPU. Memory: tensors
+of the second step, parameters and optimizer state included. Time: processor time over that of the
+config as shipped, the ways by turns; 0 rounds leave it out.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Memory and operations of training steps at real size, predicted without computing anything.
 
-    python benchmarks/real_size_memory.py [--works retinanet_r50 fcn_r50 ...] [--ways shipped local ...]
+    python benchmarks/real_size_memory.py --works retinanet_r50 fcn_r50 --ways shipped local
 
-Configs as shipped, float32: all tensors of a step in MiB, parameters and optimizer state included, by
-:func:`fba_mm.analysis.predict_memory`, and the step's operations over those of the config as shipped.
-A row is printed as soon as it is there.
+Configs as shipped, float32: all tensors of a step in MiB, parameters and optimizer state included,
+by :func:`fba_mm.analysis.predict_memory`, and the step's operations over those of the config as
+shipped. A row is printed as soon as it is there.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def main() -> None:
             first = first or found
             note = '*' if found.guessed_loss else ''
             print(
-                f'| {work + ", " + "×".join(map(str, shape)) if found is first else ""} | {label} | '
-                f'{found.total / 2**20:,.0f}{note} | {found.total / first.total:.2f} | '
+                f'| {work + ", " + "×".join(map(str, shape)) if found is first else ""} | {label} '
+                f'| {found.total / 2**20:,.0f}{note} | {found.total / first.total:.2f} | '
                 f'{found.operations / first.operations:.2f} |',
                 flush=True,
             )

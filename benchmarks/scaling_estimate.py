@@ -2,11 +2,12 @@
 
     python benchmarks/scaling_estimate.py [--step-ms 120] [--intra 2400] [--inter 1 4 25]
 
-What is measured: one training step in one process on this machine, of RetinaNet-R50 by BP and by FBA
-with light heads, with the moment at which each parameter's gradient is complete. What is given: how
-long BP's step takes on the GPU in question (all times are scaled by that), the bandwidth of a GPU to
-the others of its machine and to other machines, and the delay of a message. What is computed: when
-each bucket could start, one after the other on one channel, and how long the GPU waits for it.
+What is measured: one training step in one process on this machine, of RetinaNet-R50 by BP and by
+FBA with light heads, with the moment at which each parameter's gradient is complete. What is given:
+how long BP's step takes on the GPU in question (all times are scaled by that), the bandwidth of a
+GPU to the others of its machine and to other machines, and the delay of a message. What is
+computed: when each bucket could start, one after the other on one channel, and how long the GPU
+waits for it.
 
 All-reduce in two levels, for V bytes on m machines of g GPUs with the bandwidths B and b:
 2 V (g-1) / (g B) within the machines, 2 (V/g) (m-1) / (m b) between them, and a delay for each of
@@ -181,8 +182,8 @@ def main() -> None:
             *map(str, GPUS),
             title=(
                 f'ESTIMATE: ms of a step (share that it waits), by number of GPUs; given: BP '
-                f'{args.step_ms:g} ms alone, {args.intra:g} Gbit/s in a machine, {args.inter:g} Gbit/s '
-                'between'
+                f'{args.step_ms:g} ms alone, {args.intra:g} Gbit/s in a machine, {args.inter:g} '
+                'Gbit/s between'
             ),
         )
         for name, step in steps.items():

@@ -1,13 +1,14 @@
-"""Image quality of super-resolution: back-propagation and local learning at equal iterations.
+r"""Image quality of super-resolution: back-propagation and local learning at equal iterations.
 
     python tools/dataset_converters/build_photo_pairs.py data/Set5 --images FOLDER      # and Set14
-    python tools/dataset_converters/build_photo_pairs.py data/sr_train --images FOLDER --tile-size 192
-    python benchmarks/super_resolution.py --train data/sr_train --test data/Set5 data/Set14 \\
+    python tools/dataset_converters/build_photo_pairs.py data/sr_train --images FOLDER \
+        --tile-size 192
+    python benchmarks/super_resolution.py --train data/sr_train --test data/Set5 data/Set14 \
         --batch 8 --variants BP "K=4" --seeds 0 1 2
 
-Trains EDSR ×2 (16 blocks, 64 channels) in each variant with each seed, and goes on where it stopped.
-Without ``--train`` and ``--test``, on the photos that scikit-image and scikit-learn install. Ends
-with a table (PSNR and SSIM on Y and on RGB), ``table.md`` and ``results.json``.
+Trains EDSR ×2 (16 blocks, 64 channels) in each variant with each seed, and goes on where it
+stopped. Without ``--train`` and ``--test``, on the photos that scikit-image and scikit-learn
+install. Ends with a table (PSNR and SSIM on Y and on RGB), ``table.md`` and ``results.json``.
 """
 
 import argparse

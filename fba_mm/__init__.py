@@ -27,10 +27,10 @@ install_mmseg_name()
 
 from mmengine.registry import MODELS as _MODELS  # noqa: E402
 
-from .engine import (
+from .engine import (  # noqa: E402
     AmpLocalOptimWrapper,
     FBAHook,
-    LocalDataParallel,  # noqa: E402
+    LocalDataParallel,
     LocalModuleParallel,
     LocalOptimWrapper,
     LocalShardedDataParallel,

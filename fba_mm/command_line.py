@@ -97,17 +97,19 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         '--auxiliary',
         choices=['shared', 'pooled', 'own', 'light'],
-        help="with --local: modules learn from the model's own head, with blocks of their own before "
-        'it or, pooled, without, each from a head like it, or each from a light one, which takes less '
-        'memory and time (default: own for image classifiers and for detectors without a neck, light '
-        'for other detectors, segmentors and super-resolution, shared where there is no light head)',
+        help="with --local: modules learn from the model's own head, with blocks of their own "
+        'before it or, pooled, without, each from a head like it, or each from a light one, which '
+        'takes less memory and time (default: own for image classifiers and for detectors without '
+        'a neck, light for other detectors, segmentors and super-resolution, shared where there is '
+        'no light head)',
     )
     parser.add_argument(
         '--memory-budget',
         metavar='SIZE',
-        help="what the tensors of a training step may take: 8GB, 512MB, 10GiB; CUDA's context and the "
-        "allocator's fragmentation come on top. With --local auto, the fewest modules that fit are "
-        'taken; tools/train.py without --local goes through all ways to train, exact ones first',
+        help='what the tensors of a training step may take: 8GB, 512MB, 10GiB; '
+        "CUDA's context and the allocator's fragmentation come on top. With --local "
+        'auto, the fewest modules that fit are taken; tools/train.py without --local goes through '
+        'all ways to train, exact ones first',
     )
 
 
@@ -122,8 +124,8 @@ def add_exact(parser: argparse.ArgumentParser) -> None:
         type=module_count,
         metavar='K',
         help='recompute the activations of the backbone in the backward pass instead of keeping '
-        "them, in K spans; 'stages' and 'blocks' are good too. The same result in less memory; with "
-        '--local, within each module',
+        "them, in K spans; 'stages' and 'blocks' are good too. The same result in less memory; "
+        'with --local, within each module',
     )
     parser.add_argument(
         '--checkpoint-head',
@@ -158,8 +160,8 @@ def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
         )
     if args.no_slices:
         raise LocalLearningError(
-            '--no-slices goes with --local: without it, losses are left as they are unless --slices '
-            'is given'
+            '--no-slices goes with --local: without it, losses are left as they are unless '
+            '--slices is given'
         )
     if args.checkpoint is not None:
         cfg = checkpointed(cfg, args.checkpoint, head=args.checkpoint_head)

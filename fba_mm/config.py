@@ -40,9 +40,7 @@ def load_config(config: str) -> Config:
         how = (
             how_to_install(package)
             if package in _OPTIONAL
-            else (
-                'install it or check its spelling, as in mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-            )
+            else 'install it or check its spelling, as in mmdet::detr/detr_r50_8xb2-150e_coco.py'
         )
         raise LocalLearningError(f'config {config}: the package {package} is not installed: {how}')
     try:

@@ -8,5 +8,5 @@ class LocalLearningError(ValueError):
     escapes them is a defect of this package.
 
     Example:
-        >>> raise LocalLearningError('num_modules=0: give at least 1 (1 trains by back-propagation)')
+        >>> raise LocalLearningError('num_modules=0: give at least 1 (1 is back-propagation)')
     """

@@ -75,9 +75,9 @@ def localize(
             ``num_modules='auto'``.
         recompute: Spans of each module that are recomputed in its backward pass; see
             :class:`LocalBackbone`.
-        slices: Compute losses in slices where the result is the same; see :func:`sliced`. Where modules
-            have heads of their own and the model an RPN, whose maps start at stride 4, also keep
-            nothing of the neck but its input, and recompute it in the backward pass.
+        slices: Compute losses in slices where the result is the same; see :func:`sliced`. Where
+            modules have heads of their own and the model an RPN, whose maps start at stride 4, also
+            keep nothing of the neck but its input, and recompute it in the backward pass.
 
     Returns:
         A new config.
@@ -103,8 +103,8 @@ def localize(
         )
     elif key == 'generator' and auxiliary in ('own', 'pooled'):
         raise LocalLearningError(
-            f'auxiliary={auxiliary!r} is for a model with a head, and one with a generator has none: '
-            "give 'light', 'shared' or a config with a type"
+            f'auxiliary={auxiliary!r} is for a model with a head, and one with a generator has '
+            "none: give 'light', 'shared' or a config with a type"
         )
     elif auxiliary == 'shared':
         auxiliary = dict(type='SLM')
@@ -182,7 +182,8 @@ def checkpointed(
     """Make any OpenMMLab config recompute the activations of its backbone: exact back-propagation.
 
     The backbone becomes a :class:`LocalBackbone` of one module. Everything else stays as it is, the
-    optimizer wrapper, hooks and the model wrapper included, and so does what is learned, bit for bit.
+    optimizer wrapper, hooks and the model wrapper included, and so does what is learned, bit for
+    bit.
 
     Args:
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
@@ -190,8 +191,8 @@ def checkpointed(
             span; see :class:`LocalBackbone`.
         recompute_batch_size: Images that are recomputed at once; see :class:`LocalBackbone`. With
             it, the result is the same up to the order of sums.
-        head: Recompute the neck and dense heads, too; see :func:`fba_mm.models.recomputed`. It takes
-            one more forward pass of them.
+        head: Recompute the neck and dense heads, too; see :func:`fba_mm.models.recomputed`. It
+            takes one more forward pass of them.
 
     Returns:
         A new config.
@@ -227,11 +228,11 @@ def checkpointed(
 def sliced(config: Union[str, os.PathLike, Config]) -> Config:
     """Let a config compute its losses in slices, wherever the result is the same.
 
-    Dense losses make several tensors as large as the logits, and autograd keeps them. In slices they
-    take the memory of one slice. That is so for mmdet's focal, quality focal and varifocal loss, and
-    for mmseg's decode heads on cross entropy; see :func:`fba_mm.models.in_slices`. Other losses are
-    left alone, and so is all the rest of the config. So does mmdet's mask head, whose convolutions
-    run once more for it. A line of the log tells what was changed.
+    Dense losses make several tensors as large as the logits, and autograd keeps them. In slices
+    they take the memory of one slice. That is so for mmdet's focal, quality focal and varifocal
+    loss, and for mmseg's decode heads on cross entropy; see :func:`fba_mm.models.in_slices`. Other
+    losses are left alone, and so is all the rest of the config. So does mmdet's mask head, whose
+    convolutions run once more for it. A line of the log tells what was changed.
 
     Args:
         config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
@@ -338,9 +339,9 @@ def _stock_backbone(cfg: Config, setting: str) -> Tuple[str, dict]:
     key, backbone = _backbone_of(cfg)
     if backbone is None and isinstance((cfg.get('model') or {}).get('detector'), dict):
         raise LocalLearningError(
-            f'{type_name(cfg.model.get("type"))} has its backbone in model.detector and runs it several '
-            'times for one loss, as semi-supervised and tracking models do, and local learning follows '
-            'one pass: train the detector by itself, or without local learning'
+            f'{type_name(cfg.model.get("type"))} has its backbone in model.detector and runs it '
+            'several times for one loss, as semi-supervised and tracking models do, and local '
+            'learning follows one pass: train the detector by itself, or without local learning'
         )
     if backbone is None:
         raise LocalLearningError(
@@ -523,7 +524,8 @@ def stock_form(config: Config) -> Config:
         LocalLearningError: It has no LocalBackbone.
 
     Example:
-        >>> stock_form(localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')).model.backbone.type
+        >>> local = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+        >>> stock_form(local).model.backbone.type
         'ResNet'
     """
     cfg = copy.deepcopy(config)

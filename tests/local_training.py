@@ -22,14 +22,14 @@ class Trainer:
     """
 
     def __init__(
-        self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', hook={}, **kwargs
+        self, model, wrapper=LocalOptimWrapper, optimizer=None, scope='past', hook=None, **kwargs
     ):
         optimizer = optimizer or (lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9))
         self.model = model
         if issubclass(wrapper, LocalOptimWrapper):
             kwargs.setdefault('apply', 'end')  # Most tests look at gradients, which eager frees.
         self.optim_wrapper = wrapper(optimizer=optimizer(model.parameters()), **kwargs)
-        self.hook = FBAHook(scope=scope, log_terms=True, **hook)
+        self.hook = FBAHook(scope=scope, log_terms=True, **(hook or {}))
         self.runner = SimpleNamespace(
             model=model,
             optim_wrapper=self.optim_wrapper,

@@ -35,7 +35,8 @@ def run_in_processes(count: int, function: Callable, *args: Any, **kwargs: Any) 
     Args:
         count: Number of processes.
         function: Of a module's top level.
-        *args: Can be pickled, as ``kwargs``.
+        *args: Can be pickled.
+        **kwargs: Can be pickled.
 
     Returns:
         What the function returned, or the exception that it raised, or the exit code of a process

@@ -114,7 +114,7 @@ def _train_export_compare(cfg: Config, scope: str):
     backbone = model.backbone
     assert isinstance(backbone, LocalBackbone) and backbone.num_modules == 4
     with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
+        for parameter in backbone.parameters():
             # Without ImageNet weights, blocks that start at zero pass no gradient on, ...
             if not parameter.any():
                 parameter.normal_(std=0.01)
@@ -151,7 +151,7 @@ def _train_export_compare(cfg: Config, scope: str):
     for ours, theirs in zip(*predictions):
         ours, theirs = ours.pred_instances, theirs.pred_instances
         assert set(ours.keys()) == set(theirs.keys()) >= {'bboxes', 'scores', 'labels'}
-        for key in ours.keys():
+        for key in ours.keys():  # noqa: SIM118, it iterates over instances
             assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])), key
 
 
@@ -168,9 +168,7 @@ def test_collection(name, tmp_path):
     made = localize(f'mmdet::{name}.py', num_modules=4, auxiliary='shared', slices=False)
     made.model.backbone.pop('auxiliary')  # That of the class.
     assert made.model.backbone.pop('type') == cfg.model.backbone['type'] == 'LocalBackbone'
-    assert {k: v for k, v in made.model.backbone.items()} == {
-        k: v for k, v in cfg.model.backbone.items() if k != 'type'
-    }
+    assert dict(made.model.backbone) == {k: v for k, v in cfg.model.backbone.items() if k != 'type'}
     assert {k: v for k, v in made.model.items() if k != 'backbone'} == {
         k: v for k, v in cfg.model.items() if k != 'backbone'
     }

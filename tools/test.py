@@ -92,7 +92,7 @@ def main() -> None:
     with readable_errors(
         'test_dataloader or test_evaluator cannot be built', 'check its dataset and the data'
     ):
-        runner.test_loop
+        _ = runner.test_loop  # Builds it.
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     with lost_processes(), readable_start(runner, 'the first image cannot be tested'):

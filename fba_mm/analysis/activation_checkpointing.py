@@ -9,9 +9,9 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fba_mm.config import backbone_key, config_scope
-from fba_mm.errors import LocalLearningError
-from fba_mm.local.partition import unroll
+from ..config import backbone_key, config_scope
+from ..errors import LocalLearningError
+from ..local.partition import unroll
 
 
 def takes_with_cp(cfg: Config) -> bool:

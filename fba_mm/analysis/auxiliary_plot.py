@@ -13,11 +13,11 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
-from fba_mm.analysis.training_step import TrainingStep
-from fba_mm.engine.fba_hook import find_local_backbone
-from fba_mm.errors import LocalLearningError
-from fba_mm.local.auxiliary.base import Auxiliary
-from fba_mm.local.task_loss import StubbableBackbone
+from ..engine.fba_hook import find_local_backbone
+from ..errors import LocalLearningError
+from ..local.auxiliary.base import Auxiliary
+from ..local.task_loss import StubbableBackbone
+from .training_step import TrainingStep
 
 # What is looked into, instead of being one box.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Auxiliary, BaseModel)

@@ -6,11 +6,10 @@ from typing import Any, List, Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from fba_mm.config import backbone_key, type_name
-from fba_mm.errors import LocalLearningError
-from fba_mm.localize import stock_form
-from fba_mm.preflight.building import readable_errors
-
+from ..config import backbone_key, type_name
+from ..errors import LocalLearningError
+from ..localize import stock_form
+from ..preflight.building import readable_errors
 from .activation_checkpointing import checkpoint_layers, takes_with_cp
 from .synthetic_batch import single_images
 from .training_step import TrainingStep
@@ -84,8 +83,8 @@ def baselines(cfg: Config, images: int, kinds: Sequence[str] = tuple(BASELINES))
         cfg: A training config. It is not changed.
         images: Number of images in the batch. With one, accumulation is the same as ``bp`` and
             left out.
-        kinds: Which baselines. A config without local learning is its own ``bp``, which then is among
-            them in any case.
+        kinds: Which baselines. A config without local learning is its own ``bp``, which then is
+            among them in any case.
 
     Returns:
         The ways, the config's own first.

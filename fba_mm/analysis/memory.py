@@ -31,8 +31,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fba_mm.compat.torch_versions import is_resizable
-from fba_mm.errors import LocalLearningError
+from ..compat.torch_versions import is_resizable
+from ..errors import LocalLearningError
 
 aten = torch.ops.aten
 
@@ -209,25 +209,30 @@ class StorageTracker(TorchDispatchMode):
 
     @property
     def current(self) -> int:
+        """Bytes that are alive now."""
         self._settle()
         return self._bytes
 
     @property
     def peak(self) -> int:
+        """The most bytes that were alive at once."""
         self._settle()
         return self._peak
 
     @property
     def timeline(self) -> List[Tuple[float, int]]:
+        """Seconds since the start and bytes alive, at each change."""
         self._settle()
         return list(zip(self._sample_seconds, self._sample_bytes))
 
     @property
     def marks(self) -> List[Tuple[str, float]]:
+        """Names and seconds of what :meth:`mark` was told."""
         return list(self._marks)
 
     @property
     def phases(self) -> List[Tuple[str, int]]:
+        """Each mark's name, with the peak from there to the next."""
         self._settle()
         return [(name, peak) for (name, _), peak in zip(self._marks, self._phase_peaks)]
 
@@ -420,6 +425,7 @@ class _AllocatorSampler:
 
     @property
     def phases(self) -> List[Tuple[str, int]]:
+        """Each mark's name, with the peak from there to the next."""
         return [(name, peak) for (name, _), peak in zip(self.marks, self._phase_peaks)]
 
     def sample(self, *_: Any) -> None:

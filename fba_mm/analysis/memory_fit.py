@@ -17,13 +17,12 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.optim import Optimizer
 
-from fba_mm.compat import MissingOpError
-from fba_mm.config import backbone_key, config_scope, type_name
-from fba_mm.errors import LocalLearningError
-from fba_mm.local.partition import cut, trace_footprints, unroll
-from fba_mm.memory_budget import check_budget, parse_memory
-from fba_mm.preflight.building import readable_errors
-
+from ..compat import MissingOpError
+from ..config import backbone_key, config_scope, type_name
+from ..errors import LocalLearningError
+from ..local.partition import cut, trace_footprints, unroll
+from ..memory_budget import check_budget, parse_memory
+from ..preflight.building import readable_errors
 from .baselines import backbone_of, from_scratch, trains_locally
 from .memory import StorageTracker
 from .operations import OPERATIONS_PER_BYTE, OperationCounter
@@ -88,9 +87,9 @@ def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
     Counted are the tensors of the second step, as :func:`measure_step` counts them on the CPU: the
     step of the config's model with its own losses, FBAHook and optimizer wrapper. Not counted are
     what ops use internally, CUDA's context and the allocator's fragmentation, the batch before it
-    is preprocessed, and what other hooks keep, but for EMAHook's copy of the model. mmcv's ops count
-    as those of torchvision and torch. Targets are those of 8 objects per image, and samplers of
-    two-stage detectors find as many proposals on objects as they ask for
+    is preprocessed, and what other hooks keep, but for EMAHook's copy of the model. mmcv's ops
+    count as those of torchvision and torch. Targets are those of 8 objects per image, and samplers
+    of two-stage detectors find as many proposals on objects as they ask for
     (:func:`trained_proposals`).
 
     Args:
@@ -240,8 +239,8 @@ def fit_modules(
     budget = parse_memory(memory_budget)
     if not trains_locally(cfg):
         raise LocalLearningError(
-            f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules to '
-            'find: make the config local with fba_mm.localize'
+            f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules '
+            'to find: make the config local with fba_mm.localize'
         )
     shape = batch_shape(cfg) if shape is None else tuple(shape)
     cfg = copy.deepcopy(cfg)
@@ -272,9 +271,9 @@ def fit_modules(
         if found.resident > budget:
             break  # More modules have more parameters.
     raise LocalLearningError(
-        f'memory_budget={memory_budget} ({in_mib(budget)}) is less than any number of modules takes '
-        f'on batches of {"×".join(map(str, shape))}: the least is {in_mib(least.total)}, with '
-        f'num_modules={least.num_modules!r} ({in_mib(least.resident)} of it parameters and '
+        f'memory_budget={memory_budget} ({in_mib(budget)}) is less than any number of modules '
+        f'takes on batches of {"×".join(map(str, shape))}: the least is {in_mib(least.total)}, '
+        f'with num_modules={least.num_modules!r} ({in_mib(least.resident)} of it parameters and '
         f'optimizer state): {NO_FIT}'
     )
 

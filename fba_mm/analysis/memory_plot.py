@@ -11,8 +11,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 
-from fba_mm.analysis.memory import StepMemory
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
+from .memory import StepMemory
 
 # Okabe and Ito's palette without its yellow, which is too pale for a line on white. Readers with
 # any common colour blindness tell these apart; in black and white the markers do. No dashes: they

@@ -1,7 +1,7 @@
 """What a step computes: arithmetic of matrix products and convolutions, and bytes moved.
 
-``torch.utils.flop_counter`` has the formulas. Its own mode counts the same, but follows modules with
-hooks and takes ops apart, several times as slowly.
+``torch.utils.flop_counter`` has the formulas. Its own mode counts the same, but follows modules
+with hooks and takes ops apart, several times as slowly.
 """
 
 from typing import Any

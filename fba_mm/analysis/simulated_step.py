@@ -28,11 +28,10 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from fba_mm.compat.mmcv_ops import without_compiled_ops
-from fba_mm.compat.torch_versions import unset_fake_temporarily, without_generator
-from fba_mm.engine.fba_hook import check_local_training
-from fba_mm.preflight.building import build_model
-
+from ..compat.mmcv_ops import without_compiled_ops
+from ..compat.torch_versions import unset_fake_temporarily, without_generator
+from ..engine.fba_hook import check_local_training
+from ..preflight.building import build_model
 from .memory import tensors_in
 from .synthetic_batch import Shape, synthetic_batch
 from .trained_proposals import with_subclasses

@@ -8,8 +8,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from fba_mm.local import LocalBackbone
-
+from ..local import LocalBackbone
 from .memory import mark
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
 
 _INK = '#D55E00'
 

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-from fba_mm.config import backbone_key, type_name
-from fba_mm.errors import LocalLearningError
+from ..config import backbone_key, type_name
+from ..errors import LocalLearningError
 
 Shape = Tuple[int, int, int, int]
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 import torch
@@ -13,11 +14,10 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from fba_mm.engine.fba_hook import check_local_training
-from fba_mm.errors import LocalLearningError
-from fba_mm.local import LocalBackbone
-from fba_mm.preflight.building import readable_errors
-
+from ..engine.fba_hook import check_local_training
+from ..errors import LocalLearningError
+from ..local import LocalBackbone
+from ..preflight.building import readable_errors
 from .baselines import BASELINES, Baseline, baselines
 from .memory import StepMemory, measure_step
 from .peak_split import PeakSplit, resident_bytes
@@ -133,7 +133,7 @@ def profile_training(
         for number in range(rounds):
             report(f'timing, round {number + 1} of {rounds}')
             for profile, (baseline, step, batch) in zip(profiles, ready):
-                profile.seconds.append(seconds_of(lambda: baseline.run(step, batch), device))
+                profile.seconds.append(seconds_of(partial(baseline.run, step, batch), device))
     return profiles
 
 

@@ -9,9 +9,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-from fba_mm.config import config_scope, custom_hooks
-from fba_mm.preflight.building import build_model
-
+from ..config import config_scope, custom_hooks
+from ..preflight.building import build_model
 from .trained_proposals import trained_proposals
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: reading them safely, comparing them with a model, resuming from them, exporting them."""
+"""Checkpoints: safe reading, comparison with a model, resumption, export."""
 
 from .atomic_backend import AtomicBackend, replacing
 from .comparing import CheckpointDiff, check_fit, compare, state_dict_of

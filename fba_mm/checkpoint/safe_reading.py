@@ -111,6 +111,12 @@ def _unreadable(path: str, error: Exception) -> LocalLearningError:
 
 
 def corrupt_checkpoint(path: str, reason: str) -> LocalLearningError:
+    """The error for a checkpoint that cannot be read.
+
+    Args:
+        path: The file.
+        reason: What was found.
+    """
     return UnusableCheckpoint(
         f'checkpoint {path} is corrupt or no checkpoint ({reason.splitlines()[0][:160]}): use an '
         'earlier one, or download it again'

@@ -154,9 +154,6 @@ class _Unpickler(pickle._Unpickler):
                 raise pickle.UnpicklingError(f'storage {key} has fewer bytes than it says')
         super().load_binpersid()
 
-    def refuse(self) -> None:
-        raise UnsafePickle('an instruction that checkpoints have no use for')
-
     def load_append(self) -> None:
         _check_container(self.stack[-2], list)
         super().load_append()

@@ -6,8 +6,8 @@ in place of mmcv's compiled ones, under the names and signatures of ``mmcv._ext`
 ``mmseg_name.py`` lets MMEngine find mmseg under the name that its distribution has today.
 """
 
-from fba_mm.compat.mmagic_import import install_mmagic_import
-from fba_mm.compat.mmcv_ops import MissingOpError, install_mmcv_ops
-from fba_mm.compat.mmseg_name import install_mmseg_name
+from .mmagic_import import install_mmagic_import
+from .mmcv_ops import MissingOpError, install_mmcv_ops
+from .mmseg_name import install_mmseg_name
 
 __all__ = ['MissingOpError', 'install_mmagic_import', 'install_mmcv_ops', 'install_mmseg_name']

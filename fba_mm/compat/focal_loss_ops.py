@@ -9,7 +9,7 @@ no one-hot target is ever built.
 import torch
 import torch.nn.functional as F
 
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
 
 __all__ = [
     'sigmoid_focal_loss_backward',

@@ -1,8 +1,9 @@
 """Let mmagic 1.2 be imported beside the mmcv and numpy that are installed.
 
-mmagic's last release refuses mmcv 2.2 and later by number, and uses a name that numpy 2 has dropped.
-It works with both: the two places are all that has to be got over. Nothing happens until somebody
-imports mmagic, and mmcv and numpy are as they were as soon as these two modules are loaded.
+mmagic's last release refuses mmcv 2.2 and later by number, and uses a name that numpy 2 has
+dropped. It works with both: the two places are all that has to be got over. Nothing happens until
+somebody imports mmagic, and mmcv and numpy are as they were as soon as these two modules are
+loaded.
 """
 
 import importlib.abc

@@ -11,7 +11,7 @@ import types
 import warnings
 from contextlib import contextmanager
 
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
 
 _NAME = 'mmcv._ext'
 
@@ -141,7 +141,7 @@ class _StandInLoader(importlib.abc.Loader):
         return _StandIn(spec.name, "Answers mmcv's compiled ops through torchvision and torch.")
 
     def exec_module(self, module):
-        from fba_mm.compat import deform_ops, focal_loss_ops, nms_ops, roi_ops
+        from . import deform_ops, focal_loss_ops, nms_ops, roi_ops
 
         for ops in (deform_ops, focal_loss_ops, nms_ops, roi_ops):
             for name in ops.__all__:

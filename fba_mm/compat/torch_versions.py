@@ -5,6 +5,7 @@ with: from that one on, torch itself does what is done here.
 """
 
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, Callable, ContextManager, Tuple
@@ -198,7 +199,5 @@ except ImportError:
 
 
 # torch 2.2
-try:
-    from torch._subclasses.fake_tensor import unset_fake_temporarily
-except ImportError:
-    pass
+with suppress(ImportError):
+    from torch._subclasses.fake_tensor import unset_fake_temporarily  # noqa: F401, for others

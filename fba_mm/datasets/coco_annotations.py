@@ -53,7 +53,8 @@ class COCOFile(NamedTuple):
             where: The data set, in words.
 
         Raises:
-            LocalLearningError: Names the file, the first fault, how many there are, and how to fix it.
+            LocalLearningError: Names the file, the first fault, how many there are, and how to fix
+                it.
         """
         with open(self.path, encoding='utf-8') as file:
             content = json.load(file)

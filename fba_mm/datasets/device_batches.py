@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fba_mm.arguments import check_count
-from fba_mm.errors import LocalLearningError
+from ..arguments import check_count
+from ..errors import LocalLearningError
 
 
 class Augmentation(NamedTuple):
@@ -324,8 +324,8 @@ class DeviceDataset:
         once, pad, crop, flip_prob = _split_pipeline(pipeline)
         if list(map(repr, once)) != list(map(repr, self.loading)):
             raise LocalLearningError(
-                f'the pipeline is switched to one that makes its images by {once}, and those on the '
-                f'device are made by {self.loading}: switch what follows alone, or set '
+                f'the pipeline is switched to one that makes its images by {once}, and those on '
+                f'the device are made by {self.loading}: switch what follows alone, or set '
                 'train_cfg.type=EpochBasedTrainLoop'
             )
         size = tuple(self._batches.images.shape[2:])
@@ -343,7 +343,7 @@ class DeviceDataset:
 
 
 def _split_pipeline(pipeline) -> Tuple[List, object, object, float]:
-    """A pipeline's transforms that run once, its ReflectPad and RandomCrop, and how often it flips."""
+    """The transforms that run once, ReflectPad and RandomCrop, and how often images are flipped."""
     from mmcv.transforms import LoadImageFromFile, RandomFlip, Resize
     from mmpretrain.datasets.transforms import CenterCrop, PackInputs, RandomCrop, ResizeEdge
 
@@ -375,8 +375,8 @@ def _split_pipeline(pipeline) -> Tuple[List, object, object, float]:
             )
     if pad is not None and crop is None:
         raise LocalLearningError(
-            f'{pad!r} in the pipeline has no RandomCrop behind it, and training on the device needs '
-            'images of one size: add that, or train with a dataloader'
+            f'{pad!r} in the pipeline has no RandomCrop behind it, and training on the device '
+            'needs images of one size: add that, or train with a dataloader'
         )
     return once, pad, crop, flip_prob
 

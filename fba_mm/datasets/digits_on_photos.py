@@ -16,9 +16,9 @@ from typing import Dict, List, Optional, Sequence, Tuple, Union
 import numpy as np
 from PIL import Image
 
-from fba_mm.datasets.built_folder import building, check_own, progress
-from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
+from .built_folder import building, check_own, progress
+from .photos import LICENSES, PHOTOS, load_photo, photo_names
 
 DIGIT_CLASSES = ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
 # In masks; a digit's label is one more than the digit.

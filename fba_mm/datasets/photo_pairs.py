@@ -8,10 +8,10 @@ from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 from PIL import Image
 
-from fba_mm.arguments import check_count
-from fba_mm.datasets.built_folder import building, check_own, progress
-from fba_mm.datasets.photos import LICENSES, PHOTOS, load_photo, photo_names
-from fba_mm.errors import LocalLearningError
+from ..arguments import check_count
+from ..errors import LocalLearningError
+from .built_folder import building, check_own, progress
+from .photos import LICENSES, PHOTOS, load_photo, photo_names
 
 SCALES = (2, 3, 4)
 

@@ -6,7 +6,7 @@ from typing import List, NamedTuple
 
 from PIL import Image
 
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
 
 
 class Photo(NamedTuple):

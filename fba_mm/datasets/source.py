@@ -4,7 +4,7 @@ import os
 from functools import lru_cache
 from typing import List, NamedTuple, Optional
 
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
 
 
 class SourceFile(NamedTuple):

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from mmengine.logging import print_log
 from PIL import Image
 
-from fba_mm.errors import LocalLearningError
+from ..errors import LocalLearningError
 
 # Where mmdet's XMLDataset looks unless it is told otherwise.
 IMAGES, ANNOTATIONS = 'JPEGImages', 'Annotations'

@@ -100,8 +100,8 @@ def _check_checkpointing(paths: Union[None, str, Sequence[str]], model: nn.Modul
     for path in paths:
         if any(f'{path}.'.startswith(f'{name}.') for name in names):
             raise LocalLearningError(
-                f'activation_checkpointing={path!r} leaves layers of a local module without gradients: '
-                'set with_cp=True of the wrapped backbone instead'
+                f'activation_checkpointing={path!r} leaves layers of a local module without '
+                'gradients: set with_cp=True of the wrapped backbone instead'
             )
 
 

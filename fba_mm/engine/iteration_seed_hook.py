@@ -56,8 +56,8 @@ class IterationSeedHook(Hook):
     configs without that one.
 
     It also saves what MMEngine's checkpoints lack: the place within the epoch, the sampler's seed,
-    and, in one process, gradients that are still being accumulated. Where transforms have a state of
-    their own, as ``CachedMosaic`` and Albumentations' do, the log says that it is not restored.
+    and, in one process, gradients that are still being accumulated. Where transforms have a state
+    of their own, as ``CachedMosaic`` and Albumentations' do, the log says that it is not restored.
 
     Example:
         >>> custom_hooks = [dict(type='IterationSeedHook')]

@@ -18,8 +18,8 @@ from .fba_hook import find_local_backbone
 class LocalAccuracyHook(Hook):
     """Logs the accuracy of every module's own head during validation, as ``local_1/accuracy``.
 
-    For image classifiers. The last module's is the accuracy of the whole network, which the config's
-    evaluator reports. The modules run once more for it, with their auxiliary networks.
+    For image classifiers. The last module's is the accuracy of the whole network, which the
+    config's evaluator reports. The modules run once more for it, with their auxiliary networks.
 
     Args:
         scope: What auxiliary networks find in the feature bank; that of :class:`FBAHook`.

@@ -132,7 +132,7 @@ def check_settings(local_backbone: LocalBackbone, name: str, optim_wrapper: dict
         if key is not None and _shown(key) not in _shown(full):
             stock = f", paramwise_cfg.stock_constructor='{constructor}'" if constructor else ''
             raise LocalLearningError(
-                f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} reaches the auxiliary networks in '
-                'the backbone, too, which are parts of the head: set optim_wrapper.constructor='
+                f'optim_wrapper.paramwise_cfg.custom_keys: {key!r} reaches the auxiliary networks '
+                'in the backbone, too, which are parts of the head: set optim_wrapper.constructor='
                 f"'LocalOptimWrapperConstructor'{stock}"
             )

@@ -322,8 +322,8 @@ def check_sharded(runner, scope: str) -> None:
         raise LocalLearningError(
             f'{type(wrapper.optimizer).__name__} may look at all gradients at once, as LAMB does, '
             "and they are in pieces: take one of torch's optimizers, set "
-            "optim_wrapper.apply='eager' where it treats each parameter by itself and knows torch's "
-            f'DTensor, or {_FIX}'
+            "optim_wrapper.apply='eager' where it treats each parameter by itself and knows "
+            f"torch's DTensor, or {_FIX}"
         )
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():
         raise LocalLearningError(

@@ -304,8 +304,8 @@ def _spans(
     """The modules of each process, from the first module on."""
     if backbone.num_modules < count:
         raise LocalLearningError(
-            f'{count} processes for num_modules={backbone.num_modules}: set that to {count} or more, '
-            'or start as many processes as there are modules'
+            f'{count} processes for num_modules={backbone.num_modules}: set that to {count} or '
+            'more, or start as many processes as there are modules'
         )
     if modules_per_process is None:
         costs = [
@@ -386,8 +386,8 @@ def check_module_parallel(runner, scope: str) -> None:
     if not wrapper.by_parameter:
         kind = type(wrapper.optimizer).__name__
         raise LocalLearningError(
-            f'{kind} may look at all gradients at once, as LAMB does, and each process has those of '
-            "its modules: take one of torch's optimizers, or, where it treats each parameter by "
+            f'{kind} may look at all gradients at once, as LAMB does, and each process has those '
+            "of its modules: take one of torch's optimizers, or, where it treats each parameter by "
             "itself, set optim_wrapper.apply='eager'"
         )
     if isinstance(wrapper, AmpLocalOptimWrapper) and wrapper.loss_scaler.is_enabled():

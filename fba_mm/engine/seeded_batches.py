@@ -119,7 +119,8 @@ def seed_batches(dataloader: Any, *args: Any, **kwargs: Any) -> Optional[SeededB
 
     Args:
         dataloader: A dataloader with a batch sampler; others are left as they are.
-        *args: Of :class:`SeededBatches`, as ``**kwargs``.
+        *args: Of :class:`SeededBatches`.
+        **kwargs: Of :class:`SeededBatches`.
 
     Returns:
         What gives its batches from now on, or None.

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Iterator
 
 from mmengine.dist import is_main_process
@@ -40,18 +40,14 @@ def work_dir_lock(work_dir: str) -> Iterator[None]:
         >>> with work_dir_lock('work_dirs/retinanet'):
         ...     runner.train()
     """
-    file = None
-    try:
+    # Closing the file is releasing it. It stays: another process may be waiting at it.
+    with ExitStack() as stack:
         with joint_errors():
             if is_main_process() and fcntl is not None:
                 os.makedirs(work_dir, exist_ok=True)
-                file = open(os.path.join(work_dir, _NAME), 'a+', encoding='utf-8')
-                _lock(file, work_dir)
+                path = os.path.join(work_dir, _NAME)
+                _lock(stack.enter_context(open(path, 'a+', encoding='utf-8')), work_dir)
         yield
-    finally:
-        # Closing it is releasing it. The file stays: another process may be waiting at it.
-        if file is not None:
-            file.close()
 
 
 def _lock(file, work_dir: str) -> None:

@@ -75,9 +75,9 @@ class LocalBackbone(StubbableBackbone):
         head_batch_size: Images that a neck and head see at once, the model's own and the
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
             single-stage heads without batch normalization, others see the whole batch. Unset, as
-            few as have 512×512 pixels together, and with ``num_modules=1`` all. The last layers of networks that make images see so many, too,
-            unset a quarter of the batch, or all of it with ``num_modules=1``; they run once more for
-            it, in the backward pass.
+            few as have 512×512 pixels together, and with ``num_modules=1`` all. The last layers of
+            networks that make images see so many, too, unset a quarter of the batch, or all of it
+            with ``num_modules=1``; they run once more for it, in the backward pass.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
             ``num_modules`` is a number: a share of what the backbone keeps for its backward pass.
             Unset, 0.2 where the auxiliary networks have lighter detection heads of their own (the
@@ -90,15 +90,15 @@ class LocalBackbone(StubbableBackbone):
             names of the segments that end a span, such as ``['layer2.3', 'layer3.5']``. Values,
             gradients and running statistics stay the same. With ``num_modules=1`` this is exact
             back-propagation, and needs neither :class:`FBAHook` nor ``LocalOptimWrapper``.
-        recompute_batch_size: Images that are recomputed at once. Less memory and the same gradients,
-            up to the order of sums. Spans with layers that tie images together (batch normalization
-            that is trained) or draw for them (dropout) see the whole batch, and so do all unless
-            this is set.
+        recompute_batch_size: Images that are recomputed at once. Less memory and the same
+            gradients, up to the order of sums. Spans with layers that tie images together (batch
+            normalization that is trained) or draw for them (dropout) see the whole batch, and so do
+            all unless this is set.
         memory_budget: What ``num_modules='auto'`` shall fit into, as ``'8GB'``. Both are replaced
             by a number before the model is built, by ``tools/train.py`` or
             :func:`fba_mm.analysis.resolve_num_modules`.
-        pretrained: Given by mmseg's models, which hand ``model.pretrained`` on to their backbone. So
-            does this one.
+        pretrained: Given by mmseg's models, which hand ``model.pretrained`` on to their backbone.
+            So does this one.
         init_cfg: Initialization config. The wrapped backbone keeps its own.
 
     Raises:
@@ -115,7 +115,7 @@ class LocalBackbone(StubbableBackbone):
         self,
         backbone: dict,
         num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
-        auxiliary: dict = dict(),
+        auxiliary: Optional[dict] = None,
         head_batch_size: Optional[int] = None,
         reserve: Optional[float] = None,
         recompute: Optional[Recompute] = None,
@@ -133,6 +133,7 @@ class LocalBackbone(StubbableBackbone):
                 "with fba_mm's tools/train.py, call cfg = fba_mm.analysis.resolve_num_modules(cfg) "
                 'in your own script, or give a number'
             )
+        auxiliary = auxiliary or {}
         self.backbone = MODELS.build(backbone)
         self.auxiliary = ModuleList()
         sizes = dict(head_batch_size=head_batch_size, recompute_batch_size=recompute_batch_size)
@@ -259,10 +260,13 @@ class LocalBackbone(StubbableBackbone):
         )
         parameter, names = self.auxiliary[index].get_parameter, self._auxiliary_names[index]
         # Hooks freeze all of them or none: one tells.
-        if names and parameter(names[0]).requires_grad != is_trained:
-            if not is_trained or not any(parameter(name).requires_grad for name in names):
-                for name in names:
-                    parameter(name).requires_grad_(is_trained)
+        if (
+            names
+            and parameter(names[0]).requires_grad != is_trained
+            and not (is_trained and any(parameter(name).requires_grad for name in names))
+        ):
+            for name in names:
+                parameter(name).requires_grad_(is_trained)
         return is_trained
 
     def images_at_once(self, images: Tensor) -> Optional[int]:

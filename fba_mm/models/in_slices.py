@@ -35,8 +35,8 @@ def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
       Without a reduction to one number, which some heads ask for, they are the stock ones.
     - mmseg's decode heads with the loss of ``BaseDecodeHead`` on softmax cross entropy: the logits
       are enlarged to the size of the labels, classified and compared some rows at a time.
-    - mmdet's ``FCNMaskHead``: some RoIs at a time go through its convolutions, whose maps for all are
-      the largest tensors of a Mask R-CNN. They are run once more for it.
+    - mmdet's ``FCNMaskHead``: some RoIs at a time go through its convolutions, whose maps for all
+      are the largest tensors of a Mask R-CNN. They are run once more for it.
 
     :func:`fba_mm.localize.sliced` puts it into configs.
 

@@ -30,15 +30,16 @@ def light_retinanet(
     bbox_head: Optional[dict] = None,
     train_cfg: Optional[dict] = None,
 ) -> nn.Module:
-    """Mmdet's RetinaNet with few channels, one convolution, one anchor per position.
+    """MMDetection's RetinaNet with few channels, one convolution, one anchor per position.
 
     The loss, the neck's levels and the assignment of targets are those of mmdet's
     ``retinanet_r50_fpn``, so that a module learns the model's task, but at a small part of its
-    cost: for 80 classes the logits alone are a ninth. It serves modules of any detector, anchor-free
-    and two-stage ones and DETR too, for it takes what maps the backbone has from stride 8 on (the
-    model's own neck may start at 4, at four times the cost) and adds coarser ones up to stride 128.
-    Where the finest of them is coarser than 8, as with DETR's single map of stride 32, each position
-    has the anchors of the missing levels as well. mmdet is needed only once a head is built.
+    cost: for 80 classes the logits alone are a ninth. It serves modules of any detector,
+    anchor-free and two-stage ones and DETR too, for it takes what maps the backbone has from
+    stride 8 on (the model's own neck may start at 4, at four times the cost) and adds coarser
+    ones up to stride 128. Where the finest of them is coarser than 8, as with DETR's single map
+    of stride 32, each position has the anchors of the missing levels as well. mmdet is needed
+    only once a head is built.
 
     Args:
         backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives; its ``channels``
@@ -49,9 +50,9 @@ def light_retinanet(
         octave_base_scale: Size of the smallest anchor of a level, in strides.
         scales_per_octave: Anchor sizes per position and octave.
         ratios: Height / width of the anchors.
-        strides: Strides of the neck's maps. Unset, those of the backbone's maps from 8 on, doubled up
-            to 128. The neck starts with the backbone's map of the first one; where the backbone's
-            strides aren't told, with the second map.
+        strides: Strides of the neck's maps. Unset, those of the backbone's maps from 8 on, doubled
+            up to 128. The neck starts with the backbone's map of the first one; where the
+            backbone's strides aren't told, with the second map.
         loss_cls: Classification loss; unset, :class:`SlicedFocalLoss`. Heads make a logit for the
             background unless it says ``use_sigmoid=True``.
         loss_bbox: Regression loss; unset, L1.
@@ -179,7 +180,7 @@ def _start_level(own: Optional[Sequence[int]], strides: Sequence[int]) -> int:
     start = list(own).index(strides[0]) if strides[0] in own else len(own)
     if start == len(own) or list(own)[start:] != list(strides)[: len(own) - start]:
         raise LocalLearningError(
-            f'LightRetinaNet looks at maps of strides {tuple(strides)}, and the backbone has those of '
-            f'{tuple(own)}: give the head strides that begin with some of these, or take another'
+            f'LightRetinaNet looks at maps of strides {tuple(strides)}, and the backbone has those '
+            f'of {tuple(own)}: give the head strides that begin with some of these, or take another'
         )
     return start

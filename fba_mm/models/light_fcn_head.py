@@ -25,8 +25,8 @@ class LightFCNHead(BaseDecodeHead):
 
     Args:
         in_channels: Channels of the backbone's maps, finest first.
-        positions_of: Index of the map whose positions are classified: finer ones are pooled to them,
-            coarser ones enlarged. Where there are fewer maps it is the last.
+        positions_of: Index of the map whose positions are classified: finer ones are pooled to
+            them, coarser ones enlarged. Where there are fewer maps it is the last.
         label_stride: One label of so many is learned from, in height and in width.
         norm_cfg: Config of the normalization layers.
         **kwargs: Other arguments of mmseg's ``BaseDecodeHead``.

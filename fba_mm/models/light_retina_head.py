@@ -17,8 +17,8 @@ class LightRetinaHead(RetinaHead):
 
     Several such heads run in every iteration, and each is small: what counts is the number of
     operations, and on a GPU the number of times that the host waits for a value. mmdet's assigns
-    targets by indices, one object after the other, and computes losses level by level. Here both are
-    done for all objects, and for all levels, at once, by masks. The losses are the same.
+    targets by indices, one object after the other, and computes losses level by level. Here both
+    are done for all objects, and for all levels, at once, by masks. The losses are the same.
 
     Assigners other than ``MaxIoUAssigner`` and samplers other than ``PseudoSampler`` assign as in
     mmdet.
@@ -78,7 +78,7 @@ class LightRetinaHead(RetinaHead):
         batch_gt_instances_ignore: Optional[list] = None,
         **kwargs,
     ) -> tuple:
-        """Mmdet's targets: labels, their weights, deltas and their weights, of each level; divisor.
+        """Labels, their weights, deltas and their weights, of each level, and the divisor.
 
         Args:
             anchor_list: Of each image, the anchors of each level.

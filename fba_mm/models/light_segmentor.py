@@ -21,7 +21,7 @@ def light_fcn(
     loss_decode: Optional[dict] = None,
     **decode_head: Any,
 ) -> nn.Module:
-    """Mmseg's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
+    """MMSegmentation's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
 
     mmseg is needed only once a head is built.
 

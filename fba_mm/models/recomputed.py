@@ -26,7 +26,7 @@ def recomputed(of: Union[str, type], **kwargs: Any) -> nn.Module:
         A module of a subclass of the stock one's class.
 
     Example:
-        >>> neck = dict(type='Recomputed', of='FPN', in_channels=[8, 16], out_channels=8, num_outs=2)
+        >>> neck = dict(type='Recomputed', of='FPN', in_channels=[8], out_channels=8, num_outs=2)
     """
     module = MODELS.build(dict(kwargs, type=of))
     module.__class__ = _subclass(type(module))

@@ -95,7 +95,7 @@ def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: s
     axes.margins(x=0.12)
     axes.legend(frameon=False, fontsize=11)
     figure.canvas.draw()
-    _label(axes, named, [one for one in plan.tried])
+    _label(axes, named, list(plan.tried))
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file)
     return figure

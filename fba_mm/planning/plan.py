@@ -248,8 +248,8 @@ class Search:
         """Find the smallest number of a series that fits.
 
         Memory doesn't always fall with the number, since each module has an auxiliary network: no
-        bisection. Powers of two are tried from the smallest on, which takes the least time, too, and
-        the last number; then the numbers beside the first that fits, or else beside the least.
+        bisection. Powers of two are tried from the smallest on, which takes the least time, too,
+        and the last number; then the numbers beside the first that fits, or else beside the least.
 
         Args:
             series: The ways.

@@ -42,7 +42,8 @@ class Way:
         name: For tables and messages.
         exact: Whether losses and gradients are those of the stock config.
         accuracy: What it is known to cost.
-        configure: Makes the stock config train this way; the config that it is given stays as it is.
+        configure: Makes the stock config train this way; the config that it is given stays as it
+            is.
         how: The options of ``tools/train.py`` that ask for it; empty if only a budget does.
     """
 
@@ -55,7 +56,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Series:
-    """Ways that differ in one number: the higher it is, the less memory and the more time they take.
+    """Ways that differ in one number: the higher, the less memory and the more time they take.
 
     Attributes:
         make: From a number to a way.

@@ -175,8 +175,8 @@ def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
     ann_file = _join(root, dataset.get('ann_file') or '')
     if not os.path.isfile(ann_file):
         raise LocalLearningError(
-            f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the text file that names '
-            'the images, as VOC2007/ImageSets/Main/trainval.txt'
+            f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the text file that '
+            'names the images, as VOC2007/ImageSets/Main/trainval.txt'
         )
     return VOCFolder(
         ann_file,

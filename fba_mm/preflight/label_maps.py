@@ -112,8 +112,8 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
     Raises:
         LocalLearningError: There are no images, or no classes; a mask or an image is missing or
             unreadable; the two differ in size; a mask is a picture in colours, or has labels beyond
-            the classes. Names the first such file, how many there are, and how to fix it. Or all masks
-            together have one class and pixels that are skipped.
+            the classes. Names the first such file, how many there are, and how to fix it. Or all
+            masks together have one class and pixels that are skipped.
     """
     prefix = dataset.get('data_prefix')
     if not data.maps and prefix is not None and not prefix.get('seg_map_path'):

@@ -183,9 +183,9 @@ class TestWhatCounts:
             assert tracker.current == 0
 
     def test_a_layout_without_storage_is_refused(self):
-        with pytest.raises(LocalLearningError, match='layout torch._mkldnn'):
-            with StorageTracker():
-                torch.ones(4).to_mkldnn()
+        refused = pytest.raises(LocalLearningError, match='layout torch._mkldnn')
+        with refused, StorageTracker():
+            torch.ones(4).to_mkldnn()
 
 
 @pytest.mark.usefixtures('both_ways')

@@ -197,9 +197,9 @@ def test_storage_that_is_shorter_than_it_says(tmp_path):
 
 def test_two_records_of_one_name(tmp_path):
     torch.save(torch.arange(100.0), tmp_path / 'a.pth')
-    with zipfile.ZipFile(tmp_path / 'a.pth', 'a') as archive:
-        with pytest.warns(UserWarning, match='Duplicate'):
-            archive.writestr(next(n for n in archive.namelist() if n.endswith('data/0')), b'12')
+    duplicate = pytest.warns(UserWarning, match='Duplicate')
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'a') as archive, duplicate:
+        archive.writestr(next(n for n in archive.namelist() if n.endswith('data/0')), b'12')
     with pytest.raises(pickle.UnpicklingError, match='same name'):
         load_safely(tmp_path / 'a.pth')
 

@@ -51,6 +51,7 @@ class FakeExtension(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, fullname, path=None, target=None):
         if fullname == 'mmcv._ext':
             return importlib.machinery.ModuleSpec(fullname, self)
+        return None
 
     def create_module(self, spec):
         return types.ModuleType(spec.name)

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from contextlib import nullcontext
 
 import pytest
 from mmengine.config import Config
@@ -132,7 +133,7 @@ def test_faults_of_the_file(spoil, words, check):
     [
         (
             dict(metainfo=dict(classes=('cat', 'dgo'))),
-            r"metainfo.classes has 'dgo', and .*'owl'\), 'dog' may be meant: name classes as the file",
+            r"metainfo.classes has 'dgo', and .*'owl'\), 'dog' may be meant: name classes as",
         ),
         (dict(metainfo=dict(classes=('Cat', 'horse'))), r"has 'Cat' \(1 more are missing\)"),
         (
@@ -209,9 +210,6 @@ def test_heads_have_no_fewer_classes_than_the_data(classes, refused, check):
     cfg = check(metainfo=dict(classes=('cat', 'dog', 'owl')))
     cfg.model.bbox_head.num_classes = classes
     model = build_model(cfg)
-    if not refused:
-        return check_classes(cfg, model, 'train', 'val')
-    with pytest.raises(
-        LocalLearningError, match='names 3 classes, but the head predicts 2: set its num_classes=3'
-    ):
+    words = 'names 3 classes, but the head predicts 2: set its num_classes=3'
+    with pytest.raises(LocalLearningError, match=words) if refused else nullcontext():
         check_classes(cfg, model, 'train', 'val')

@@ -50,8 +50,7 @@ def test_crops_and_mirrors_as_mmpretrain(crop, monkeypatch):
 
     theirs = []
     for image, corner, mirror in zip(images, corners.tolist(), mirrored.tolist()):
-        drawn = iter(corner)
-        monkeypatch.setattr('numpy.random.randint', lambda *_: next(drawn))
+        monkeypatch.setattr('numpy.random.randint', mock.Mock(side_effect=corner))
         pipeline = Compose([*crop, dict(FLIP, prob=float(mirror)), PACK])
         results = dict(img=image.permute(1, 2, 0).numpy(), gt_label=0)
         theirs.append(pipeline(results)['inputs'])

@@ -120,7 +120,7 @@ def test_evaluation_needs_nothing():
     stock = build(retinanet(num_modules=None))
     # A runner builds the wrapper only to train.
     for optim_wrapper in (None, dict(type='OptimWrapper')):
-        FBAHook().before_run(runner_of(stock, optim_wrapper=lambda optimizer: optim_wrapper))
+        FBAHook().before_run(runner_of(stock, optim_wrapper=mock.Mock(return_value=optim_wrapper)))
 
 
 # The bank, while a module trains

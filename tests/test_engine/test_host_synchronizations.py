@@ -46,7 +46,7 @@ def count(config) -> int:
 
 @pytest.mark.parametrize('num_modules', [4, 'blocks'])
 def test_a_module_costs_two(num_modules):
-    """Mmdet's L1 loss asks whether there are objects, and the hook whether the loss is finite.
+    """The L1 loss asks whether there are objects, and the hook whether the loss is finite.
 
     The rest is the model's own assignment of targets and its losses of each level.
     """

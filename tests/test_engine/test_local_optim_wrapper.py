@@ -102,7 +102,7 @@ def test_gradients_are_freed_before_the_next_module_runs(apply):
 
 
 def test_the_optimizer_is_shown_the_groups_of_a_step_alone():
-    """With a group for each parameter, as multipliers make them, each step would walk through all."""
+    """With a group for each parameter, as multipliers make them, each step would visit all."""
     model = build(retinanet(num_modules=4, auxiliary=auxiliary('own')))
     trainer = Trainer(
         model,

@@ -127,7 +127,7 @@ def test_the_key_for_auxiliary_networks():
 
 
 def test_layers_that_tell_their_depth():
-    """Mmpretrain's constructor asks the model for the depth of each parameter, and has keys too."""
+    """MMPretrain's constructor asks the model for the depth of each parameter, and has keys too."""
     pytest.importorskip('mmpretrain')
     import mmpretrain.engine  # noqa: F401
 

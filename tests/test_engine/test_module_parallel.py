@@ -55,7 +55,8 @@ class SkippingNet(BaseModule):
         maps = []
         for i, run in enumerate(self.blocks):
             x = run(x)
-            first = x if i == 0 else first
+            if i == 0:
+                first = x
             if i == len(self.blocks) - 1:
                 x = add_pooled(self, x, first)
             maps.append(x)
@@ -235,7 +236,7 @@ def placed(rank, **where):
     trainer = Trainer(model)
     for step in range(2):
         trainer.step(batch(step) if model.reads_data else None)
-    states = {p for p in trainer.optim_wrapper.optimizer.state}
+    states = set(trainer.optim_wrapper.optimizer.state)
     owned = {name for name, p in model.module.named_parameters() if p in states}
     model.gather_weights()
     return list(model.modules_here), owned, model.describe()
@@ -310,11 +311,14 @@ def refusals(rank):
     """What is said of each model and setting."""
 
     def message_of(
-        model=None, wrapper=LocalOptimWrapper, scope='past', runner=None, where=dict(), **settings
+        model=None, wrapper=LocalOptimWrapper, scope='past', runner=None, where=None, **settings
     ):
         try:
             trainer = Trainer(
-                LocalModuleParallel(model or network(), **where), wrapper, scope=scope, **settings
+                LocalModuleParallel(model or network(), **(where or {})),
+                wrapper,
+                scope=scope,
+                **settings,
             )
             vars(trainer.runner).update(runner or {})
             trainer.hook.before_run(trainer.runner)

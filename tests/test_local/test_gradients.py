@@ -73,8 +73,7 @@ def test_one_module_trains_exactly_as_the_unwrapped_model(depth):
 def deferred_gradients(model, data, depth, scope, deeper_maps=False):
     """The local step in its plain form: detached modules, all losses summed, one backward.
 
-    Args:
-        deeper_maps: Add the maps of a forward pass without gradients to the SLM's.
+    With ``deeper_maps``, the maps of a forward pass without gradients are added to the SLM's.
     """
     data = model.data_preprocessor(data, training=True)
     images, samples = data['inputs'], data['data_samples']

@@ -124,7 +124,7 @@ def test_heads_of_another_kind_keep_their_settings(auxiliary, told):
 
 
 def test_margins_of_a_classifier():
-    """Mmpretrain's SetAdaptiveMarginsHook sets them before training, by the data's classes."""
+    """MMPretrain's SetAdaptiveMarginsHook sets them before training, by the data's classes."""
     pytest.importorskip('mmpretrain')
     cfg = classifier()
     cfg.model.head = dict(type='mmpretrain.ArcFaceClsHead', num_classes=5, in_channels=64)

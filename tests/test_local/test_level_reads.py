@@ -70,7 +70,7 @@ def test_training_is_the_same_without_them(auxiliary, scope, monkeypatch):
 
 
 def test_what_reads_all():
-    """A neck from the finest level on, and the features of an auxiliary network that doesn't tell."""
+    """A neck from the finest level on, and features of an auxiliary network that doesn't say."""
     config = retinanet(num_modules=4, auxiliary=LIGHT)
     config['neck']['start_level'] = 0
     assert Trainer(build(config)).model.backbone._unread == set()

@@ -364,7 +364,7 @@ def test_layers_and_attributes_of_the_wrapped_backbone():
     assert backbone.layer1 is wrapped.layer1 and backbone.norm1 is wrapped.norm1
     assert backbone.frozen_stages == 1 and not hasattr(backbone, 'layer5')
     with pytest.raises(AttributeError, match="'LocalBackbone' object has no attribute 'layer5'"):
-        backbone.layer5
+        _ = backbone.layer5
     backbone.frozen_stages = -1
     assert wrapped.frozen_stages == -1 and 'frozen_stages' not in vars(backbone)
     backbone.conv1 = torch.nn.Conv2d(3, 64, 7, stride=2, padding=3)

@@ -57,7 +57,7 @@ CASES = dict(
 
 @pytest.mark.parametrize('name', CASES)
 def test_trains_bit_by_bit_as_the_plain_model(name):
-    """With a plain optimizer wrapper, no hook, over several steps; EMA and accumulation included."""
+    """With a plain optimizer wrapper, no hook, over several steps, with EMA and accumulation."""
     cfg, data, recompute = CASES[name]
     key = 'generator' if 'generator' in cfg else 'backbone'
     plain, recomputing = build(cfg), build(wrapped(cfg, recompute, key))

@@ -166,7 +166,7 @@ def test_exported_checkpoints_are_the_stock_models(auxiliary):
 
 
 def test_pretrained_weights_of_the_model_are_handed_on():
-    """Mmseg's models write ``pretrained`` into what they have for a backbone."""
+    """MMSegmentation's models write ``pretrained`` into what they have for a backbone."""
     model = build_model(localize(training(pretrained='open-mmlab://resnet18_v1c'), 4))
     plain = build_model(training(pretrained='open-mmlab://resnet18_v1c'))
     assert model.backbone.backbone.init_cfg == plain.backbone.init_cfg

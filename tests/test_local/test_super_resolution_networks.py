@@ -1,6 +1,7 @@
 """Local learning of mmagic's other networks for super-resolution: what holds for each of them."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -178,15 +179,11 @@ def test_memory_below_back_propagation(network, four, finest):
         data = patches(12, 8)
         if num_modules is None:
             optim_wrapper = OptimWrapper(adam(model.parameters()))
-
-            def step():
-                model.train_step(data, optim_wrapper)
+            step = partial(model.train_step, data, optim_wrapper)
         else:
             trainer = Trainer(model, optimizer=adam, apply='eager')
             optim_wrapper = trainer.optim_wrapper
-
-            def step():
-                trainer.step(data)
+            step = partial(trainer.step, data)
 
         step()
         peaks[num_modules] = measure_step(step, watch=[model, optim_wrapper.optimizer]).peak_bytes

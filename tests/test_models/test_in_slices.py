@@ -152,7 +152,7 @@ def test_a_segmentor_takes_less_memory_and_trains_the_same():
 
 
 def test_a_mask_head(monkeypatch):
-    """The same masks and gradients, each parameter's in one part, in less than half of the memory."""
+    """The same masks and gradients, each parameter's in one part, in less than half the memory."""
     kwargs = dict(num_convs=4, in_channels=8, conv_out_channels=8, num_classes=2)
     stock = MODELS.build(dict(type='mmdet.FCNMaskHead', **kwargs))
     stock.init_weights()

@@ -34,9 +34,9 @@ def test_the_next_way():
 
 def test_the_allocator_of_the_cpu():
     """What torch really raises."""
-    with pytest.raises(LocalLearningError, match='out of memory .*DefaultCPUAllocator.*batch_size'):
-        with next_way_when_out_of_memory(Config()):
-            torch.empty(2**60, dtype=torch.uint8)
+    words = 'out of memory .*DefaultCPUAllocator.*batch_size'
+    with pytest.raises(LocalLearningError, match=words), next_way_when_out_of_memory(Config()):
+        torch.empty(2**60, dtype=torch.uint8)
 
 
 def test_memory_that_suffices():

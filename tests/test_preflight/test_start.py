@@ -77,7 +77,7 @@ def _log(folder) -> str:
         ({'train_cfg.max_epochs': 0}, 'train_cfg.max_epochs=0: give a number from 1'),
         (
             {'default_hooks': dict(checkpoint=dict(type='CheckpointHook', save_best='mAP'))},
-            "CheckpointHook waits for the metric 'mAP', but those of val_evaluator start with accuracy/",
+            "CheckpointHook waits for the metric 'mAP', but those of val_evaluator start with acc",
         ),
         ({'val_evaluator.type': 'Acuracy'}, "nothing is registered as 'Acuracy'"),
         (
@@ -87,8 +87,8 @@ def _log(folder) -> str:
         ({'custom_hooks.0.ema_type': 'Ema'}, 'training cannot start .*Ema'),
         (
             {'model.head.in_channels': 63},
-            r'one image was validated on before training, and failed \(RuntimeError: .*shapes cannot.*'
-            r'linear.py:[0-9]+\): check the config, the traceback is in the log file',
+            r'one image was validated on before training, and failed \(RuntimeError: .*shapes '
+            r'cannot.*linear.py:[0-9]+\): check the config, the traceback is in the log file',
         ),
         (
             {'local': True, 'model.backbone.auxiliary.head.head.in_channels': 63},

@@ -19,8 +19,9 @@ SPOILED = {
     'no module': ('model = dict(backbone=dict(num_modules=0))', ['num_modules=0']),
     'module count in words': ("model = dict(backbone=dict(num_modules='many'))", ["'many'"]),
     'backbone that no partition knows': (
-        "model = dict(backbone=dict(backbone=dict(_delete_=True, type='HourglassNet', num_stacks=1, "
-        'downsample_times=1, stage_channels=(8, 8), stage_blocks=(1, 1), feat_channel=8)))',
+        "model = dict(backbone=dict(backbone=dict(_delete_=True, type='HourglassNet', "
+        'num_stacks=1, downsample_times=1, stage_channels=(8, 8), stage_blocks=(1, 1), '
+        'feat_channel=8)))',
         ['HourglassNet', 'cannot be cut', 'ResNet'],
     ),
     'no FBAHook': ('custom_hooks = []', ['FBAHook', 'custom_hooks = [']),

@@ -253,7 +253,7 @@ def test_images_that_do_not_fit_the_device_loop(train, pictures):
     [
         ("train_dataloader = dict(sampler=dict(type='InfiniteSampler'))", 'DefaultSampler'),
         (
-            "train_dataloader = dict(dataset=dict(pipeline=[dict(type='ColorJitter', brightness=.1)]))",
+            "train_dataloader = dict(dataset=dict(pipeline=[dict(type='ColorJitter', hue=.1)]))",
             'no form on the device',
         ),
     ],

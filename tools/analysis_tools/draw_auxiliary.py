@@ -1,7 +1,7 @@
-"""Draw the auxiliary networks of a config: layers, shapes and parameters up to each loss.
+r"""Draw the auxiliary networks of a config: layers, shapes and parameters up to each loss.
 
     python tools/analysis_tools/draw_auxiliary.py configs/classification/cifar10/resnet32_dgl.py
-    python tools/analysis_tools/draw_auxiliary.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py \\
+    python tools/analysis_tools/draw_auxiliary.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py \
         --local 4 --modules 1 3 --out slm.png
 
 One training step is done on a synthetic batch: no data and no checkpoints are needed.

@@ -1,8 +1,8 @@
-"""Draw what trained models make of test pictures, beside bicubic interpolation and the truth.
+r"""Draw what trained models make of test pictures, beside bicubic interpolation and the truth.
 
-    python tools/analysis_tools/draw_super_resolution.py --out compare.png \\
-        --model BP configs/super_resolution/edsr_x2_bp.py work_dirs/super_resolution/edsr_x2_bp/iter_1000.pth \\
-        --model FBA configs/super_resolution/edsr_x2_fba.py work_dirs/super_resolution/edsr_x2_fba/iter_1000.pth
+    python tools/analysis_tools/draw_super_resolution.py --out compare.png \
+        --model BP configs/super_resolution/edsr_x2_bp.py bp/iter_1000.pth \
+        --model FBA configs/super_resolution/edsr_x2_fba.py fba/iter_1000.pth
 
 The pictures are those of the first config's first test set, or of ``--data``, a folder with
 ``GTmod12`` and ``LRbicx<scale>``.

@@ -1,13 +1,14 @@
-"""The ways to train a config, with the memory and time that they take: a table and a picture.
+r"""The ways to train a config, with the memory and time that they take: a table and a picture.
 
     python tools/analysis_tools/plan_training.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py
-    python tools/analysis_tools/plan_training.py mmpretrain::resnet/resnet50_8xb32_in1k.py --batch 256
-    python tools/analysis_tools/plan_training.py mmdet::detr/detr_r50_8xb2-150e_coco.py \\
+    python tools/analysis_tools/plan_training.py mmpretrain::resnet/resnet50_8xb32_in1k.py \
+        --batch 256
+    python tools/analysis_tools/plan_training.py mmdet::detr/detr_r50_8xb2-150e_coco.py \
         --memory-budget 8GB
 
-Nothing is trained, no data and no checkpoints are needed, and no more memory than for the parameters
-of small models: steps are simulated. Memory is that of a step's tensors, parameters and optimizer
-state included; time is counted operations.
+Nothing is trained, no data and no checkpoints are needed, and no more memory than for the
+parameters of small models: steps are simulated. Memory is that of a step's tensors, parameters and
+optimizer state included; time is counted operations.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=int,
         metavar='PIXELS',
-        help='height and width of the images, one number if they are square (default: as the config)',
+        help='height and width of the images, one number if square (default: from the config)',
     )
     parser.add_argument(
         '--amp',

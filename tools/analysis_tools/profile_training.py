@@ -1,7 +1,7 @@
-"""Memory and time of a training step, of configs and of other ways to train the same models.
+r"""Memory and time of a training step, of configs and of other ways to train the same models.
 
     python tools/analysis_tools/profile_training.py configs/retinanet_r50_fba.py --size 320
-    python tools/analysis_tools/profile_training.py \\
+    python tools/analysis_tools/profile_training.py \
         mmpretrain::resnet/resnet50_8xb32_in1k.py --local 4 --batch 8
 
 Trains on synthetic batches, from scratch: no data and no checkpoints are needed. Beside each config

@@ -155,8 +155,8 @@ def main() -> None:
     }
     if not configs:
         raise LocalLearningError(
-            f"none of {args.package}'s configs matches --only {' '.join(args.only)}: names are whole, "
-            "as in --only 'retinanet/*' '*swin*'"
+            f"none of {args.package}'s configs matches --only {' '.join(args.only)}: names are "
+            "whole, as in --only 'retinanet/*' '*swin*'"
         )
     if args.per_folder is not None:
         configs = dict(sample(configs, backbone_of, args.per_folder))

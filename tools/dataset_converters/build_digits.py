@@ -1,8 +1,8 @@
-"""Build the data set of handwritten digits on photos, in COCO format and without a download.
+r"""Build the data set of handwritten digits on photos, in COCO format and without a download.
 
 Example:
     python tools/dataset_converters/build_digits.py           # what configs/demo trains on
-    python tools/dataset_converters/build_digits.py data/digit_masks --train 800 --size 96 \\
+    python tools/dataset_converters/build_digits.py data/digit_masks --train 800 --size 96 \
         --digits 4 8 --digit-size 28 48 --masks
 """
 

@@ -1,5 +1,5 @@
-# The schedule of AugLocal, MAN and the FBA paper's Table 1: 400 epochs at batch 1024, cosine, after a
-# warm-up from 0.01 in 10 epochs.
+# The schedule of AugLocal, MAN and the FBA paper's Table 1: 400 epochs at batch 1024, cosine, after
+# a warm-up from 0.01 in 10 epochs.
 max_epochs = 400
 optim_wrapper = dict(
     type='OptimWrapper',

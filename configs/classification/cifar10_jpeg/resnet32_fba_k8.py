@@ -1,3 +1,4 @@
-# ResNet-32 on CIFAR-10 as JPEG files by FBA, in 8 modules whose auxiliary networks are twice as deep.
+# ResNet-32 on CIFAR-10 as JPEG files by FBA, in 8 modules whose auxiliary networks are twice as
+# deep.
 _base_ = './resnet32_fba.py'
 model = dict(backbone=dict(num_modules=8, auxiliary=dict(blocks_per_stage=2)))

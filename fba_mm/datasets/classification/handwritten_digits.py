@@ -7,9 +7,9 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS
 from PIL import Image
 
-from fba_mm.arguments import check_count
-from fba_mm.datasets.digits_on_photos import DIGIT_CLASSES, digit_indices, load_digits
-from fba_mm.errors import LocalLearningError
+from ...arguments import check_count
+from ...errors import LocalLearningError
+from ..digits_on_photos import DIGIT_CLASSES, digit_indices, load_digits
 
 # Values of ink in scikit-learn's samples go from 0 to this.
 _FULL_INK = 16

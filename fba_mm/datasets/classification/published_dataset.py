@@ -8,8 +8,8 @@ import numpy as np
 from mmengine import dist
 from mmpretrain.datasets import BaseDataset
 
-from fba_mm.datasets.source import Source
-from fba_mm.errors import LocalLearningError
+from ...errors import LocalLearningError
+from ..source import Source
 
 
 class PublishedDataset(BaseDataset, metaclass=ABCMeta):

@@ -6,8 +6,7 @@ import numpy as np
 from mmpretrain.registry import DATASETS
 from torchvision import datasets as torchvision_datasets
 
-from fba_mm.datasets.source import Source, SourceFile
-
+from ..source import Source, SourceFile
 from .published_dataset import PublishedDataset
 
 

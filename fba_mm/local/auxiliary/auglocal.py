@@ -22,17 +22,17 @@ class AugLocal(ClassificationAuxiliary):
         round(l + i · (L - 1 - l) / d),    i = 1 … d,
 
     halves rounded to even, or all that follow where these are no more than d. Each is one block of
-    the backbone's kind with the pick's channels. It has a stride of 2 at most: where the pick before
-    it lies more than one down-sampling above, later picks make up for the rest. Where d is 1, batch
-    norm comes before the linear layer.
+    the backbone's kind with the pick's channels. It has a stride of 2 at most: where the pick
+    before it lies more than one down-sampling above, later picks make up for the rest. Where d is
+    1, batch norm comes before the linear layer.
 
     Early modules get deeper auxiliary networks than late ones (the pyramid). Module i of K,
     counted from 0, gets
 
         d(i) = round(max_depth - pyramid · i / (K - 2) · (max_depth - min_depth)),
 
-    at least ``min_depth``. With ``pyramid=1`` the last auxiliary network has ``min_depth``, with 0.5
-    it has come half the way, with 0 all have ``max_depth``.
+    at least ``min_depth``. With ``pyramid=1`` the last auxiliary network has ``min_depth``, with
+    0.5 it has come half the way, with 0 all have ``max_depth``.
 
     On CIFAR, the authors train K - d modules, the last one d + 1 blocks end to end, so that no
     auxiliary network is deeper than what follows it: ``num_modules=[1] * 12 + [4]`` for a ResNet-32

@@ -155,8 +155,8 @@ def num_classes_of(model: nn.Module, skip: Optional[nn.Module] = None) -> Option
         skip: A part of it to leave out.
     """
     skipped = set() if skip is None else set(skip.modules())
-    # A two-stage detector's RPN has one class of its own beside those of the data set, and a semantic
-    # head has those of maps.
+    # A two-stage detector's RPN has one class of its own beside those of the data set, and a
+    # semantic head has those of maps.
     return max(
         (
             m.num_classes

@@ -18,9 +18,9 @@ class ClassificationAuxiliary(Auxiliary):
     """An auxiliary network that learns the image's class from the module's output alone.
 
     It uses neither the bank nor the model's head. A method is a subclass with its layers,
-    :meth:`scores` and, unless its loss is their cross-entropy, :meth:`local_losses`. Convolutions start from He's initialization (He et al., "Delving Deep into
-    Rectifiers", ICCV 2015; normal, by the fan out), as in the released code of these methods, and
-    linear layers from PyTorch's own.
+    :meth:`scores` and, unless its loss is their cross-entropy, :meth:`local_losses`. Convolutions
+    start from He's initialization (He et al., "Delving Deep into Rectifiers", ICCV 2015; normal, by
+    the fan out), as in the released code of these methods, and linear layers from PyTorch's own.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.

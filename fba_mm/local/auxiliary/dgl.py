@@ -20,8 +20,8 @@ class DGL(ClassificationAuxiliary):
     ReLU; linear. All convolutions have the module's c channels, all hidden layers 4c.
 
     Source: Belilovsky, Eickenberg and Oyallon, "Decoupled Greedy Learning of CNNs", ICML 2020,
-    the auxiliary network called MLP-SR, and the code released with it. The defaults are those of the
-    comparisons in AugLocal (Ma et al., ICLR 2024) and FBA. The authors' own has
+    the auxiliary network called MLP-SR, and the code released with it. The defaults are those of
+    the comparisons in AugLocal (Ma et al., ICLR 2024) and FBA. The authors' own has
     ``hidden_layers=3, hidden_bias=True``. Behind MAN++ it has ``width=128, positions=1,
     hidden_width=512`` besides. The map is pooled to its positions whatever its size, so that those
     of smaller ones are repeated.

@@ -1,6 +1,6 @@
 """DGL for detectors: the module's map, at all sizes that the detector's pyramid expects."""
 
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -46,7 +46,11 @@ class DGLFPN(Auxiliary):
     """
 
     def __init__(
-        self, cut_point: CutPoint, head: dict = dict(), loss_weight: float = 1.0, init_cfg=None
+        self,
+        cut_point: CutPoint,
+        head: Optional[dict] = None,
+        loss_weight: float = 1.0,
+        init_cfg: Optional[dict] = None,
     ):
         super().__init__(cut_point, loss_weight, init_cfg)
         if cut_point.reduced_head is not None or any(level.pooled for level in cut_point.levels):

@@ -163,8 +163,8 @@ def _weight_at(name: str, weights: Sequence[float], cut_point: CutPoint) -> floa
     )
     if not fits:
         raise LocalLearningError(
-            f'auxiliary.{name}={weights}: give two numbers from 0, of the first and the last module, '
-            f'as in {name}=(5., .2), or one for each of the {count} auxiliary networks'
+            f'auxiliary.{name}={weights}: give two numbers from 0, of the first and the last '
+            f'module, as in {name}=(5., .2), or one for each of the {count} auxiliary networks'
         )
     if len(weights) == count:
         return weights[cut_point.module]

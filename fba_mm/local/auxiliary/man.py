@@ -197,10 +197,10 @@ class MAN(_ThroughNextBlock):
     does, and leaves its running ones alone. These are averaged like weights, and used where the
     backbone keeps its norms in evaluation mode.
 
-    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024, and the
-    code released with it (the paper writes L as a learnable bias). There, the stem and the first
-    block are one module: ``num_modules=[2] + [1] * 14`` for a ResNet-32. Settled here: what batch
-    norm does in evaluation mode.
+    Source: Su et al., "Momentum Auxiliary Network for Supervised Local Learning", ECCV 2024, and
+    the code released with it (the paper writes L as a learnable bias). There, the stem and the
+    first block are one module: ``num_modules=[2] + [1] * 14`` for a ResNet-32. Settled here:
+    what batch norm does in evaluation mode.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -241,7 +241,8 @@ class MAN(_ThroughNextBlock):
 class MANPlusPlus(_ThroughNextBlock):
     """MAN++: y = s · L(x) + (2 - s) · E(x), and any other method learns from y.
 
-    As :class:`MAN`, with a learned number s that starts at 1 and shares the sum out between the two.
+    As :class:`MAN`, with a learned number s that starts at 1 and shares the sum out between the
+    two.
 
     Source: Su et al., "MAN++: Scaling Momentum Auxiliary Network for Supervised Local Learning in
     Vision Tasks", TPAMI 2026, and the code released with it.

@@ -93,8 +93,8 @@ def check_own_head(
     like = next(head.parameters(), None)
     if like is None:
         raise LocalLearningError(
-            f'auxiliary.head, a {type(head).__name__}, has nothing to learn: give one with layers, or '
-            "leave head out, and modules share the model's own"
+            f'auxiliary.head, a {type(head).__name__}, has nothing to learn: give one with layers, '
+            "or leave head out, and modules share the model's own"
         )
     maps = tuple(
         like.new_zeros(1, width, 64 // 2**i, 64 // 2**i) for i, width in enumerate(channels)

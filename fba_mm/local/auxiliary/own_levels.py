@@ -58,9 +58,9 @@ class OwnLevels(Auxiliary):
     last module that has an auxiliary network predicts the two coarser levels, too, by strided
     convolutions. Behind MAN++ on a ResNet that is cut by stages, these are P3, P4, and P5 to P7.
 
-    Source: the host of MAN++ in detection (Su et al., "MAN++: Scaling Momentum Auxiliary Network for
-    Supervised Local Learning in Vision Tasks", TPAMI 2026), in the code released with it: no
-    forced match of anchors with less overlap than 0.5, smooth L1, anchors centred on their
+    Source: the host of MAN++ in detection (Su et al., "MAN++: Scaling Momentum Auxiliary Network
+    for Supervised Local Learning in Vision Tasks", TPAMI 2026), in the code released with it:
+    no forced match of anchors with less overlap than 0.5, smooth L1, anchors centred on their
     position. Settled here: images without objects have a loss, all background.
 
     Args:
@@ -72,7 +72,8 @@ class OwnLevels(Auxiliary):
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: ``num_classes`` is missing; and see :class:`SLM` for heads that don't fit.
+        LocalLearningError: ``num_classes`` is missing; and see :class:`SLM` for heads that don't
+            fit.
 
     Example:
         >>> auxiliary = dict(type='MAN++', host=dict(type='OwnLevels', num_classes=80))

@@ -19,10 +19,10 @@ from .base import Auxiliary
 class SLMReconstruction(Auxiliary):
     """Makes an image of the module's map: one residual block, then a light reconstruction head.
 
-    The head adds the input images, enlarged, to what it makes of the map. With ``skip``, it also adds
-    the first convolution's map, which the feature bank holds, before it enlarges the module's, as
-    EDSR's own long skip does (FBA paper, equation 6). The model's own loss compares the image with
-    the target.
+    The head adds the input images, enlarged, to what it makes of the map. With ``skip``, it also
+    adds the first convolution's map, which the feature bank holds, before it enlarges the module's,
+    as EDSR's own long skip does (FBA paper, equation 6). The model's own loss compares the image
+    with the target.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.
@@ -140,8 +140,8 @@ class SLMReconstruction(Auxiliary):
         """See :class:`Auxiliary`."""
         if self.head is None:
             raise LocalLearningError(
-                "auxiliary.head='shared' trains the network's last layers from all modules, and one "
-                "process alone can hold them: set auxiliary.head='own'"
+                "auxiliary.head='shared' trains the network's last layers from all modules, and "
+                "one process alone can hold them: set auxiliary.head='own'"
             )
 
     def check_bank(self, scope: str) -> None:

@@ -65,12 +65,12 @@ def blank_map(stage: StageMap, x: Tensor, step: LocalStep) -> Tensor:
 class SLM(Auxiliary):
     """Completes a module to a small backbone: reduced blocks for each deeper stage.
 
-    This is FBA's auxiliary network by an earlier draft of the paper; :class:`StageTail` is that of the
-    current one. The maps that the task's neck and head expect are put together (equations 3 and 5)
-    from three sources: shallower levels from the feature bank, the module's own level from
-    the module, deeper levels from the SLM's blocks. With ``scope='all'`` the bank also knows the
-    deeper levels: they are added to the SLM's maps for a random half of the images. For the other
-    half the module answers alone, so that the bank cannot starve it of gradient.
+    This is FBA's auxiliary network by an earlier draft of the paper; :class:`StageTail` is that of
+    the current one. The maps that the task's neck and head expect are put together (equations 3 and
+    5) from three sources: shallower levels from the feature bank, the module's own level from the
+    module, deeper levels from the SLM's blocks. With ``scope='all'`` the bank also knows the deeper
+    levels: they are added to the SLM's maps for a random half of the images. For the other half the
+    module answers alone, so that the bank cannot starve it of gradient.
 
     Args:
         cut_point: Where the auxiliary network sits; :class:`LocalBackbone` gives it.

@@ -1,4 +1,4 @@
-"""FBA's auxiliary network by the current paper: one block of the module's own stage, and the bank."""
+"""FBA's auxiliary network: one block of the module's own stage, and the bank."""
 
 from typing import Dict, Optional, Tuple
 
@@ -27,8 +27,8 @@ class StageTail(Auxiliary):
       maps of all other stages (equation 5). Those of earlier stages are there with
       ``FBAHook(scope='past')``, and zeros without; those of later ones are the block's map, pooled,
       plus with ``scope='all'`` the bank's.
-    - *Image classification*: the pooled outputs of earlier modules are joined with the block's before
-      the class head.
+    - *Image classification*: the pooled outputs of earlier modules are joined with the block's
+      before the class head.
 
     :class:`SLM` builds what the earlier draft describes, a block for each later stage. Networks
     that make images have :class:`SLMReconstruction`.
@@ -69,8 +69,8 @@ class StageTail(Auxiliary):
             )
         if not isinstance(head, dict):
             raise LocalLearningError(
-                f'auxiliary.head={head}: StageTail learns from a head of its own, give the config of '
-                "one, as in head=dict(type='LightRetinaNet', num_classes=80)"
+                f'auxiliary.head={head}: StageTail learns from a head of its own, give the config '
+                "of one, as in head=dict(type='LightRetinaNet', num_classes=80)"
             )
         if channels is not None:
             check_count('auxiliary.channels', channels)

@@ -95,8 +95,8 @@ def _explicit(
             )
         if all(footprints[i].frozen for i in module):
             raise LocalLearningError(
-                f'num_modules={list(cuts)}: the module {names[module[0]]} to {names[module[-1]]} is '
-                'frozen, there is nothing to train: cut after a block that is trained, or lower '
+                f'num_modules={list(cuts)}: the module {names[module[0]]} to {names[module[-1]]} '
+                'is frozen, there is nothing to train: cut after a block that is trained, or lower '
                 'frozen_stages'
             )
     return modules

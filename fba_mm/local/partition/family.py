@@ -58,7 +58,8 @@ def backbone_family(
         replaces: Names of other methods of the backbone that ``forward`` calls and the segments
             don't.
         steps_into: Classes of submodules, beside ``Sequential`` and ``ModuleList``, that aren't
-            called as a whole, for the segments run their children one by one; or their dotted names.
+            called as a whole, for the segments run their children one by one; or their dotted
+            names.
 
     Example:
         >>> @backbone_family('mmdet.models.backbones.resnet.ResNet')
@@ -96,8 +97,8 @@ def unroll(backbone: nn.Module) -> Unrolled:
         if _method(container, 'forward') not in chains:
             raise LocalLearningError(
                 f'backbone {type(backbone).__name__} cannot be cut: its {name} '
-                f'runs by {_method_name(container, "forward")}, which running its layers one by one '
-                f'would leave out: {_HOW}'
+                f'runs by {_method_name(container, "forward")}, which running its layers one by '
+                f'one would leave out: {_HOW}'
             )
     return unrolled
 

@@ -60,9 +60,9 @@ class _Trace(nn.Module):
         seen = set(own)
         kept: Dict[str, Tensor] = {IMAGES: x}
         for segment in self.segments:
-            saved = []
+            saved: List[int] = []
 
-            def pack(tensor: Tensor) -> Tensor:
+            def pack(tensor: Tensor, saved: List[int] = saved) -> Tensor:
                 storage = tensor.untyped_storage()
                 if storage._cdata not in seen:
                     seen.add(storage._cdata)

@@ -18,10 +18,8 @@ from .segment import Segment, Unrolled, run_submodule
 
 def _run_stem(backbone: nn.Module, x: Tensor) -> Tensor:
     if backbone.deep_stem:
-        x = backbone.stem(x)
-    else:
-        x = backbone.relu(backbone.norm1(backbone.conv1(x)))
-    return backbone.maxpool(x)
+        return backbone.maxpool(backbone.stem(x))
+    return backbone.maxpool(backbone.relu(backbone.norm1(backbone.conv1(x))))
 
 
 def _run_stem_of_regnet(backbone: nn.Module, x: Tensor) -> Tensor:

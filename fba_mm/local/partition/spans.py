@@ -53,8 +53,8 @@ def recompute_spans(
         return _after_names(segments, modules, recompute)
     if isinstance(recompute, bool) or not isinstance(recompute, int):
         raise LocalLearningError(
-            f"recompute={recompute!r}: give a number of spans, 'stages', 'blocks', or a list of the "
-            f'segments that end one, such as {[segments[0].name]}'
+            f"recompute={recompute!r}: give a number of spans, 'stages', 'blocks', or a list of "
+            f'the segments that end one, such as {[segments[0].name]}'
         )
     start = next((i for i, f in enumerate(footprints) if not f.frozen), 0)
     most = max(

@@ -11,9 +11,8 @@ from mmengine.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from fba_mm.arguments import check_count
-from fba_mm.errors import LocalLearningError
-
+from ...arguments import check_count
+from ...errors import LocalLearningError
 from .grid_targets import GridTargets, grid_targets
 
 

@@ -7,8 +7,7 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from fba_mm.arguments import check_number
-
+from ...arguments import check_number
 from .grid_targets import GridTargets
 
 

@@ -44,9 +44,9 @@ def kept_bytes(backbone, segments, images):
     for segment in segments:
         kept = {}
 
-        def pack(tensor):
+        def pack(tensor, kept=kept, before=parameters | seen):
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters | seen:
+            if storage.data_ptr() not in before:
                 kept[storage.data_ptr()] = storage.nbytes()
                 alive.append(tensor)  # So that no address is given away twice.
             return tensor

@@ -61,7 +61,7 @@ def test_segments():
     efficient = unroll(built(BACKBONES['EfficientNet'])).segments
     assert efficient[0].name == 'layers.0' and efficient[0].stage == -1
     # mmdet's layers 4 and 5 have blocks of two widths each.
-    channels = dict((stage, width) for stage, width, _ in stages_of(BACKBONES['EfficientNet']))
+    channels = {stage: width for stage, width, _ in stages_of(BACKBONES['EfficientNet'])}
     assert channels == {-1: 32, 0: 16, 1: 24, 2: 40, 3: 80, 4: 112, 5: 192, 6: 320}
     assert [s.stage for s in efficient if s.level is not None] == [2, 4, 6]
     returned = unroll(built(BACKBONES['EfficientNet, the stem returned'])).segments

@@ -87,7 +87,7 @@ def test_a_few_images_at_a_time(way, images):
                 torch.as_tensor(theirs[name]),
                 rtol=1e-4,
                 atol=1e-6,
-                msg=lambda text: f'{name}: {text}',
+                msg=lambda text, name=name: f'{name}: {text}',
             )
 
 

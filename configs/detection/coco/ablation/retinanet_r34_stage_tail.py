@@ -1,4 +1,5 @@
-# By the current paper: a block of the module's own stage, a light neck and head, and the bank's maps.
+# By the current paper: a block of the module's own stage, a light neck and head, and the bank's
+# maps.
 _base_ = '../retinanet_r34_fba.py'
 model = dict(
     backbone=dict(
