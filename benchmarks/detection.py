@@ -26,14 +26,7 @@ from typing import Any, Callable, Dict, List, Optional
 import matplotlib
 import torch
 from mmengine.config import Config
-from option_search import (
-    chosen_rates,
-    hold_out,
-    images_of,
-    search,
-    search_table,
-    write_search,
-)
+from option_search import RateSearch, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (
@@ -555,16 +548,19 @@ def main() -> None:
     rates = dict.fromkeys(by_name, stock_lr)
     chosen_by = f'lr {stock_lr:g} of the config for all'
     if args.search:
-        grid = sorted({float(f'{stock_lr * part:.2g}') for part in args.rates})
         images = images_of(hold_out(config(args, variants[0], args.seeds[0]), out))
-        setting = (
+        search = RateSearch(
+            sorted({float(f'{stock_lr * part:.2g}') for part in args.rates}),
+            'mAP',
             f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
-            f'{images["val"]} of the training set to validate on, seed {args.seeds[0]}: mAP, %'
+            f'{images["val"]} of the training set to validate on, seed {args.seeds[0]}: mAP, %',
+            args.extensions,
+            scale=100,
         )
-        tried = search(trained, grid, validation, 'mAP', say, args.jobs, console, args.extensions)
-        write_search(out, tried, grid, 'mAP', setting, args.extensions)
-        show(console, setting, search_table(tried, grid, 'mAP'))
-        rates.update(chosen_rates(tried, 'mAP'))
+        search.run(trained, validation, say, args.jobs, console)
+        search.write(out)
+        show(console, search.setting, search.table())
+        rates.update(search.chosen())
         rates.update(dict.fromkeys(exact, rates.get(BP)))
         chosen_by = f'lr of each chosen on {images["val"]} held-out training images'
 

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
@@ -23,9 +24,6 @@ from fba_mm.errors import LocalLearningError
 
 # Of the training images, for validation.
 HELD_OUT = 0.2
-
-# A method's trainings, by their learning rates.
-Tried = Dict[float, dict]
 
 
 def hold_out(cfg: Config, folder: Path, share: float = HELD_OUT) -> Config:
@@ -99,144 +97,148 @@ def _write_annotations(dataset: dict, cfg: Config, folder: Path) -> Path:
     return path
 
 
-def best_rate(tried: Tried, score: str) -> float:
-    """The rate with the highest score, the smallest of these; diverged trainings have none.
-
-    Raises:
-        LocalLearningError: All diverged.
-    """
-    scores = {
-        rate: found[score]
-        for rate, found in sorted(tried.items())
-        if not found.get('diverged') and math.isfinite(found[score])
-    }
-    if not scores:
-        raise LocalLearningError(
-            f'every training at the learning rates {sorted(tried)} diverged: give lower --rates'
-        )
-    return max(scores, key=scores.get)
-
-
-def beyond(tried: Tried, score: str) -> Optional[float]:
-    """The rate to try next if the best one is at the edge of those tried; None if it isn't."""
-    rates, best = sorted(tried), best_rate(tried, score)
-    if len(rates) < 2 or best not in (rates[0], rates[-1]):
-        return None
-    neighbour = rates[1] if best == rates[0] else rates[-2]
-    return float(f'{best * best / neighbour:.2g}')
-
-
-def search(
-    methods: Sequence[str],
-    rates: Sequence[float],
-    one: Callable[[str, float], dict],
-    score: str,
-    say: Callable[[dict], str],
-    jobs: int,
-    console: Console,
-    extensions: int = 1,
-) -> Dict[str, Tried]:
-    """Train every method at every rate, and beyond the edge where the best one is there.
-
-    Args:
-        methods: Names.
-        rates: Learning rates, the same for all.
-        one: Trains a method at a rate, or returns what an earlier run found.
-        score: What is to be highest, a key of what ``one`` returns.
-        say: A result in some words.
-        jobs: Trainings at a time.
-        console: Where progress goes.
-        extensions: How often a method's grid may grow by a rate.
-    """
-    found = run_all(methods, rates, one, say, jobs, console)
-    for _ in range(extensions):
-        further = {name: beyond(found[name], score) for name in methods}
-        further = {name: rate for name, rate in further.items() if rate is not None}
-        more = run_all(
-            list(further),
-            [0],
-            lambda name, _, further=further: one(name, further[name]),
-            say,
-            jobs,
-            console,
-        )
-        for name, rate in further.items():
-            found[name][rate] = more[name][0]
-    return found
-
-
-def search_table(found: Dict[str, Tried], rates: Sequence[float], score: str) -> List[List[str]]:
-    """A row for each method, its best rate in bold, the columns' names first.
-
-    Args:
-        found: Of :func:`search`.
-        rates: Those that every method was tried at.
-        score: As in :func:`search`.
-    """
-    columns = sorted({rate for tried in found.values() for rate in tried})
-    rows = [['validation', *(f'lr {rate:g}' for rate in columns), 'extended to', 'chosen']]
-    for name, tried in found.items():
-        best = best_rate(tried, score)
-        edge = '' if beyond(tried, score) is None else ', at the edge of what was tried'
-        rows.append(
-            [
-                name,
-                *(_cell(tried.get(rate), score, rate == best) for rate in columns),
-                ', '.join(f'{rate:g}' for rate in sorted(tried) if rate not in rates) or '–',
-                f'{best:g}{edge}',
-            ]
-        )
-    return rows
-
-
-def _cell(found: Optional[dict], score: str, best: bool) -> str:
-    if found is None:
-        return '–'
-    if found.get('diverged'):
-        return 'diverged'
-    text = f'{100 * found[score]:.1f}'
-    return f'**{text}**' if best else text
-
-
-def write_search(
-    folder: Path,
-    found: Dict[str, Tried],
-    rates: Sequence[float],
-    score: str,
-    setting: str,
-    extensions: int = 1,
-) -> None:
-    """Write ``search.json`` and ``search.md``: all that was tried, and what was chosen.
-
-    Args:
-        folder: Where they go.
-        found: Of :func:`search`.
-        rates: As in :func:`search`.
-        score: As in :func:`search`.
-        setting: What was trained on what, in a line.
-        extensions: As in :func:`search`.
-    """
-    methods = {
-        name: dict(
-            trainings=[dict(lr=rate, **tried[rate]) for rate in sorted(tried)],
-            extended_to=[rate for rate in sorted(tried) if rate not in rates],
-            chosen=best_rate(tried, score),
-            at_the_edge=beyond(tried, score) is not None,
-        )
-        for name, tried in found.items()
-    }
-    content = dict(setting=setting, rates=list(rates), extensions=extensions, methods=methods)
-    (folder / 'search.json').write_text(json.dumps(content, indent=1))
-    (folder / 'search.md').write_text(f'{setting}\n\n{markdown(search_table(found, rates, score))}')
-
-
-def chosen_rates(found: Dict[str, Tried], score: str) -> Dict[str, float]:
-    """Each method's own learning rate."""
-    return {name: best_rate(tried, score) for name, tried in found.items()}
-
-
 def images_of(cfg: Config) -> Dict[str, int]:
     """How many images a config trains on and is validated on."""
     return {
         split: len(_built(cfg[f'{split}_dataloader'].dataset, cfg)) for split in ('train', 'val')
     }
+
+
+@dataclass
+class RateSearch:
+    """Every method at every rate, and beyond the edge where the best one is there.
+
+    Args:
+        rates: Learning rates, the same for all methods.
+        score: What is to be highest, a key of what a training found.
+        setting: What is trained on what, in a line.
+        extensions: How often a method's grid may grow by a rate.
+        scale: Of scores in tables; 100 for shares.
+
+    Attributes:
+        tried: What was found, by method and rate.
+    """
+
+    rates: Sequence[float]
+    score: str
+    setting: str
+    extensions: int = 1
+    scale: float = 1
+    tried: Dict[str, Dict[float, dict]] = field(default_factory=dict)
+
+    def run(
+        self,
+        methods: Sequence[str],
+        one: Callable[[str, float], dict],
+        say: Callable[[dict], str],
+        jobs: int,
+        console: Console,
+    ) -> None:
+        """Do the trainings.
+
+        Args:
+            methods: Names.
+            one: Trains a method at a rate, or returns what an earlier run found.
+            say: A result in some words.
+            jobs: Trainings at a time.
+            console: Where progress goes.
+        """
+        self.tried = run_all(methods, self.rates, one, say, jobs, console)
+        for _ in range(self.extensions):
+            further = {name: self.beyond(name) for name in methods}
+            further = {name: rate for name, rate in further.items() if rate is not None}
+            more = run_all(
+                list(further),
+                [0],
+                lambda name, _, further=further: one(name, further[name]),
+                say,
+                jobs,
+                console,
+            )
+            for name, rate in further.items():
+                self.tried[name][rate] = more[name][0]
+
+    def best(self, name: str) -> float:
+        """A method's rate with the highest score, the smallest of these.
+
+        Args:
+            name: The method.
+
+        Raises:
+            LocalLearningError: Every training diverged.
+        """
+        scores = {
+            rate: found[self.score]
+            for rate, found in sorted(self.tried[name].items())
+            if not found.get('diverged') and math.isfinite(found[self.score])
+        }
+        if not scores:
+            raise LocalLearningError(
+                f'{name}: every training at the learning rates {sorted(self.tried[name])} '
+                'diverged: give lower --rates'
+            )
+        return max(scores, key=scores.get)
+
+    def beyond(self, name: str) -> Optional[float]:
+        """The rate to try next if a method's best is at the edge of those tried, or None."""
+        rates, best = sorted(self.tried[name]), self.best(name)
+        if len(rates) < 2 or best not in (rates[0], rates[-1]):
+            return None
+        neighbour = rates[1] if best == rates[0] else rates[-2]
+        return float(f'{best * best / neighbour:.2g}')
+
+    def chosen(self) -> Dict[str, float]:
+        """Each method's own learning rate."""
+        return {name: self.best(name) for name in self.tried}
+
+    def table(self) -> List[List[str]]:
+        """A row for each method, its best rate in bold, the columns' names first."""
+        columns = sorted({rate for tried in self.tried.values() for rate in tried})
+        rows = [['validation', *(f'lr {rate:g}' for rate in columns), 'extended to', 'chosen']]
+        for name, tried in self.tried.items():
+            best = self.best(name)
+            edge = '' if self.beyond(name) is None else ', at the edge of what was tried'
+            rows.append(
+                [
+                    name,
+                    *(self._cell(tried.get(rate), rate == best) for rate in columns),
+                    ', '.join(f'{rate:g}' for rate in self._extensions_of(name)) or '–',
+                    f'{best:g}{edge}',
+                ]
+            )
+        return rows
+
+    def write(self, folder: Path) -> None:
+        """Write ``search.json`` and ``search.md``: all that was tried, and what was chosen.
+
+        Args:
+            folder: Where they go.
+        """
+        methods = {
+            name: dict(
+                trainings=[dict(lr=rate, **tried[rate]) for rate in sorted(tried)],
+                extended_to=self._extensions_of(name),
+                chosen=self.best(name),
+                at_the_edge=self.beyond(name) is not None,
+            )
+            for name, tried in self.tried.items()
+        }
+        content = dict(
+            setting=self.setting,
+            rates=list(self.rates),
+            extensions=self.extensions,
+            methods=methods,
+        )
+        (folder / 'search.json').write_text(json.dumps(content, indent=1))
+        (folder / 'search.md').write_text(f'{self.setting}\n\n{markdown(self.table())}')
+
+    def _extensions_of(self, name: str) -> List[float]:
+        return [rate for rate in sorted(self.tried[name]) if rate not in self.rates]
+
+    def _cell(self, found: Optional[dict], best: bool) -> str:
+        if found is None:
+            return '–'
+        if found.get('diverged'):
+            return 'diverged'
+        text = f'{self.scale * found[self.score]:.1f}'
+        return f'**{text}**' if best else text

@@ -126,7 +126,7 @@ RATES = [0.02, 0.03, 0.045]
 
 
 def searched(scores, extensions=1):
-    """What a search finds if a method's scores are a function of the rate, and what it trained."""
+    """A search among methods whose scores are functions of the rate, and what it trained."""
     trained = []
 
     def one(name, rate):
@@ -134,15 +134,16 @@ def searched(scores, extensions=1):
         score = scores[name](rate)
         return dict(diverged=True) if score is None else dict(mAP=score)
 
-    found = benchmark('option_search').search(
-        list(scores), RATES, one, 'mAP', str, 1, Console(quiet=True), extensions
+    search = benchmark('option_search').RateSearch(
+        RATES, 'mAP', 'blood cells', extensions, scale=100
     )
-    return found, trained
+    search.run(list(scores), one, str, 1, Console(quiet=True))
+    return search, trained
 
 
 def test_every_method_gets_the_same_search():
     """As many rates each, one more beyond the edge where the best one is there, and no further."""
-    found, trained = searched(
+    search, trained = searched(
         dict(
             inner=lambda rate: 1 - abs(rate - 0.03),
             upper=lambda rate: rate,
@@ -150,21 +151,18 @@ def test_every_method_gets_the_same_search():
             diverging=lambda rate: rate if rate < 0.04 else None,
         )
     )
-    assert sorted(found['inner']) == sorted(found['diverging']) == RATES
-    assert sorted(found['upper']) == [*RATES, 0.068]
-    assert sorted(found['lower']) == [0.013, *RATES]
+    assert sorted(search.tried['inner']) == sorted(search.tried['diverging']) == RATES
+    assert sorted(search.tried['upper']) == [*RATES, 0.068]
+    assert sorted(search.tried['lower']) == [0.013, *RATES]
     assert len(trained) == len(set(trained)) == 4 * 3 + 2
-    option_search = benchmark('option_search')
-    assert option_search.chosen_rates(found, 'mAP') == dict(
-        inner=0.03, upper=0.068, lower=0.013, diverging=0.03
-    )
+    assert search.chosen() == dict(inner=0.03, upper=0.068, lower=0.013, diverging=0.03)
 
 
 def test_what_was_searched_is_written_down(tmp_path):
-    found, _ = searched(
+    search, _ = searched(
         dict(upper=lambda rate: 10 * rate, diverging=lambda rate: rate if rate < 0.04 else None)
     )
-    benchmark('option_search').write_search(tmp_path, found, RATES, 'mAP', 'blood cells')
+    search.write(tmp_path)
     assert (tmp_path / 'search.md').read_text().splitlines() == [
         'blood cells',
         '',
