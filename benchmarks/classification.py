@@ -2,13 +2,15 @@ r"""Local-learning methods side by side on one classification data set.
 
     python benchmarks/classification.py                       # digits: minutes, nothing to download
     python benchmarks/classification.py --data cifar10_jpeg --images 1000 --epochs 12 \
-        --batch 128 --lr 0.1 --seeds 0 1 2
+        --batch 128 --search --seeds 0 1 2
 
 Trains the configs of ``configs/classification/<data>``, each method with each seed, with the same
-budget, and goes on where it stopped. Then times steps of all methods by turns, so that what else
-the machine does meets all alike. Ends with a table (accuracy, time and peak memory of a step),
-``results.json``, ``table.md`` and ``classification.png``: accuracy over the time of a step, as the
-FBA paper's Figure 1a has it over that of an epoch.
+budget, and goes on where it stopped. With ``--search`` each method first gets a learning rate of
+its own, chosen on images held out of the training set (``search.json``, ``search.md``). Then times
+steps of all methods by turns, so that what else the machine does meets all alike. Ends with a table
+(accuracy, time and peak memory of a step), ``results.json``, ``table.md`` and
+``classification.png``: accuracy over the time of a step, as the FBA paper's Figure 1a has it over
+that of an epoch.
 """
 
 import argparse
@@ -19,10 +21,21 @@ from typing import Callable, Dict, Optional
 
 import matplotlib
 import torch
+from mmengine.config import Config
 from mmpretrain.structures import DataSample
+from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
-from seeded_trainings import ROOT, Results, accuracy_and_time, file_name, run_all, spread, train
+from seeded_trainings import (
+    ROOT,
+    Results,
+    accuracy_and_time,
+    file_name,
+    markdown,
+    run_all,
+    spread,
+    train,
+)
 
 from fba_mm import command_line
 from fba_mm.analysis import TrainingStep, measure_step
@@ -49,8 +62,15 @@ CONFIGS = ROOT / 'configs/classification'
 MIB = 2**20
 
 
-def config(args: argparse.Namespace, method: str, seed: int) -> str:
-    """The text of one training's config: the method's own, with the budget that was asked for."""
+def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]) -> str:
+    """The text of one training's config: the method's own, with the budget that was asked for.
+
+    Args:
+        args: Of the command line.
+        method: A key of ``METHODS``.
+        seed: What chance starts from.
+        lr: Learning rate; None for the config's.
+    """
     base = CONFIGS / args.data / f'{args.network}_{method}.py'
     lines = [f'_base_ = {str(base)!r}', f'randomness = dict(seed={seed})']
     loop = dict(type='DeviceEpochLoop', joint_sample=True, channels_last=True)
@@ -65,8 +85,8 @@ def config(args: argparse.Namespace, method: str, seed: int) -> str:
     lines.append(f'train_cfg = {loop!r}')
     if args.batch is not None:
         lines.append(f'train_dataloader = dict(batch_size={args.batch})')
-    if args.lr is not None:
-        lines.append(f'optim_wrapper = dict(optimizer=dict(lr={args.lr}))')
+    if lr is not None:
+        lines.append(f'optim_wrapper = dict(optimizer=dict(lr={lr}))')
     # An epoch's time is told by its last iteration's line.
     lines.append(
         'default_hooks = dict(logger=dict(interval=1), '
@@ -102,11 +122,12 @@ def print_table(
     results: Results,
     peaks: Dict[str, int],
     seconds: Dict[str, float],
+    rates: Dict[str, float],
     args: argparse.Namespace,
     console: Console,
 ) -> str:
     """Print what was found; returns it as Markdown too."""
-    columns = ['method', 'accuracy %', 's / step', 'time / BP', 'peak MiB', 'peak / BP']
+    columns = ['method', 'lr', 'accuracy %', 's / step', 'time / BP', 'peak MiB', 'peak / BP']
     table = Table(title=title(args))
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
     for column in columns:
@@ -114,6 +135,7 @@ def print_table(
     for method, by_seed in results.items():
         row = [
             METHODS[method],
+            f'{rates[method]:g}',
             spread([one['accuracy'] for one in by_seed.values()]),
             f'{seconds[method]:.2f}',
             ratio(seconds, method),
@@ -139,7 +161,8 @@ def title(args: argparse.Namespace) -> str:
         for name, value in (('images', args.images), ('epochs', args.epochs))
         if value is not None
     ]
-    return ', '.join(parts + [f'seeds {args.seeds}', args.device])
+    chosen = ['lr of each chosen on held-out training images'] if args.search else []
+    return ', '.join(parts + ['last epoch', f'seeds {args.seeds}', *chosen, args.device])
 
 
 def draw(results: Results, seconds: Dict[str, float], args: argparse.Namespace, path: Path) -> None:
@@ -186,6 +209,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--images', type=int, help='train on so many, evenly from the data set')
     parser.add_argument('--batch', type=int, help="default: the configs'")
     parser.add_argument('--lr', type=float, help="default: the configs'")
+    add_search_arguments(parser)
     parser.add_argument('--memory-batch', type=int, help='images of the step whose peak is shown')
     parser.add_argument('--rounds', type=int, default=5, help='timed steps of each method')
     parser.add_argument('--size', type=int, help="of the timed images; default: the data's")
@@ -206,18 +230,50 @@ def main() -> None:
     args = parse_args()
     console = Console()
     out = args.out or ROOT / 'work_dirs/classification' / args.data
-    budget = file_name(
-        f'{args.images or "all"}_images_{args.epochs or "all"}_epochs_'
-        f'batch_{args.batch}_lr_{args.lr}'
-    )
+    stock = [
+        load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
+        for method in args.methods
+    ]
+    rates = {
+        method: args.lr or cfg.optim_wrapper.optimizer.lr
+        for method, cfg in zip(args.methods, stock)
+    }
+
+    def folder_of(method: str, lr: float) -> Path:
+        budget = (
+            f'{args.images or "all"}_images_{args.epochs or "all"}_epochs_'
+            f'batch_{args.batch}_lr_{lr:g}'
+        )
+        return out / f'{args.network}_{method}' / file_name(budget)
 
     def one(method: str, seed: int) -> dict:
-        folder = out / f'{args.network}_{method}' / budget / f'seed_{seed}'
-        return train(folder, config(args, method, seed), accuracy_and_time)
+        lr = rates[method]
+        folder = folder_of(method, lr) / f'seed_{seed}'
+        return train(folder, config(args, method, seed, lr), accuracy_and_time)
+
+    def validation(method: str, lr: float) -> dict:
+        cfg = Config.fromstring(config(args, method, args.seeds[0], lr), '.py')
+        folder = folder_of(method, lr) / 'held_out'
+        return train(folder, hold_out(cfg, out), accuracy_and_time, may_diverge=True)
 
     def say(found: dict) -> str:
+        if found.get('diverged'):
+            return 'diverged'
         return f'{found["accuracy"]:.2f} %, {found["seconds_per_epoch"]:.1f} s per epoch'
 
+    if args.search:
+        images = images_of(hold_out(stock[0], out))
+        search = RateSearch(
+            grid(rates[args.methods[0]], args.rates),
+            'accuracy',
+            f'{title(args)}; to choose from, {images["train"]} training images to train on and '
+            f'{images["val"]} to validate on, seed {args.seeds[0]}: accuracy, %',
+            args.extensions,
+        )
+        search.run(args.methods, validation, say, args.jobs, console)
+        search.write(out)
+        console.print(markdown(search.table()))
+        rates = search.chosen()
     results = run_all([*args.methods], args.seeds, one, say, args.jobs, console)
     peaks = {method: peak_bytes(args, method) for method in args.methods}
     seconds = seconds_by_turns(
@@ -225,10 +281,10 @@ def main() -> None:
         args.device,
         args.rounds,
     )
-    table = print_table(results, peaks, seconds, args, console)
+    table = print_table(results, peaks, seconds, rates, args, console)
     (out / 'table.md').write_text(f'{title(args)}\n\n{table}')
     (out / 'results.json').write_text(
-        json.dumps(dict(results=results, peaks=peaks, step_seconds=seconds), indent=1)
+        json.dumps(dict(results=results, peaks=peaks, step_seconds=seconds, lr=rates), indent=1)
     )
     draw(results, seconds, args, out / 'classification.png')
     console.print(f'{out}/table.md, results.json, classification.png')

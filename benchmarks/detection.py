@@ -26,7 +26,7 @@ from typing import Any, Callable, Dict, List, Optional
 import matplotlib
 import torch
 from mmengine.config import Config
-from option_search import RateSearch, hold_out, images_of
+from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (
@@ -446,24 +446,7 @@ def parse_args() -> argparse.Namespace:
         '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
     )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
-    parser.add_argument(
-        '--search',
-        action='store_true',
-        help='choose the learning rate of each method on images held out of the training set',
-    )
-    parser.add_argument(
-        '--rates',
-        type=float,
-        nargs='+',
-        default=[0.5, 1, 2, 4],
-        help="of --search, the same for all methods, in parts of the config's",
-    )
-    parser.add_argument(
-        '--extensions',
-        type=int,
-        default=1,
-        help='of --search, trainings beyond the edge of the rates, where the best one is there',
-    )
+    add_search_arguments(parser)
     parser.add_argument(
         '--equal-time', action='store_true', help='also BP for as long as each local way takes'
     )
@@ -550,7 +533,7 @@ def main() -> None:
     if args.search:
         images = images_of(hold_out(config(args, variants[0], args.seeds[0]), out))
         search = RateSearch(
-            sorted({float(f'{stock_lr * part:.2g}') for part in args.rates}),
+            grid(stock_lr, args.rates),
             'mAP',
             f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
             f'{images["val"]} of the training set to validate on, seed {args.seeds[0]}: mAP, %',

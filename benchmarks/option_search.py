@@ -6,6 +6,7 @@ edge of the grid, one more is tried beyond, as often for every method as ``exten
 test set has no part in it.
 """
 
+import argparse
 import copy
 import hashlib
 import json
@@ -102,6 +103,33 @@ def images_of(cfg: Config) -> Dict[str, int]:
     return {
         split: len(_built(cfg[f'{split}_dataloader'].dataset, cfg)) for split in ('train', 'val')
     }
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark's command line ask for a search."""
+    parser.add_argument(
+        '--search',
+        action='store_true',
+        help='choose the learning rate of each method on images held out of the training set',
+    )
+    parser.add_argument(
+        '--rates',
+        type=float,
+        nargs='+',
+        default=[0.5, 1, 2, 4],
+        help="of --search, the same for all methods, in parts of the config's",
+    )
+    parser.add_argument(
+        '--extensions',
+        type=int,
+        default=1,
+        help='of --search, trainings beyond the edge of the rates, where the best one is there',
+    )
+
+
+def grid(lr: float, parts: Sequence[float]) -> List[float]:
+    """Learning rates in parts of a given one, to two digits."""
+    return sorted({float(f'{lr * part:.2g}') for part in parts})
 
 
 @dataclass
