@@ -171,20 +171,21 @@ class RateSearch:
             jobs: Trainings at a time.
             console: Where progress goes.
         """
-        self.tried = run_all(methods, self.rates, one, say, jobs, console)
-        for _ in range(self.extensions):
+        self.tried = run_all(methods, self.rates, one, say, jobs, console, 'lr')
+        for number in range(self.extensions):
             further = {name: self.beyond(name) for name in methods}
             further = {name: rate for name, rate in further.items() if rate is not None}
             more = run_all(
                 list(further),
-                [0],
+                [number],
                 lambda name, _, further=further: one(name, further[name]),
                 say,
                 jobs,
                 console,
+                'beyond the edge, training',
             )
             for name, rate in further.items():
-                self.tried[name][rate] = more[name][0]
+                self.tried[name][rate] = more[name][number]
 
     def best(self, name: str) -> float:
         """A method's rate with the highest score, the smallest of these.

@@ -140,6 +140,7 @@ def run_all(
     say: Callable[[dict], str],
     jobs: int,
     console: Console,
+    of: str = 'seed',
 ) -> Results:
     """Train every variant with every seed, all variants of a seed first.
 
@@ -150,6 +151,7 @@ def run_all(
         say: A result in some words.
         jobs: Trainings at a time.
         console: Where progress goes.
+        of: What a seed is, if it is something else.
     """
     results: Results = {name: {} for name in variants}
     columns = (TextColumn('trainings'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -158,7 +160,7 @@ def run_all(
 
         def run(name: str, seed: int) -> None:
             results[name][seed] = one(name, seed)
-            console.print(f'{name}, seed {seed}: {say(results[name][seed])}')
+            console.print(f'{name}, {of} {seed}: {say(results[name][seed])}')
             progress.advance(task)
 
         runs = [pool.submit(run, name, seed) for seed in seeds for name in variants]
