@@ -39,7 +39,15 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['fba_mm', 'fba_mm.*']),
+    package_data={'fba_mm': ['py.typed']},
+    # Those of noxfile.py, which runs the tests on each.
     python_requires='>=3.8',
+    classifiers=[
+        'License :: OSI Approved :: Apache Software License',
+        *(f'Programming Language :: Python :: 3.{minor}' for minor in (8, 10, 11, 12)),
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
+    ],
     # The oldest supported torch is stated here alone; fba_mm/compat/torch_versions.py lists what
     # differs from there on.
     install_requires=['torch>=2.1', 'torchvision', 'numpy', 'Pillow', 'matplotlib', 'rich'],

@@ -8,7 +8,7 @@ import os.path as osp
 import re
 import sys
 from pathlib import Path
-from typing import Any, Callable, List, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -65,7 +65,7 @@ class _Overrides(DictAction):
             ) from error
 
 
-def module_count(value: str) -> Union[int, str, List[Union[int, str]]]:
+def module_count(value: str) -> Union[int, str, list]:
     """Parse a number of local modules, or a list; words are left to the backbone to judge.
 
     Args:

@@ -143,12 +143,10 @@ def name_classes(part: Any) -> Any:
             dict.__setitem__(part, key, name_classes(value))
     elif type(part) in (list, tuple):
         return type(part)(map(name_classes, part))
-    elif (
-        isinstance(part, (type, FunctionType))
-        and part.__module__ != 'builtins'
-        and (part is getattr(sys.modules.get(part.__module__), part.__name__, None))
-    ):
-        return f'{part.__module__}.{part.__name__}'
+    elif isinstance(part, (type, FunctionType)) and part.__module__ != 'builtins':
+        name = part.__name__
+        if getattr(sys.modules.get(part.__module__), name, None) is part:
+            return f'{part.__module__}.{name}'
     return part
 
 

@@ -334,7 +334,7 @@ def _own_copy(config: Union[str, os.PathLike, Config]) -> Config:
     return load_config(os.fspath(config)) if is_name else copy.deepcopy(config)
 
 
-def _stock_backbone(cfg: Config, setting: str) -> Tuple[str, dict]:
+def _stock_backbone(cfg: Config, setting: str) -> Tuple[str, ConfigDict]:
     """A config's backbone that isn't wrapped yet, and its name."""
     key, backbone = _backbone_of(cfg)
     if backbone is None and isinstance((cfg.get('model') or {}).get('detector'), dict):
@@ -365,7 +365,7 @@ def _import_package(cfg: Config) -> None:
         cfg.custom_imports = dict(imports, imports=['fba_mm'] + names)
 
 
-def _backbone_of(cfg: Config) -> Tuple[str, Optional[dict]]:
+def _backbone_of(cfg: Config) -> Tuple[str, Optional[ConfigDict]]:
     """What a config's model has for a backbone, and its name."""
     model = cfg.get('model') or {}
     key = backbone_key(model)
@@ -395,7 +395,7 @@ _BY_KEY = (
 )
 
 
-def _localize_constructor(optim_wrapper: dict) -> None:
+def _localize_constructor(optim_wrapper: ConfigDict) -> None:
     """Let per-name settings reach the wrapped backbone under its stock names, and it alone.
 
     Args:
@@ -540,7 +540,7 @@ def stock_form(config: Config) -> Config:
             part['type'] = part.pop('of')
     if cfg.get('custom_hooks'):
         cfg.custom_hooks = [hook for name, hook in custom_hooks(cfg) if name not in _OWN_HOOKS]
-    checkpoint_hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    checkpoint_hook = (cfg.get('default_hooks') or {}).get('checkpoint') or ConfigDict()
     if type_name(checkpoint_hook.get('type') or '') == 'AtomicCheckpointHook':
         checkpoint_hook.type = 'CheckpointHook'
     optim_wrapper = cfg.get('optim_wrapper')

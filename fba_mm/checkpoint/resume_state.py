@@ -3,6 +3,7 @@
 import copy
 from typing import Any, List, Mapping, Optional, Sequence, Union
 
+import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor
@@ -114,9 +115,11 @@ def _log_fault(hub: Mapping) -> Optional[str]:
 def _is_numeric(buffer: HistoryBuffer) -> bool:
     values, counts = (getattr(buffer, f'_{kind}_history', None) for kind in ('log', 'count'))
     return (
-        getattr(values, 'ndim', 0) == 1
+        isinstance(values, np.ndarray)
+        and isinstance(counts, np.ndarray)
+        and values.ndim == 1
+        and counts.shape == values.shape
         and values.dtype.kind in 'biuf'
-        and getattr(counts, 'shape', None) == values.shape
         and counts.dtype.kind in 'biuf'
     )
 

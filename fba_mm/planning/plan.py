@@ -119,6 +119,7 @@ class Plan:
     def summary(self) -> str:
         """Which way is taken and why, in a line."""
         chosen, stock = self.chosen, self.tried[0]
+        assert chosen is not None and self.budget is not None
         if chosen is stock:
             return (
                 f'{in_mib(stock.memory.total)} as shipped fit {in_mib(self.budget)}: this is '
@@ -138,6 +139,7 @@ class Plan:
     def refusal(self) -> str:
         """Why no way fits, and the least that would do, in a line."""
         least, parts = self.least, self.least.memory
+        assert self.budget is not None
         resident = min(p.memory.resident for p in self.tried)
         shape = '×'.join(map(str, self.shape))
         if resident > self.budget:
@@ -193,8 +195,7 @@ def plan_training(
             f'model.{backbone_key(cfg.model)} is a LocalBackbone, and a plan starts from the stock '
             "config: give that, or set num_modules='auto' and memory_budget in the LocalBackbone"
         )
-    shape = batch_shape(cfg) if shape is None else tuple(shape)
-    return Search(cfg, shape, budget, report).plan()
+    return Search(cfg, batch_shape(cfg) if shape is None else shape, budget, report).plan()
 
 
 class Search:
@@ -221,6 +222,7 @@ class Search:
     def plan(self) -> Plan:
         """Go through all ways. If the config fits as it is, no other one is tried."""
         first, *others = ways_to_train(self._cfg)
+        assert isinstance(first, Way), 'the config as it is'
         stock = self.attempt(first)
         if stock is None:
             raise LocalLearningError(self._skipped[0])
@@ -258,7 +260,7 @@ class Search:
             The way; None if none fits, or none that is faster than a local way found before.
         """
         numbers = list(series.numbers)
-        coarse = [n for n in numbers if n == numbers[-1] or n & (n - 1) == 0]
+        coarse = [n for n in numbers if n == numbers[-1] or isinstance(n, int) and n & (n - 1) == 0]
         tried: Dict[Count, Planned] = {}
         for number in coarse:
             planned = self.attempt(series.make(number))
@@ -269,8 +271,9 @@ class Search:
                 break
         if not tried:
             return None
+        *_, last = tried.values()
         least = min(tried, key=lambda number: tried[number].memory.total)
-        if not self._fits(tried[least]) and planned.time >= self._fastest_local():
+        if not self._fits(tried[least]) and last.time >= self._fastest_local():
             return None
         at = numbers.index(least)
         # Those above a number that fits take more time for nothing.

@@ -105,13 +105,16 @@ def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
     found += [_checkpointing(spans, None, free) for spans in (3, 'blocks')]
     if images > 1:
         found.append(_checkpointing('blocks', 1, free))
-    numbers = [*(number for number in module_counts(blocks) if 1 < number < blocks), 'blocks']
+    numbers: List[Count] = [
+        *(number for number in module_counts(blocks) if 1 < number < blocks),
+        'blocks',
+    ]
     if blocks > 1:
         task = task_of(cfg)
-        for heads in _heads(cfg):
-            found.append(Series(partial(_local, task, heads, '', {}), numbers))
-        heads = _heads(cfg)[:1]
-        for kind in heads:
+        kinds = _heads(cfg)
+        for kind in kinds:
+            found.append(Series(partial(_local, task, kind, '', {}), numbers))
+        for kind in kinds[:1]:
             found.append(
                 Series(
                     partial(_local, task, kind, ', recomputed', dict(recompute='blocks')), numbers

@@ -260,13 +260,16 @@ def test_the_picture(large, tmp_path):
         ({2: 9, 3: 9, 4: 9, 6: 6, 8: 5, 'blocks': 9}, 5, 8),
         ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 6, 'blocks'),
         ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': 6}, 5, None),
+        ({2: 9, 3: 9, 4: 8, 6: 8, 8: 7, 'blocks': None}, 5, None),  # can't be simulated
     ],
 )
 def test_memory_that_does_not_fall_with_the_number(takes, budget, found):
+    def predict(cfg, shape):
+        if cfg is None:
+            raise LocalLearningError('these modules cannot be simulated')
+        return MemoryPrediction(None, 0, 0, cfg, flops=1)
+
     series = Series(lambda k: Way(f'K={k}', False, '', lambda cfg: takes[k]), list(takes))
-    with mock.patch(
-        'fba_mm.planning.plan.predict_memory',
-        lambda cfg, shape: MemoryPrediction(None, 0, 0, cfg, flops=1),
-    ):
+    with mock.patch('fba_mm.planning.plan.predict_memory', predict):
         planned = Search(detector(), SHAPE, budget).least_that_fits(series)
     assert (planned and planned.way.name) == (found and f'K={found}')
