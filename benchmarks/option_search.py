@@ -27,7 +27,12 @@ from fba_mm.errors import LocalLearningError
 HELD_OUT = 0.2
 
 
-def hold_out(cfg: Config, folder: Path, share: float = HELD_OUT) -> Config:
+def hold_out(
+    cfg: Config,
+    folder: Path,
+    share: float = HELD_OUT,
+    whole: Callable[[str], str] = lambda name: name,
+) -> Config:
     """A config that trains on a part of its training images, and is validated on the others.
 
     Which image goes where follows from its name alone, so that it is the same for all methods, in
@@ -37,6 +42,7 @@ def hold_out(cfg: Config, folder: Path, share: float = HELD_OUT) -> Config:
         cfg: A training config. It is not changed.
         folder: Where the annotations of the held-out images go, if a metric reads them from a file.
         share: Of images that are held out.
+        whole: Of an image's name, that of what stays together, as a photo's tiles do.
 
     Raises:
         LocalLearningError: The training set is made of several, or too small.
@@ -51,15 +57,17 @@ def hold_out(cfg: Config, folder: Path, share: float = HELD_OUT) -> Config:
     held_out = copy.deepcopy(dataset)
     held_out.pipeline = copy.deepcopy(cfg.val_dataloader.dataset.pipeline)
     held_out.test_mode = True
-    names = image_names(dataset, cfg)
-    ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    names = [whole(name) for name in image_names(dataset, cfg)]
+    ranked = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     chosen = set(ranked[: round(share * len(ranked))])
-    if not chosen or len(chosen) == len(names):
+    if not chosen or len(chosen) == len(ranked):
         raise LocalLearningError(
-            f'{share} of {len(names)} training images leaves none on one side: give more images'
+            f'{share} of {len(ranked)} training images leaves none on one side: give more images'
         )
     # Not the same places: images without objects are left out in training alone.
-    held_out.indices = [i for i, name in enumerate(image_names(held_out, cfg)) if name in chosen]
+    held_out.indices = [
+        i for i, name in enumerate(image_names(held_out, cfg)) if whole(name) in chosen
+    ]
     dataset.indices = [i for i, name in enumerate(names) if name not in chosen]
     cfg.val_dataloader.dataset = held_out
     metrics = cfg.val_evaluator
@@ -142,6 +150,7 @@ class RateSearch:
         setting: What is trained on what, in a line.
         extensions: How often a method's grid may grow by a rate.
         scale: Of scores in tables; 100 for shares.
+        digits: Of scores in tables.
 
     Attributes:
         tried: What was found, by method and rate.
@@ -152,6 +161,7 @@ class RateSearch:
     setting: str
     extensions: int = 1
     scale: float = 1
+    digits: int = 1
     tried: Dict[str, Dict[float, dict]] = field(default_factory=dict)
 
     def run(
@@ -269,5 +279,5 @@ class RateSearch:
             return '–'
         if found.get('diverged'):
             return 'diverged'
-        text = f'{self.scale * found[self.score]:.1f}'
+        text = f'{self.scale * found[self.score]:.{self.digits}f}'
         return f'**{text}**' if best else text

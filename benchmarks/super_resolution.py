@@ -4,24 +4,39 @@ r"""Image quality of super-resolution: back-propagation and local learning at eq
     python tools/dataset_converters/build_photo_pairs.py data/sr_train --images FOLDER \
         --tile-size 192
     python benchmarks/super_resolution.py --train data/sr_train --test data/Set5 data/Set14 \
-        --batch 8 --variants BP "K=4" --seeds 0 1 2
+        --batch 8 --variants BP "K=4" --seeds 0 1 2 --search
 
 Trains EDSR ×2 (16 blocks, 64 channels) in each variant with each seed, and goes on where it
-stopped. Without ``--train`` and ``--test``, on the photos that scikit-image and scikit-learn
-install. Ends with a table (PSNR and SSIM on Y and on RGB), ``table.md`` and ``results.json``.
+stopped. With ``--search`` each first gets a learning rate of its own, chosen on photos held out of
+the training set (``search.json``, ``search.md``). Without ``--train`` and ``--test``, on the photos
+that scikit-image and scikit-learn install. Ends with a table (PSNR and SSIM on Y and on RGB),
+``table.md`` and ``results.json``.
 """
 
 import argparse
+import copy
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Dict
 
 import numpy as np
+from mmengine.config import Config
+from option_search import RateSearch, add_search_arguments, grid, hold_out
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from seeded_trainings import ROOT, Results, file_name, run_all, scalars, spread, train
+from seeded_trainings import (
+    ROOT,
+    Results,
+    file_name,
+    markdown,
+    run_all,
+    scalars,
+    spread,
+    train,
+)
 
 from fba_mm import command_line
 from fba_mm.config import load_config
@@ -50,8 +65,15 @@ METRICS = ('PSNR', 'SSIM')
 CHANNELS = {'': None, '_Y': 'Y'}
 
 
-def config(args: argparse.Namespace, variant: str, seed: int) -> str:
-    """The text of one training's config."""
+def config(args: argparse.Namespace, variant: str, seed: int, lr: float) -> Config:
+    """One training's config.
+
+    Args:
+        args: Of the command line.
+        variant: A key of ``VARIANTS``.
+        seed: What chance starts from.
+        lr: Learning rate.
+    """
     options = VARIANTS[variant]
     cfg = load_config(str(BASE / f'edsr_x2_{"bp" if options is None else "fba"}.py'))
     cfg.randomness = dict(seed=seed)
@@ -61,7 +83,7 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
         cfg.model.generator.update(options)
     cfg.train_cfg.update(max_iters=args.iterations, val_interval=args.iterations)
     cfg.param_scheduler.T_max = args.iterations
-    cfg.optim_wrapper.optimizer.lr = args.lr
+    cfg.optim_wrapper.optimizer.lr = lr
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=True)
     cfg.default_hooks.logger.interval = min(20, args.iterations)
     loader = cfg.train_dataloader
@@ -87,7 +109,22 @@ def config(args: argparse.Namespace, variant: str, seed: int) -> str:
         )
         for path in args.test
     ]
-    return cfg.pretty_text
+    return cfg
+
+
+def held_out(cfg: Config, folder: Path) -> Config:
+    """A config that is validated on whole photos of its training set, and never tested."""
+    cfg = copy.deepcopy(cfg)
+    for key in ('val_dataloader', 'val_evaluator', 'test_dataloader', 'test_evaluator'):
+        cfg[key] = cfg[key][0]
+    # Tiles are numbered: photo_007.png.
+    cfg = hold_out(cfg, folder, whole=lambda name: re.sub(r'_\d{3}\.png$', '', name))
+    for metric in cfg.val_evaluator.metrics:
+        metric.prefix = 'held_out' + ('_Y' if metric.convert_to else '')
+    cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
+    for key in ('val_dataloader', 'val_evaluator', 'test_dataloader', 'test_evaluator'):
+        cfg[key] = [cfg[key]]
+    return cfg
 
 
 def figures(work_dir: Path) -> dict:
@@ -121,7 +158,9 @@ def bicubic(folder: Path) -> Dict[str, float]:
     return found
 
 
-def print_table(results: Results, args: argparse.Namespace, console: Console) -> str:
+def print_table(
+    results: Results, rates: Dict[str, float], args: argparse.Namespace, console: Console
+) -> str:
     """Print what was found; returns it as Markdown too."""
     names = [
         f'{path.name}{suffix}/{metric}'
@@ -131,11 +170,12 @@ def print_table(results: Results, args: argparse.Namespace, console: Console) ->
     ]
     columns = [
         '',
+        'lr',
         *(name.replace('_Y/', ' Y ').replace('/', ' RGB ') for name in names),
         'time / BP',
     ]
     base = [value for path in args.test for value in bicubic(path).items()]
-    rows = [['bicubic', *(f'{dict(base)[name]:.{_digits(name)}f}' for name in names), '–']]
+    rows = [['bicubic', '–', *(f'{dict(base)[name]:.{_digits(name)}f}' for name in names), '–']]
     seconds = {
         variant: statistics.median(one['seconds_per_iteration'] for one in by_seed.values())
         for variant, by_seed in results.items()
@@ -145,13 +185,15 @@ def print_table(results: Results, args: argparse.Namespace, console: Console) ->
         rows.append(
             [
                 variant,
+                f'{rates[variant]:g}',
                 *(spread([one[name] for one in by_seed.values()], _digits(name)) for name in names),
                 ratio,
             ]
         )
     title = (
         f'EDSR x2, {args.iterations} iterations of {args.batch} patches of '
-        f'{args.patch}x{args.patch}, lr {args.lr}, seeds {args.seeds}, CPU'
+        f'{args.patch}x{args.patch}, last iteration, seeds {args.seeds}, CPU, '
+        + ('lr of each chosen on held-out training photos' if args.search else f'lr {args.lr}')
     )
     table = Table(title=title)
     for column in columns:
@@ -177,27 +219,51 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--patch', type=int, default=24, help='low-resolution side in px')
     parser.add_argument('--lr', type=float, default=5e-4)
+    add_search_arguments(parser)
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/super_resolution')
     args = parser.parse_args()
     console = Console()
     tests = '_'.join(path.name for path in args.test)
-    budget = file_name(
-        f'{args.train.name}_{tests}_{args.iterations}_{args.batch}_{args.patch}_{args.lr}'
-    )
+    budget = file_name(f'{args.train.name}_{tests}_{args.iterations}_{args.batch}_{args.patch}')
+    out = args.out / budget
+    rates = dict.fromkeys(args.variants, args.lr)
+
+    def folder_of(variant: str, lr: float) -> Path:
+        return out / file_name(variant) / f'lr_{lr:g}'
 
     def one(variant: str, seed: int) -> dict:
-        folder = args.out / budget / file_name(variant) / f'seed_{seed}'
-        return train(folder, config(args, variant, seed), figures)
+        lr = rates[variant]
+        folder = folder_of(variant, lr) / f'seed_{seed}'
+        return train(folder, config(args, variant, seed, lr), figures)
+
+    def validation(variant: str, lr: float) -> dict:
+        cfg = held_out(config(args, variant, args.seeds[0], lr), out)
+        return train(folder_of(variant, lr) / 'held_out', cfg, figures, may_diverge=True)
 
     def say(found: dict) -> str:
+        if found.get('diverged'):
+            return 'diverged'
         return ', '.join(f'{key} {value:.2f}' for key, value in found.items() if 'Y/PSNR' in key)
 
+    if args.search:
+        search = RateSearch(
+            grid(args.lr, args.rates),
+            'held_out_Y/PSNR',
+            f'EDSR x2, {args.iterations} iterations, one in five training photos held out, seed '
+            f'{args.seeds[0]}: PSNR on Y, dB',
+            args.extensions,
+            digits=2,
+        )
+        search.run(args.variants, validation, say, args.jobs, console)
+        search.write(out)
+        console.print(markdown(search.table()))
+        rates = search.chosen()
     results = run_all(args.variants, args.seeds, one, say, args.jobs, console)
-    text = print_table(results, args, console)
-    (args.out / budget / 'table.md').write_text(text)
-    (args.out / budget / 'results.json').write_text(json.dumps(results, indent=1))
-    console.print(f'{args.out / budget}/table.md, results.json')
+    text = print_table(results, rates, args, console)
+    (out / 'table.md').write_text(text)
+    (out / 'results.json').write_text(json.dumps(dict(results=results, lr=rates), indent=1))
+    console.print(f'{out}/table.md, results.json')
 
 
 if __name__ == '__main__':

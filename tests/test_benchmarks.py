@@ -229,6 +229,15 @@ def test_held_out_images(tmp_path):
         sides.append(val)
     assert sides[0] == sides[1]
     assert option_search.images_of(cfg) == dict(train=15, val=4)
+    # Of what belongs together nothing is on both sides.
+    cfg = option_search.hold_out(
+        coco_config(tmp_path, range(20)), tmp_path, 0.5, lambda name: str(len(name))
+    )
+    train, val = (
+        {len(n) for n in option_search.image_names(cfg[f'{split}_dataloader'].dataset, cfg)}
+        for split in ('train', 'val')
+    )
+    assert len(train) == len(val) == 1 and train != val
     with pytest.raises(LocalLearningError, match='leaves none on one side: give more images'):
         option_search.hold_out(coco_config(tmp_path, range(2)), tmp_path)
 
