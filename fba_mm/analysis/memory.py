@@ -36,6 +36,9 @@ from ..errors import LocalLearningError
 
 aten = torch.ops.aten
 
+# What simulated tensors are asked all the time; it makes nothing.
+_DEVICE = torch.ops.prim.device.default
+
 # While any dispatch mode is on the stack, autograd takes every tensor for a subclass that it must
 # not write to. Where two gradients meet and in the backward of gather, max, top-k and indexing it
 # then adds `a + b` into new memory instead of `a.add_(b)`. Such an `a` is counted as replaced by
@@ -280,6 +283,8 @@ class StorageTracker(TorchDispatchMode):
         self._settle()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is _DEVICE:
+            return func(*args)
         kwargs = kwargs or {}
         # `out=` tensors and resize_ are the ways in which an op gives new memory to an old storage.
         resizable = args[:1] if func is aten.resize_.default else kwargs.values()

@@ -13,6 +13,7 @@ from ..compat.torch_versions import flop_registry
 from .memory import tensors_in
 
 aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 
 # Floating-point operations of a large convolution in the time in which an elementwise op moves a
 # byte. Fitted on CPU (benchmarks/planning.py); of a GPU taken from data sheets.
@@ -50,6 +51,8 @@ class OperationCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func is _DEVICE:
+            return result
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **kwargs, out_val=result)

@@ -10,7 +10,7 @@ import logging
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from functools import lru_cache, partial, wraps
 from typing import Any, Callable, Iterator, List, Optional
 from unittest import mock
 
@@ -54,6 +54,7 @@ _SMALL = 4096
 # Elements up to which anything is computed.
 _LARGE = 2**24
 
+_DEVICE = torch.ops.prim.device.default
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -178,11 +179,13 @@ class _Values(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # Nearly every other op of theirs is this question.
         inputs = list(tensors_in((args, kwargs)))
         if any(isinstance(tensor, FakeTensor) for tensor in inputs):
             return _guessed(func, args, without_generator(kwargs))
         numel = sum(tensor.numel() for tensor in inputs)
-        if not inputs or numel > _SMALL:
+        if not inputs or numel > _SMALL and not func.is_view:
             try:
                 result = func(*args, **without_generator(kwargs))
             except (DataDependentOutputException, DynamicOutputShapeException):
@@ -193,7 +196,61 @@ class _Values(TorchDispatchMode):
             return func(*args, **kwargs)
 
 
+def _run(func: Any, args: tuple, kwargs: dict) -> Any:
+    """Run an op with simulated tensors in the place of those that have values, such as labels.
+
+    torch does so too, but follows each to the tensor that it is a view of. That matters only where
+    the result may be one of them.
+    """
+    if not _may_alias(func):
+        fake = next(t.fake_mode for t in tensors_in((args, kwargs)) if isinstance(t, FakeTensor))
+        args, kwargs = _without_values(args, fake), _without_values(kwargs, fake)
+    return func(*args, **kwargs)
+
+
+@lru_cache(maxsize=None)
+def _may_alias(func: Any) -> bool:
+    return func._schema.is_mutable or any(a.alias_info for a in func._schema.arguments)
+
+
+def _without_values(item: Any, fake: FakeTensorMode) -> Any:
+    # Numbers keep what torch promotes types by.
+    if isinstance(item, Tensor):
+        if isinstance(item, FakeTensor) or type(item) is not Tensor or not item.dim():
+            return item
+        with unset_fake_temporarily():
+            meta = torch.empty_strided(item.shape, item.stride(), dtype=item.dtype, device='meta')
+        return FakeTensor(fake, meta, item.device)
+    if isinstance(item, (tuple, list)):
+        return type(item)([_without_values(part, fake) for part in item])
+    if isinstance(item, dict):
+        return {key: _without_values(part, fake) for key, part in item.items()}
+    return item
+
+
+@lru_cache(maxsize=None)
+def _returns_its_first(func: Any) -> bool:
+    """Whether an op writes to its first argument, and returns that with shape and memory as before."""
+    arguments, results = func._schema.arguments, func._schema.returns
+    return (
+        len(results) == 1
+        and len(arguments) > 0
+        and results[0].alias_info is not None
+        and results[0].alias_info.is_write
+        and arguments[0].alias_info is not None
+        and arguments[0].alias_info.is_write
+        and str(arguments[0].type) == 'Tensor'
+        and torch.Tag.inplace_view not in func.tags
+    )
+
+
 def _guessed(func: Any, args: tuple, kwargs: dict) -> Any:
+    if (
+        _returns_its_first(func)
+        and isinstance(args[0], FakeTensor)
+        and getattr(args[0], 'constant', None) is None
+    ):
+        return args[0]
     if func is aten._local_scalar_dense.default:
         if getattr(args[0], 'constant', None) is None and isinstance(args[0], FakeTensor):
             # "Are there any?" is asked before going on, "how many?" before dividing by it.
@@ -207,8 +264,8 @@ def _guessed(func: Any, args: tuple, kwargs: dict) -> Any:
     elif str(func) == 'torchvision.nms.default':
         return args[0].new_empty(len(args[0]), dtype=torch.long)
     elif func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
-        return func(args[0], [part for index in args[1] for part in _positions(index)])
-    return func(*args, **kwargs)
+        args = (args[0], [part for index in args[1] for part in _positions(index)])
+    return _run(func, args, kwargs)
 
 
 def _one(tensor: Tensor) -> Any:
