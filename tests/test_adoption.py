@@ -18,6 +18,8 @@ from .conftest import retinanet
 from .local_training import Trainer
 from .test_tools.in_process import ROOT
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = [
     'retinanet/retinanet_r50_fpn_1x_coco',
     'faster_rcnn/faster-rcnn_r50_fpn_1x_coco',

@@ -105,6 +105,7 @@ def test_a_checkpoint_that_computes_something_else():
     assert verdict.outcome == 'fails' and 'something else' in verdict.reason
 
 
+@pytest.mark.slow
 def test_what_cannot_be_tried():
     """Faults of the stock config are none of local learning."""
     verdict = verdict_on(config(neck=dict(config().model.neck, in_channels=[1, 2, 3, 4])))

@@ -57,6 +57,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('make', CONFIGS.values(), ids=CONFIGS)
 def test_what_is_predicted_is_what_is_measured(make):
     cfg = make()
@@ -76,6 +77,7 @@ def test_what_is_predicted_is_what_is_measured(make):
     assert found.peak == pytest.approx(measured, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_on_a_gpu_the_optimizer_takes_all_parameters_at_once():
     """Copies of all gradients are made then: where the update is the peak, it is higher."""
     cfg = with_adam(detector())
@@ -90,6 +92,7 @@ def test_on_a_gpu_the_optimizer_takes_all_parameters_at_once():
     assert on_gpu.peak > on_cpu.peak
 
 
+@pytest.mark.slow
 def test_gradients_that_wait_are_counted():
     cfg = local_detector(light=True)
     once = predict_memory(cfg, SHAPE)
@@ -110,6 +113,7 @@ def test_nothing_is_computed():
     assert predict_memory(cfg, shape).total < 0.8 * one
 
 
+@pytest.mark.slow
 def test_a_loss_that_leaves_torch():
     class NumpyHead(RetinaHead):
         def loss_by_feat_single(self, cls_score, *args, **kwargs):
@@ -151,6 +155,7 @@ def test_what_cannot_be_simulated():
         fit_modules(cfg, '1GB', SHAPE)
 
 
+@pytest.mark.slow
 def test_the_fewest_that_fit():
     cfg = local_detector(1, light=True)
     before = copy.deepcopy(cfg)
@@ -183,6 +188,7 @@ def test_parameters_alone_are_too_many():
     assert len(lines) == 2
 
 
+@pytest.mark.slow
 def test_none_fits():
     cfg = localize(classifier(), 1)
     one = predict_memory(cfg, SHAPE)
@@ -196,6 +202,7 @@ def test_none_fits():
         fit_modules(cfg, budget, SHAPE, lambda line: None)
 
 
+@pytest.mark.slow
 def test_fitting_a_generator():
     cfg = localize(super_resolution(num_blocks=16), 'auto', memory_budget='3MB')
     totals = {}
@@ -277,6 +284,7 @@ def test_budgets_that_are_none(budget):
         parse_memory(budget)
 
 
+@pytest.mark.slow
 def test_the_default_of_a_shipped_config():
     """What docs/memory.md says of RetinaNet-R50 at full size; as shipped it takes 3,969 MiB."""
     cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)

@@ -6,6 +6,8 @@ from fba_mm.analysis.synthetic_batch import synthetic_batch
 
 from .small_configs import detector, local_detector
 
+pytestmark = pytest.mark.slow
+
 
 def phases_of(cfg):
     step = TrainingStep(cfg)

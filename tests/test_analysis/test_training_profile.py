@@ -17,6 +17,8 @@ from fba_mm.errors import LocalLearningError
 
 from .small_configs import detector, local_detector, super_resolution
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (2, 3, 96, 96)
 MIB = 2**20
 

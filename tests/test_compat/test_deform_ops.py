@@ -135,6 +135,7 @@ def test_deform_conv_gradient_of_one(device, needed):
     assert_same(layer(x, offset), deform_conv_reference(layer, x, offset), [leaves[needed]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize('settings', SETTINGS, ids=['plain', 'strided groups'])
 def test_modulated_deform_conv(device, settings, bias):

@@ -4,9 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fba_mm  # noqa: F401
 from fba_mm.compat import install_mmagic_import
 from fba_mm.compat.mmagic_import import _MMagicFinder
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

@@ -184,6 +184,7 @@ def test_environment_report(stand_in, monkeypatch):
     assert 'not compiled' in mmcv.utils.collect_env()['MMCV Compiler']
 
 
+@pytest.mark.slow
 def test_mmdet_imports_in_a_fresh_process():
     output = run_python("""
 import sys, fba_mm.compat

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from mmengine.config.utils import MODULE2PACKAGE
 
 from fba_mm.compat import install_mmseg_name, mmseg_name
@@ -38,6 +39,7 @@ def test_nothing_is_installed_on_the_way(tmp_path):
     command.assert_not_called()
 
 
+@pytest.mark.slow
 def test_without_mmseg():
     """Who doesn't have it notices nothing, and configs that need it say how to get it."""
     code = """

@@ -490,6 +490,7 @@ def test_missing_photo_names_the_package(tmp_path, monkeypatch):
 # Around it
 
 
+@pytest.mark.slow
 def test_tool_builds_the_same_set_from_the_repository_root(tmp_path):
     result = subprocess.run(
         [

@@ -18,6 +18,7 @@ def _items(dataset):
     return [dataset.get_data_info(i) for i in range(len(dataset))]
 
 
+@pytest.mark.slow
 def test_samples_and_labels(splits):
     digits = load_digits()
     for dataset in splits.values():

@@ -161,6 +161,7 @@ def test_pictures_that_are_none(pictures, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['pictures']
 
 
+@pytest.mark.slow
 def test_the_tool(pictures, tmp_path):
     tool = 'tools/dataset_converters/build_photo_pairs.py'
 

@@ -276,6 +276,7 @@ def saving(work_dir) -> None:
     runner.train(AtomicCheckpointHook(interval=1, max_keep_ckpts=1), 10**6)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment(tmp_path):
     """The work directory always has a whole checkpoint, the last or the one before."""
     chance = random.Random(0)

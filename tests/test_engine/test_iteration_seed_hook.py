@@ -153,6 +153,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_stopped_anywhere(variant, tmp_path):
     """In the middle of an epoch, at its end, at its start."""

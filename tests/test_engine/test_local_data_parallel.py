@@ -132,6 +132,7 @@ def trained_in_two_ways(rank, count, case):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'count, case', [(3, ('shared', 'eager', 1)), (4, ('own', 'end', 1))], ids=str
 )

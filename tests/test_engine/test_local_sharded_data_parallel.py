@@ -26,6 +26,8 @@ from .test_local_data_parallel import IMAGES, SETTINGS, assert_same, joint_batch
 from .test_module_parallel import MODULES, OWN_HEAD, Lamb, adam, batch
 from .test_module_parallel import network as small
 
+pytestmark = pytest.mark.slow
+
 pytestmark = pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')
 
 STEPS = 5

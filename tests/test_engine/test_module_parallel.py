@@ -24,6 +24,8 @@ from fba_mm.local.partition import Segment, Unrolled, backbone_family, run_submo
 from ..local_training import Trainer
 from ..several_processes import run_in_processes
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 MODULES = 5
 CLASSES = 3

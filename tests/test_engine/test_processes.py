@@ -195,6 +195,7 @@ def waiting(rank):
         dist.all_reduce(torch.ones(1))
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs():
     survivor, _ = launch(2, waiting)
     (message,) = faults([survivor])

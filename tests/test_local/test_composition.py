@@ -19,6 +19,7 @@ def channels_last(model):
     model.to(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [compile_blocks, channels_last])
 def test_gradients_are_the_same(change):
     expected = Trainer(build(retinanet())).gradients(batch())

@@ -242,6 +242,7 @@ def gradient_norms(model, scope, batches):
     return (squares / len(batches)).sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head, scope', [('shared', 'past'), ('shared', 'all'), ('own', 'all')])
 def test_the_bank_does_not_starve_a_module(head, scope):
     # The neck reads all four levels, so that the bank has a word in each module's loss.

@@ -37,6 +37,7 @@ def results(cfg, data, **kwargs):
     return dict(log, **{name: float(v) for name, v in losses.log.items()}), gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [1, 2])
 @pytest.mark.parametrize('auxiliary', sorted(AUXILIARIES))
 @pytest.mark.parametrize(
@@ -184,6 +185,7 @@ def test_a_loss_of_a_users_by_a_known_name():
     assert not can_be_split(model, model.backbone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', [norm_in_the_neck, histogram_loss, two_stages, another_loss])
 def test_the_whole_batch_where_it_is_needed(change):
     cfg = model_with(1)

@@ -12,6 +12,8 @@ from fba_mm.analysis.training_profile import profile_training
 from ..conftest import NUM_CLASSES, batch, build, own_head, retinanet
 from ..local_training import Trainer
 
+pytestmark = pytest.mark.slow
+
 # Measured, in MB: RetinaNet with 16 base channels, 2 images of 256x256, float32, above parameters
 # and buffers, with gradients.
 #

@@ -121,6 +121,7 @@ BY_IMAGE = dict(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BY_IMAGE)
 def test_image_by_image(name):
     """The same up to the order of sums, in less memory."""
@@ -195,6 +196,7 @@ def trained_in_parallel(rank: int, cfg: dict) -> list:
     return [p.detach() for p in model.parameters()] + list(model.buffers())
 
 
+@pytest.mark.slow
 def test_in_several_processes_with_the_stock_wrapper():
     plain = retinanet(18, None)
     expected, found = (

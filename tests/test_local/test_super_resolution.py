@@ -328,6 +328,7 @@ def peak():
     return measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scale, four, finest', [(2, 0.4, 0.3), (4, 0.4, 0.3)])
 def test_below_back_propagation(peak, scale, four, finest):
     # Measured with 16 patches of 48x48: 0.36 and 0.22 at x2, 0.33 and 0.25 at x4.

@@ -167,6 +167,7 @@ def test_the_first_map_is_banked_for_the_own_heads(network):
     assert {'local_1.loss', 'loss'} <= alike and 'local_3.loss' not in alike
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'network, four, finest',
     [(msrresnet, 0.52, 0.42), (rrdbnet, 0.34, 0.2), (rdn, 0.39, 0.23), (swinir, 0.32, 0.16)],

@@ -62,6 +62,7 @@ def test_is_mmdets_retinanet_made_light():
     torch.testing.assert_close(losses, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_modules', [4, 'blocks'])
 def test_a_module_trains_with_it(num_modules):
     model = build(retinanet(num_modules=num_modules, auxiliary=light()))
@@ -189,6 +190,7 @@ def test_without_mmdet(monkeypatch):
         build(retinanet(num_modules=4, auxiliary=light()))
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_mmdet():
     """Users of other OpenMMLab packages don't have it."""
     code = (

@@ -21,6 +21,7 @@ def sized(size: int = 64):
     return cfg
 
 
+@pytest.mark.slow
 def test_the_next_way():
     cfg = localize(sized(), 2)
     taken = predict_memory(cfg, (8, 3, 64, 64)).total

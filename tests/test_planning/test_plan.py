@@ -148,6 +148,7 @@ def test_none_fits(large):
     assert 'less than parameters and optimizer state alone, 100 MiB' in plan.refusal()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'make, shape, name',
     [

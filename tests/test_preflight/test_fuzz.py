@@ -10,6 +10,7 @@ def stock(tmp_path_factory):
     return config_fuzz.base_configs(tmp_path_factory.mktemp('fuzz'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'task, kind',
     [

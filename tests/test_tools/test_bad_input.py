@@ -519,6 +519,7 @@ def test_export_of_a_stock_config(trained, data, config, tmp_path, capsys):
 # In processes of their own -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'tool, arguments',
     [

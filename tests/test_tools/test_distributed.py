@@ -17,6 +17,8 @@ from ..several_processes import launch
 from .in_process import ROOT, run_tool, write_config
 from .test_resume import losses
 
+pytestmark = pytest.mark.slow
+
 TEXT = """
 model = dict(test_cfg=dict(score_thr=0.))
 custom_hooks = [dict(type='FBAHook'), dict(type='EMAHook', momentum=.1)]

@@ -10,6 +10,8 @@ from .in_process import run_tool, write_config
 from .test_distributed import killed_tool, restarted_tool, tool
 from .test_resume import losses
 
+pytestmark = pytest.mark.slow
+
 # Light heads of each module's own; an average of the weights, which each process has a part of.
 TEXT = """
 model = dict(test_cfg=dict(score_thr=0.), backbone=dict(num_modules=3, auxiliary=dict(

@@ -57,6 +57,7 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
     assert (tmp_path / 'out/memory.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_a_generator_made_local(written, tmp_path, capsys):
     result = run_tool(
         TOOL,
@@ -88,6 +89,7 @@ def test_a_generator_made_local(written, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_as_many_modules_as_fit(written, tmp_path, capsys):
     """What was predicted to fit does, measured."""
     shape = (2, 3, 192, 192)
@@ -124,6 +126,7 @@ def test_as_many_modules_as_fit(written, tmp_path, capsys):
     assert total(local) <= budget < total(bp)
 
 
+@pytest.mark.slow
 def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     paths = [written(local_detector(light=True), 'local'), written(classifier(), 'stock')]

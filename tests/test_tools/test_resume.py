@@ -80,6 +80,7 @@ def assert_resumed_alike(config, checkpoint, stop, tmp_path):
     return expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_resume_by_epoch(variant, config, tmp_path):
     text = VARIANTS[variant] + FLIPPED
@@ -91,12 +92,14 @@ def test_resume_by_epoch(variant, config, tmp_path):
     assert expected[last] != expected[last // 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', ['all, eager, SGD', 'all, end, accumulating'])
 def test_resume_by_iteration(variant, config, tmp_path):
     text = VARIANTS[variant] + BY_ITERATION + FLIPPED
     assert_resumed_alike(config(text), 'iter_3.pth', 3, tmp_path)
 
 
+@pytest.mark.slow
 def test_resume_within_an_epoch(config, tmp_path):
     text = (
         VARIANTS['past, eager, accumulating, SGD']
@@ -108,6 +111,7 @@ train_dataloader.update(num_workers=2)"""
     assert_resumed_alike(config(text), 'iter_3.pth', 3, tmp_path)
 
 
+@pytest.mark.slow
 def test_resume_in_place(config, tmp_path):
     """--resume without a value goes on from the latest checkpoint of the work directory."""
     path, work_dir = config(epochs=2), tmp_path / 'work'
@@ -121,6 +125,7 @@ def test_resume_in_place(config, tmp_path):
     assert losses(work_dir) == {step: expected[step] for step in range(6, 11)}
 
 
+@pytest.mark.slow
 def test_resume_after_a_kill(config, tmp_path):
     """The process dies without a chance to clean up; what it wrote last is good to go on from."""
     path, work_dir = config(epochs=6), tmp_path / 'killed'

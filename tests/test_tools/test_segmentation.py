@@ -53,6 +53,7 @@ def miou_in(result) -> float:
     return float(re.findall(r'mIoU: ([\d.]+)', result.out + result.err)[-1])
 
 
+@pytest.mark.slow
 def test_figures_pictures_and_export(masks, trained, tmp_path, capfd):
     result = run_tool(
         'test',
@@ -120,6 +121,7 @@ def test_a_config_of_back_propagation_in_modules(masks, tmp_path, capfd):
     assert 'Local learning in 3 modules' in log and 'mIoU' in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'key, value, words',
     [

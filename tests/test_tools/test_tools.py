@@ -314,6 +314,7 @@ def test_help(tool, capsys):
     assert result.status == 0 and '--trust-checkpoint' in result.out
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_the_task_does_not_need(trained, tmp_path):
     """Building a detector takes mmdet, not the packages of other tasks that are installed."""
     code = f"""

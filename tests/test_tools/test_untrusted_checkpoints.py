@@ -115,6 +115,7 @@ def test_payloads_run_when_unpickled(payload, trained, tmp_path, marker):
     assert marker.exists()
 
 
+@pytest.mark.slow
 def test_as_a_process(trained, tmp_path, marker):
     path = write_payload('meta', tmp_path / 'gift.pth', trained.checkpoint, marker)
     result = subprocess.run(

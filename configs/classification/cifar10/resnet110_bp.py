@@ -1,7 +1,3 @@
 # ResNet-110 on CIFAR-10 by back-propagation.
-_base_ = [
-    '../../_base_/models/resnet110_cifar.py',
-    '../../_base_/datasets/cifar10.py',
-    '../../_base_/schedules/local_400e.py',
-    '../../_base_/classification_runtime.py',
-]
+_base_ = './resnet32_bp.py'
+model = dict(backbone=dict(depth=110))

@@ -1,15 +1,3 @@
 # ResNet-110 on CIFAR-10 by FBA, in 55 modules.
-_base_ = ['./resnet110_bp.py', '../../_base_/local_learning.py']
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='LocalBackbone',
-        backbone=_base_.model.backbone,
-        num_modules=55,
-        auxiliary=dict(
-            type='SLM',
-            head=dict(type='ImageClassifier', neck=_base_.model.neck, head=_base_.model.head),
-        ),
-    )
-)
-optim_wrapper = dict(type='LocalOptimWrapper')
+_base_ = './resnet32_fba.py'
+model = dict(backbone=dict(backbone=dict(depth=110), num_modules=55))

@@ -1,15 +1,8 @@
 # ResNet-32 on STL-10 by FBA, in 16 modules.
-_base_ = ['./resnet32_bp.py', '../../_base_/local_learning.py']
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='LocalBackbone',
-        backbone=_base_.model.backbone,
-        num_modules=16,
-        auxiliary=dict(
-            type='SLM',
-            head=dict(type='ImageClassifier', neck=_base_.model.neck, head=_base_.model.head),
-        ),
-    )
-)
+_base_ = [
+    '../../_base_/models/resnet32_cifar_fba.py',
+    '../../_base_/datasets/stl10.py',
+    '../../_base_/schedules/local_400e_stl10.py',
+    '../../_base_/classification_runtime.py',
+]
 optim_wrapper = dict(type='LocalOptimWrapper')

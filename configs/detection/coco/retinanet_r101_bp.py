@@ -1,7 +1,3 @@
 # RetinaNet-R101 on COCO by back-propagation.
-_base_ = [
-    '../../_base_/models/retinanet_r101.py',
-    '../../_base_/datasets/coco.py',
-    '../../_base_/schedules/local_90e.py',
-    '../../_base_/detection_runtime.py',
-]
+_base_ = './retinanet_r50_bp.py'
+model = dict(backbone=dict(depth=101))

@@ -1,7 +1,3 @@
 # RetinaNet-R34 on COCO by back-propagation.
-_base_ = [
-    '../../_base_/models/retinanet_r34.py',
-    '../../_base_/datasets/coco.py',
-    '../../_base_/schedules/local_90e.py',
-    '../../_base_/detection_runtime.py',
-]
+_base_ = './retinanet_r50_bp.py'
+model = dict(backbone=dict(depth=34), neck=dict(in_channels=[64, 128, 256, 512]))

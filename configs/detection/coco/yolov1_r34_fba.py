@@ -1,8 +1,3 @@
 # YOLOv1 on ResNet-34 on COCO by FBA, in 4 modules.
-_base_ = ['./yolov1_r34_bp.py', '../../_base_/local_learning.py']
-model = dict(
-    backbone=dict(
-        _delete_=True, type='LocalBackbone', backbone=_base_.model.backbone, num_modules=4
-    )
-)
-optim_wrapper = dict(type='LocalOptimWrapper')
+_base_ = './yolov1_r50_fba.py'
+model = dict(backbone=dict(backbone=dict(depth=34)), bbox_head=dict(in_channels=512))

@@ -1,8 +1,3 @@
 # RetinaNet-R152 on VOC 2007 by back-propagation.
-_base_ = [
-    '../../_base_/models/retinanet_r152.py',
-    '../../_base_/datasets/voc2007.py',
-    '../../_base_/schedules/local_90e.py',
-    '../../_base_/detection_runtime.py',
-]
-model = dict(bbox_head=dict(num_classes=20))
+_base_ = './retinanet_r50_bp.py'
+model = dict(backbone=dict(depth=152))

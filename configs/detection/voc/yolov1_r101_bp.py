@@ -1,8 +1,3 @@
 # YOLOv1 on ResNet-101 on VOC 2007 by back-propagation.
-_base_ = [
-    '../../_base_/models/yolov1_r101.py',
-    '../../_base_/datasets/voc2007_448.py',
-    '../../_base_/schedules/local_90e.py',
-    '../../_base_/detection_runtime.py',
-]
-model = dict(bbox_head=dict(num_classes=20))
+_base_ = './yolov1_r50_bp.py'
+model = dict(backbone=dict(depth=101))

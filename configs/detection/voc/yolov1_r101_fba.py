@@ -1,8 +1,3 @@
 # YOLOv1 on ResNet-101 on VOC 2007 by FBA, in 34 modules.
-_base_ = ['./yolov1_r101_bp.py', '../../_base_/local_learning.py']
-model = dict(
-    backbone=dict(
-        _delete_=True, type='LocalBackbone', backbone=_base_.model.backbone, num_modules=34
-    )
-)
-optim_wrapper = dict(type='LocalOptimWrapper')
+_base_ = './yolov1_r50_fba.py'
+model = dict(backbone=dict(backbone=dict(depth=101), num_modules=34))

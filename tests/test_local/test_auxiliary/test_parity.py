@@ -67,6 +67,7 @@ def test_cuts_of_infopro_in_four_modules():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['dgl', 'infopro', 'predsim', 'auglocal'])
 def test_convolutions_start_as_the_authors_do(method):
     """Normal, with a variance of 2 / (k² · channels made)."""

@@ -42,6 +42,7 @@ BACKBONES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cfg', BACKBONES.values(), ids=BACKBONES)
 def test_segments_one_by_one_are_the_forward(cfg):
     check_forward(cfg, (3, 64, 96))
@@ -92,6 +93,7 @@ def test_reduced_block(name, activation):
         assert block.conv.activate.negative_slope == 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['CSPDarknet', 'CSPNeXt'])
 def test_isolation_and_checkpoints(name):
     cfg = dict(BACKBONES[name], out_indices=(2, 4))

@@ -54,6 +54,7 @@ def detector(backbone: dict, num_modules) -> dict:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cfg', [V1, V2, MIX], ids=['v1', 'v2', 'mix'])
 def test_isolation_and_checkpoints(cfg):
     cfg, data = dict(cfg, drop_path_rate=0.0), batch()

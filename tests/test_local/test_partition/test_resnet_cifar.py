@@ -48,6 +48,7 @@ def test_stages():
     assert stages_of(BACKBONES[2])[1::2] == [(0, 8, 1), (1, 16, 2), (2, 32, 4), (3, 64, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'depth, blocks, parameters', [(20, 10, 0.27), (32, 16, 0.46), (110, 55, 1.7)]
 )
@@ -79,6 +80,7 @@ def test_depths_that_are_none(depth):
         MODELS.build(dict(type='CifarResNet', depth=depth))
 
 
+@pytest.mark.slow
 def test_the_package_needs_no_mmpretrain():
     """Users of detectors don't have it."""
     code = (

@@ -69,6 +69,7 @@ def test_one_segment_per_convolution():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('norm', [None, dict(type='BN')])
 def test_isolation(norm):
     cfg = dict(VGG, norm_cfg=norm)
@@ -95,6 +96,7 @@ def small_classifier(monkeypatch):
     monkeypatch.setattr(stock, '__init__', init)
 
 
+@pytest.mark.slow
 def test_a_classifier_inside_is_the_last_module_s(small_classifier):
     check_forward(SCORES, (3, 224, 224))
     check_parameters(SCORES)
@@ -147,6 +149,7 @@ def test_reduced_blocks_pool_as_the_backbone_does(ceil_mode, size):
 SSD = dict(type='mmdet.SSDVGG', depth=11, out_feature_indices=(14, 24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'cfg',
     [SSD, dict(SSD, ceil_mode=False), dict(SSD, depth=16, out_feature_indices=(22, 34))],

@@ -30,6 +30,7 @@ def _adam(parameters):
     return torch.optim.Adam(parameters, lr=3e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('way', WAYS)
 def test_it_learns(way):
     """The objects of two images by heart."""

@@ -1,3 +1,0 @@
-# RetinaNet-R152, from scratch.
-_base_ = './retinanet_r50.py'
-model = dict(backbone=dict(depth=152))

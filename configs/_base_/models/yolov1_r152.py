@@ -1,3 +1,0 @@
-# YOLOv1 on ResNet-152, from scratch.
-_base_ = './yolov1_r50.py'
-model = dict(backbone=dict(depth=152))
