@@ -230,7 +230,7 @@ def _without_values(item: Any, fake: FakeTensorMode) -> Any:
 
 @lru_cache(maxsize=None)
 def _returns_its_first(func: Any) -> bool:
-    """Whether an op writes to its first argument, and returns that with shape and memory as before."""
+    """Whether an op writes to its first argument and returns that, shape and memory as before."""
     arguments, results = func._schema.arguments, func._schema.returns
     return (
         len(results) == 1

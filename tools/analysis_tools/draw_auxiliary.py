@@ -8,14 +8,330 @@ One training step is done on a synthetic batch: no data and no checkpoints are n
 """
 
 import argparse
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+from mmengine.model import BaseModel
+from torch import Tensor, nn
 
 from fba_mm import command_line
-from fba_mm.analysis.auxiliary_plot import draw_auxiliary, trace_auxiliary
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
 from fba_mm.config import load_config
+from fba_mm.engine.fba_hook import find_local_backbone
+from fba_mm.errors import LocalLearningError
+from fba_mm.local.auxiliary.base import Auxiliary
+from fba_mm.local.task_loss import StubbableBackbone
 from fba_mm.localize import localize
+
+# What is looked into, instead of being one box.
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Auxiliary, BaseModel)
+# Fill of a box by who trains it.
+_FILLS = {'auxiliary': '#CFE3F5', 'shared': '#FBE3C8', 'averaged': '#E4E4E4', 'module': '#DCEBD2'}
+_MEANINGS = {
+    'module': "the module's output",
+    'auxiliary': 'trained with this module, gone after training',
+    'shared': "the model's own, shared by all modules",
+    'averaged': 'not trained by gradients: an average of weights',
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, or block, that ran for a module's loss.
+
+    Attributes:
+        name: Class of the layer.
+        kind: ``'auxiliary'``, ``'shared'`` (the model's own) or ``'averaged'`` (without gradients).
+        shape: Of its output without the batch, as text; empty where it is no tensor.
+        parameters: Number of parameters.
+        branches: Whether it starts again from the module's output, after other layers.
+    """
+
+    name: str
+    kind: str
+    shape: str
+    parameters: int
+    branches: bool = False
+
+
+@dataclass(frozen=True)
+class AuxiliaryRun:
+    """What ran between a module's output and its losses.
+
+    Attributes:
+        module: Number of the module, from 1.
+        segments: Its segments, as text.
+        shape: Of the module's output without the batch.
+        layers: In the order in which they ran.
+        losses: Names of the losses.
+        parameters: Number of parameters of the auxiliary network.
+    """
+
+    module: int
+    segments: str
+    shape: str
+    layers: Tuple[Layer, ...]
+    losses: Tuple[str, ...]
+    parameters: int
+
+
+def trace_auxiliary(step: TrainingStep, data: Any) -> List[AuxiliaryRun]:
+    """Do one training step, and note what each module's loss was computed with.
+
+    Args:
+        step: Of a model with a :class:`LocalBackbone`.
+        data: What the config's dataloader yields; :func:`synthetic_batch` makes such a batch.
+
+    Raises:
+        LocalLearningError: There are no auxiliary networks.
+
+    Example:
+        >>> cfg = load_config('configs/classification/cifar10/resnet32_dgl.py')
+        >>> step = TrainingStep(cfg)
+        >>> runs = trace_auxiliary(step, synthetic_batch(step.model, (4, 3, 32, 32)))
+    """
+    local_backbone = find_local_backbone(step.model) if step.hooks else None
+    if local_backbone is None or not len(local_backbone.auxiliary):
+        raise LocalLearningError(
+            'this config has no auxiliary networks: draw one that trains by local learning, with '
+            'num_modules above 1, or give --local K'
+        )
+    runs: List[AuxiliaryRun] = []
+    for k, auxiliary in enumerate(local_backbone.auxiliary):
+        auxiliary.loss = _noting(step, auxiliary, k, runs)
+    try:
+        step(data)
+    finally:
+        for auxiliary in local_backbone.auxiliary:
+            del auxiliary.loss  # uncovers the class's
+    return runs
+
+
+def _noting(step: TrainingStep, auxiliary: Auxiliary, index: int, runs: List[AuxiliaryRun]):
+    loss = auxiliary.loss
+    local_backbone = find_local_backbone(step.model)
+
+    def noting(x: Tensor, *args: Any, **kwargs: Any):
+        with _noted(step.model, auxiliary, x) as layers:
+            losses = loss(x, *args, **kwargs)
+        names = [local_backbone.segments[i].name for i in local_backbone.module_segments[index]]
+        runs.append(
+            AuxiliaryRun(
+                index + 1,
+                names[0] if len(names) == 1 else f'{names[0]} … {names[-1]}',
+                _shape(x),
+                tuple(layers),
+                tuple(name for name in losses if 'loss' in name),
+                sum(p.numel() for p in auxiliary.parameters()),
+            )
+        )
+        return losses
+
+    return noting
+
+
+@contextmanager
+def _noted(model: nn.Module, auxiliary: Auxiliary, x: Tensor) -> Iterator[List[Layer]]:
+    """Note the outermost layers that run in this context, those with parameters or that pool."""
+    layers: List[Layer] = []
+    own = set(auxiliary.modules())
+    running: List[nn.Module] = []
+    handles = []
+
+    def before(module: nn.Module, args: tuple) -> None:
+        running.append(module)
+
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        running.pop()
+        if running or not _worth_a_box(module):
+            return
+        parameters = [*module.parameters()]
+        kind = 'auxiliary' if module in own else 'shared'
+        if parameters and not any(p.requires_grad for p in parameters):
+            kind = 'averaged'
+        layers.append(
+            Layer(
+                type(module).__name__,
+                kind,
+                _shape(output),
+                sum(p.numel() for p in parameters),
+                bool(layers) and any(value is x for value in args),
+            )
+        )
+
+    # An auxiliary network may be part of the model: each module is hooked once.
+    for module in {*model.modules(), *own}:
+        # A backbone that only answers with given features does nothing here.
+        if not isinstance(module, (*_CONTAINERS, StubbableBackbone)):
+            handles += [
+                module.register_forward_pre_hook(before),
+                module.register_forward_hook(after),
+            ]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _worth_a_box(module: nn.Module) -> bool:
+    has_weight = any(p.dim() > 1 for p in module.parameters())
+    return has_weight or 'Pool' in type(module).__name__
+
+
+def _shape(output: Any) -> str:
+    if isinstance(output, (tuple, list)) and output and isinstance(output[-1], Tensor):
+        # Several levels: the largest map says where the cost is.
+        several = f' + {len(output) - 1} smaller' if len(output) > 1 else ''
+        return _shape(max(output, key=torch.Tensor.numel)) + several
+    return '×'.join(map(str, output.shape[1:])) if isinstance(output, Tensor) else ''
+
+
+def draw_auxiliary(
+    runs: Sequence[AuxiliaryRun],
+    out_file: Union[str, 'os.PathLike[str]'],
+    modules: Optional[Sequence[int]] = None,
+    title: str = 'Auxiliary networks',
+) -> Figure:
+    """Draw what was traced, a column for each module, from its output up to its losses.
+
+    Args:
+        runs: From :func:`trace_auxiliary`.
+        out_file: A PNG file; missing folders are made.
+        modules: Numbers of the modules to draw. Unset, the first, one in the middle, and the last
+            that has an auxiliary network.
+        title: Of the figure.
+
+    Returns:
+        The figure that was saved.
+
+    Raises:
+        LocalLearningError: A module has no auxiliary network.
+    """
+    known = {run.module: run for run in runs}
+    if modules is None:
+        modules = sorted({runs[0].module, runs[len(runs) // 2].module, runs[-1].module})
+    strangers = [number for number in modules if number not in known]
+    if strangers:
+        raise LocalLearningError(
+            f'module {strangers[0]} has no auxiliary network: give numbers from {runs[0].module} '
+            f'to {runs[-1].module}'
+        )
+    drawn = [known[number] for number in modules]
+    tallest = max(len(run.layers) for run in drawn)
+    figure = Figure(figsize=(3.1 * len(drawn) + 0.4, 0.52 * tallest + 2.5), dpi=130)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axes.set_axis_off()
+    axes.set(xlim=(-0.55, len(drawn) - 0.45), ylim=(-1.3, tallest + 2.5))
+    kinds: Dict[str, None] = {'module': None}
+    for column, run in enumerate(drawn):
+        _draw_column(axes, column, run)
+        kinds.update((layer.kind, None) for layer in run.layers)
+    axes.text(-0.5, tallest + 2.4, title, fontsize=13, fontweight='bold', va='top')
+    for row, kind in enumerate(kinds):
+        y = -0.75 - 0.38 * row
+        axes.add_patch(
+            Rectangle(
+                (-0.5, y - 0.11), 0.05, 0.22, facecolor=_FILLS[kind], edgecolor='.45', linewidth=0.8
+            )
+        )
+        axes.text(-0.41, y, _MEANINGS[kind], fontsize=8.5, va='center')
+    axes.set_ylim(-0.85 - 0.38 * len(kinds), tallest + 2.5)
+    out_file = os.fspath(out_file)
+    os.makedirs(os.path.dirname(os.path.abspath(out_file)), exist_ok=True)
+    figure.savefig(out_file, format='png')
+    return figure
+
+
+def _draw_column(axes: Axes, column: int, run: AuxiliaryRun) -> None:
+    _box(axes, column, 0, 0.86, 0.62, _FILLS['module'])
+    axes.text(
+        column,
+        0,
+        f'module {run.module}: {run.segments}\n{run.shape}',
+        fontsize=8.5,
+        ha='center',
+        va='center',
+    )
+    for row, layer in enumerate(run.layers, start=1):
+        if layer.branches:
+            axes.text(
+                column,
+                row - 0.5,
+                "from the module's output",
+                fontsize=8,
+                color='.35',
+                ha='center',
+                va='center',
+                style='italic',
+            )
+        else:
+            _arrow(axes, column, row)
+        _box(axes, column, row, 0.86, 0.62, _FILLS[layer.kind])
+        figures = [layer.shape, _count(layer.parameters)]
+        axes.text(
+            column,
+            row,
+            f'{layer.name}\n{" · ".join(filter(None, figures))}',
+            fontsize=8.5,
+            ha='center',
+            va='center',
+        )
+    row = len(run.layers) + 1
+    _arrow(axes, column, row)
+    axes.text(
+        column, row, ' + '.join(run.losses), fontsize=9, ha='center', va='center', fontweight='bold'
+    )
+    axes.text(
+        column,
+        row + 0.45,
+        f'{_count(run.parameters) or "no parameters"} of its own',
+        fontsize=8.5,
+        ha='center',
+        va='center',
+        color='.35',
+    )
+
+
+def _count(parameters: int) -> str:
+    if not parameters:
+        return ''
+    return (
+        f'{parameters:,} parameters' if parameters < 1e6 else f'{parameters / 1e6:.2f} M parameters'
+    )
+
+
+def _box(axes: Axes, x: float, y: float, width: float, height: float, fill: str) -> None:
+    axes.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2),
+            width,
+            height,
+            boxstyle='round,pad=0,rounding_size=.05',
+            facecolor=fill,
+            edgecolor='.45',
+            linewidth=0.8,
+        )
+    )
+
+
+def _arrow(axes: Axes, x: float, row: int) -> None:
+    axes.annotate(
+        '',
+        (x, row - 0.3),
+        (x, row - 0.7),
+        arrowprops=dict(arrowstyle='-|>', color='.45', linewidth=0.8, mutation_scale=7),
+    )
 
 
 def parse_args() -> argparse.Namespace:

@@ -9,19 +9,146 @@ The pictures are those of the first config's first test set, or of ``--data``, a
 """
 
 import argparse
+import os
 from pathlib import Path
+from typing import Dict, Sequence, Tuple, Union
 
 import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fba_mm import command_line
-from fba_mm.analysis.super_resolution_plot import draw_super_resolution, enlarge
 from fba_mm.checkpoint import check_fit, guard_checkpoints
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.preflight.building import build_model
 from fba_mm.preflight.image_pairs import scale_of
+
+_INK = '#D55E00'
+
+
+def enlarge(model: nn.Module, image: np.ndarray) -> np.ndarray:
+    """What a model of mmagic makes of one picture.
+
+    Args:
+        model: A ``BaseEditModel``; it is put in evaluation mode.
+        image: Low resolution, (H, W, 3), RGB of 0 to 255.
+
+    Returns:
+        (scale * H, scale * W, 3), uint8.
+    """
+    from mmagic.structures import DataSample
+
+    inputs = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    data = dict(inputs=[inputs], data_samples=[DataSample()])
+    model.eval()
+    with torch.no_grad(), DefaultScope.overwrite_default_scope('mmagic'):
+        output = model.test_step(data)[0].output.pred_img
+    return _as_image(output)
+
+
+def _as_image(image: Tensor) -> np.ndarray:
+    return image.float().round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def psnr_on_luma(image: np.ndarray, truth: np.ndarray, crop_border: int) -> float:
+    """PSNR on the Y channel in dB, as super-resolution papers report it.
+
+    Args:
+        image: (H, W, 3), RGB of 0 to 255.
+        truth: The same.
+        crop_border: Pixels at each side that don't count.
+    """
+    from mmagic.evaluation.metrics.psnr import psnr
+
+    return float(psnr(truth, image, crop_border, 'HWC', 'Y', channel_order='rgb'))
+
+
+def hardest_place(image: np.ndarray, truth: np.ndarray, size: int) -> Tuple[int, int]:
+    """Where a square of a picture differs most from the truth.
+
+    Args:
+        image: (H, W, 3).
+        truth: The same.
+        size: Side of the square in px.
+
+    Returns:
+        The upper left corner, x and y.
+    """
+    error = torch.from_numpy(np.square(image.astype(np.float64) - truth).mean(-1))
+    means = F.avg_pool2d(error[None], size, stride=1)[0]
+    y, x = np.unravel_index(int(means.argmax()), means.shape)
+    return int(x), int(y)
+
+
+def draw_super_resolution(
+    rows: Sequence[Dict[str, np.ndarray]],
+    out_file: Union[str, 'os.PathLike[str]'],
+    scale: int,
+    names: Sequence[str],
+    crop: int = 48,
+) -> Figure:
+    """Draw, for each picture, its low resolution, bicubic interpolation, models and the truth.
+
+    The square in which bicubic interpolation is worst is enlarged, with PSNR (Y) of the whole
+    picture below.
+
+    Args:
+        rows: For each picture a dict: ``'low'``, (H, W, 3), ``'truth'``, (scale * H, scale * W, 3),
+            and what each model made of it, by the model's name.
+        out_file: A PNG file; missing folders are made.
+        scale: How many times a picture is enlarged.
+        names: Of the pictures.
+        crop: Side of the square in px of high resolution.
+
+    Returns:
+        The figure that was saved.
+
+    Raises:
+        LocalLearningError: There is no picture, or one is smaller than the square.
+    """
+    if not rows:
+        raise LocalLearningError('no picture to draw: give a test set that has some')
+    columns = len(rows[0]) + 2
+    figure = Figure(figsize=(2.1 * columns, 2.55 * len(rows) + 0.3), dpi=130, layout='constrained')
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_of_row, row, name in zip(grid, rows, names):
+        row = dict(row)
+        low, truth = row.pop('low'), row.pop('truth')
+        if min(truth.shape[:2]) < crop:
+            raise LocalLearningError(
+                f'{name} has {truth.shape[0]}x{truth.shape[1]} px, less than the square of {crop}: '
+                'give a smaller one'
+            )
+        size = truth.shape[1], truth.shape[0]
+        bicubic = np.asarray(Image.fromarray(low).resize(size, Image.BICUBIC))
+        x, y = hardest_place(bicubic, truth, crop)
+        pixels = np.asarray(Image.fromarray(low).resize(size, Image.NEAREST))
+        shown = {'low resolution': pixels, 'bicubic': bicubic, **row, 'ground truth': truth}
+        axes_of_row[0].imshow(truth)
+        axes_of_row[0].add_patch(
+            Rectangle((x, y), crop, crop, fill=False, edgecolor=_INK, linewidth=1.5)
+        )
+        axes_of_row[0].set_title(name, fontsize=10)
+        for axes, (title, image) in zip(axes_of_row[1:], shown.items()):
+            axes.imshow(image[y : y + crop, x : x + crop], interpolation='nearest')
+            axes.set_title(title, fontsize=10)
+            if title not in ('low resolution', 'ground truth'):
+                axes.set_xlabel(f'{psnr_on_luma(image, truth, scale):.2f} dB', fontsize=9)
+        for axes in axes_of_row:
+            axes.set(xticks=[], yticks=[])
+    out_file = os.fspath(out_file)
+    os.makedirs(os.path.dirname(os.path.abspath(out_file)), exist_ok=True)
+    figure.savefig(out_file, format='png')
+    return figure
 
 
 def parse_args() -> argparse.Namespace:

@@ -6,21 +6,18 @@ from unittest import mock
 import pytest
 from mmengine.config import Config
 
-from fba_mm.analysis import collection_sweep
-from fba_mm.analysis.collection_sweep import (
-    Verdict,
-    collection,
-    compatibility_table,
-    sample,
-    small,
-    small_digest,
-    try_config,
-)
 from fba_mm.config import load_config
 from fba_mm.local.auxiliary.slm import SLM
 from fba_mm.local.task_loss import map_losses
 
-from ..conftest import retinanet
+from .conftest import retinanet
+from .test_benchmarks import benchmark
+
+pytestmark = pytest.mark.slow
+
+collection_sweep = benchmark('collection_sweep')
+Verdict, try_config = collection_sweep.Verdict, collection_sweep.try_config
+small, small_digest = collection_sweep.small, collection_sweep.small_digest
 
 
 def config(**changes) -> Config:
@@ -232,20 +229,22 @@ def test_configs_that_differ_in_schedule_alone():
 
 
 def test_collection():
-    found = collection()
+    found = collection_sweep.collection()
     assert 'retinanet/retinanet_r50_fpn_1x_coco.py' in found
     assert not any('_base_' in name for name in found) and len(found) > 500
 
 
 def test_sample():
     configs = {name: name for name in ('a/r1', 'a/r2', 'a/s1', 'b/r1', 'b/r2', 'b/r3')}
-    picked = [name for name, _ in sample(configs, lambda path: path.split('/')[1][0], 1)]
+    picked = [
+        name for name, _ in collection_sweep.sample(configs, lambda path: path.split('/')[1][0], 1)
+    ]
     assert picked == ['a/r1', 'a/s1', 'b/r1']
-    assert len(list(sample(configs, lambda path: path.split('/')[1][0], 2))) == 5
+    assert len(list(collection_sweep.sample(configs, lambda path: path.split('/')[1][0], 2))) == 5
 
 
 def test_table():
-    table = compatibility_table(
+    table = collection_sweep.compatibility_table(
         [
             Verdict('a.py', 'M', 'ResNet'),
             Verdict('b.py', 'M', 'ResNet', 'refused', 'too | bad'),

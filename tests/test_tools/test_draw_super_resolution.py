@@ -6,15 +6,14 @@ from matplotlib.image import imread
 from mmengine.registry import MODELS
 from PIL import Image
 
-from fba_mm.analysis.super_resolution_plot import (
-    draw_super_resolution,
-    enlarge,
-    hardest_place,
-    psnr_on_luma,
-)
 from fba_mm.errors import LocalLearningError
 
 from ..super_resolution import editor
+from .in_process import load_tool
+
+tool = load_tool('analysis_tools/draw_super_resolution')
+draw_super_resolution, enlarge = tool.draw_super_resolution, tool.enlarge
+hardest_place, psnr_on_luma = tool.hardest_place, tool.psnr_on_luma
 
 
 def photo(height=60, width=72, seed=0):

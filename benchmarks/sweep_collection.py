@@ -1,8 +1,8 @@
 """Which configs of an OpenMMLab collection train by local learning.
 
-    python tools/analysis_tools/sweep_collection.py --per-folder 1     # some of each kind
-    python tools/analysis_tools/sweep_collection.py                    # all: hours on a CPU
-    python tools/analysis_tools/sweep_collection.py --only 'retinanet/*' 'fcos/*'
+    python benchmarks/sweep_collection.py --per-folder 1     # some of each kind
+    python benchmarks/sweep_collection.py                    # all: hours on a CPU
+    python benchmarks/sweep_collection.py --only 'retinanet/*' 'fcos/*'
 
 Makes each config's model small, trains it for one step on random images in local modules, and
 checks that modules are isolated and that the exported checkpoint is one of the stock config. Each
@@ -22,13 +22,7 @@ from pathlib import Path
 from typing import Dict
 
 import torch
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from fba_mm import command_line
-from fba_mm.analysis.collection_sweep import (
+from collection_sweep import (
     Verdict,
     collection,
     compatibility_table,
@@ -36,6 +30,12 @@ from fba_mm.analysis.collection_sweep import (
     small_digest,
     try_config,
 )
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fba_mm import command_line
 from fba_mm.config import load_config, type_name
 from fba_mm.errors import LocalLearningError
 

@@ -11,17 +11,17 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.utils import get_installed_path
+from small_language_model import small_language_model
 from torch import Tensor, nn
 
-from ..checkpoint import export_checkpoint
-from ..config import type_name
-from ..errors import LocalLearningError
-from ..local import LocalBackbone
-from ..localize import localize, stock_form
-from ..preflight.building import build_model
-from .small_language_model import small_language_model
-from .synthetic_batch import batch_shape, synthetic_batch
-from .training_step import TrainingStep
+from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
+from fba_mm.analysis.training_step import TrainingStep
+from fba_mm.checkpoint import export_checkpoint
+from fba_mm.config import type_name
+from fba_mm.errors import LocalLearningError
+from fba_mm.local import LocalBackbone
+from fba_mm.localize import localize, stock_form
+from fba_mm.preflight.building import build_model
 
 # What became of a config, in the order of tables.
 OUTCOMES = ('trains', 'refused', 'fails', 'not tried')
