@@ -1,0 +1,84 @@
+"""Trainings of ResNet-32 side by side, as many epochs as fit into the time that is left."""
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Dict, List
+
+import classification
+from journal import Row
+from rich.console import Console
+from seeded_trainings import accuracy_and_time, run_all, train
+from steps import free
+
+from fba_mm.analysis.training_profile import seconds_by_turns
+
+METHODS = ('bp', 'fba', 'auglocal')
+# Imports, reading the images, and the test.
+START_SECONDS = 60
+TRAINING_IMAGES, BATCH = 50_000, 256
+
+
+def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
+    """Train all methods at a time, with the same budget.
+
+    Args:
+        deadline: ``time.time()`` at which all have to be done.
+        small: Train on a few digits instead.
+        device: ``'cuda'`` or ``'cpu'``, to choose the number of epochs.
+
+    Returns:
+        By method: accuracy in percent, seconds per epoch and per step, epochs.
+    """
+    args = argparse.Namespace(
+        data='digits' if small else 'cifar10_jpeg',
+        network='resnet32',
+        images=64 if small else None,
+        epochs=1,
+        batch=32 if small else BATCH,
+        lr=0.2,
+        size=32,
+        device=device,
+    )
+    methods = METHODS[:2] if small else METHODS
+    seconds = seconds_by_turns(
+        {method: classification.training_step(args, method, None) for method in methods},
+        device,
+        1 if small else 10,
+    )
+    free(device)
+    if not small:
+        # Side by side they slow each other down, at worst as if one came after the other.
+        epoch = sum(seconds.values()) * TRAINING_IMAGES / BATCH
+        left = deadline - time.time() - START_SECONDS
+        args.epochs = int(min(max(0.8 * left / epoch, 1), 60))
+    with tempfile.TemporaryDirectory() as folder:
+
+        def one(method: str, seed: int) -> dict:
+            config = classification.config(args, method, seed)
+            return train(Path(folder, method), config, accuracy_and_time, threads=2)
+
+        results = run_all(methods, [0], one, str, len(methods), Console())
+    return {
+        method: dict(by_seed[0], epochs=args.epochs, step_ms=1000 * seconds[method])
+        for method, by_seed in results.items()
+    }
+
+
+def rows(place: dict) -> List[Row]:
+    """The one row: all trainings, so that their budget is the same.
+
+    Args:
+        place: Device and versions.
+    """
+    small, device = place['small'], place['device']
+    data = 'digits' if small else 'CIFAR-10 as JPEG files'
+    return [
+        Row(
+            f'training/ResNet-32, {data}',
+            lambda deadline: trained(deadline, small, device),
+            480,
+            place,
+        )
+    ]
