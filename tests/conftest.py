@@ -59,6 +59,14 @@ def _reproducible():
         yield
 
 
+@pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
+def device(request):
+    """Where to compute."""
+    if request.param == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    return request.param
+
+
 def retinanet(depth: int = 18, num_modules=4, norm: str = 'BN', **backbone) -> dict:
     """A narrow RetinaNet that trains from scratch; ``num_modules=None`` leaves it unwrapped."""
     auxiliary = backbone.pop('auxiliary', dict(type='SLM'))

@@ -50,7 +50,9 @@ class Journal:
         ]
 
     def append(self, **line) -> None:
-        """Write a line, whole or not at all."""
+        """Write a line; one with ``seconds``, of a row that has ended, gets the time of day."""
+        if 'seconds' in line:
+            line['ended'] = time.time()
         text = json.dumps(line) + '\n'
         with self.path.open('a') as file:
             file.write(text)
@@ -63,15 +65,20 @@ class Journal:
                 found.setdefault(line['row'], {})[json.dumps(line['place'])] = line
         return {name: list(places.values()) for name, places in found.items()}
 
-    def pending(self, rows: Sequence[Row]) -> List[Row]:
-        """The rows without a result: those not tried yet, then those that failed."""
+    def pending(self, rows: Sequence[Row], since: float) -> List[Row]:
+        """The rows without a result: those not tried yet, then those that failed.
+
+        Args:
+            rows: To choose from.
+            since: What failed later than this moment (``time.time()``) isn't tried again.
+        """
         ends = self.ends()
         new, failed = [], []
         for row in rows:
             here = [line for line in ends.get(row.name, []) if line['place'] == row.place]
             if not here:
                 new.append(row)
-            elif 'error' in here[0]:
+            elif 'error' in here[0] and here[0]['ended'] < since:
                 failed.append(row)
         return new + failed
 
@@ -84,15 +91,16 @@ class Journal:
         return begun
 
 
-def work(rows: Sequence[Row], journal: Journal, deadline: float) -> None:
+def work(rows: Sequence[Row], journal: Journal, since: float, deadline: float) -> None:
     """Go through the rows that have no result, in this process.
 
     Args:
         rows: In order of worth.
         journal: Takes their results.
+        since: When all began; see :meth:`Journal.pending`.
         deadline: No row begins that needs more than three times what is left.
     """
-    for row in journal.pending(rows):
+    for row in journal.pending(rows, since):
         start = time.time()
         if start + row.seconds / 3 > deadline:
             continue

@@ -84,16 +84,16 @@ def _search(
         power: Bytes grow by it.
         cap: Bytes.
     """
-    low, high = 0, None
+    low, high, share = 0, None, 16
     least = min(known) ** (1 / power)
     while high is None or high - low > max(1, low // 50):
         (x0, y0), (x1, y1) = sorted(known.items())[-2:]
         slope = max(y1 - y0, 1) / (x1 - x0)
         count = int(max(x1 + (cap - y1) / slope, 0) ** (1 / power))
         if high is not None and count >= high:
-            # What the allocator can't use comes on top.
-            near = high - max(1, high // 16)
-            count = near if low < near else (low + high) // 2
+            # What the allocator can't use comes on top: a little below, then further down.
+            near, share = high - max(1, high // share), max(share // 2, 2)
+            count = max(near, (low + high) // 2)
         count = max(count, low + 1)
         nbytes = peak(count) if count >= least else None
         if nbytes is None:

@@ -53,7 +53,7 @@ def work_through(args: argparse.Namespace) -> None:
     if 'host' in args.worker:
         rows += memory.predictions(place)
     rows = [row for row in rows if not args.only or row.name.startswith(tuple(args.only))]
-    work(rows, Journal(args.out / 'results.jsonl'), args.deadline)
+    work(rows, Journal(args.out / 'results.jsonl'), args.since, args.deadline)
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument('--small', action='store_true', help='tiny networks, to try it out')
     parser.add_argument('--only', nargs='+', help='beginnings of the names of rows')
     parser.add_argument('--worker', nargs='+', choices=['device', 'host'], help=argparse.SUPPRESS)
+    parser.add_argument('--since', type=float, help=argparse.SUPPRESS)
     parser.add_argument('--deadline', type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
     start = time.time()
@@ -71,9 +72,14 @@ def main() -> None:
     if args.worker:
         work_through(args)
         return
+    import torch
+
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error('torch sees no CUDA device: --device cpu --small tries the rows out without')
     # The report at the end takes some seconds.
     deadline = start + 60 * args.minutes - min(10, 6 * args.minutes)
-    command = [sys.executable, __file__, *sys.argv[1:], '--deadline', str(deadline), '--worker']
+    span = ['--since', str(start), '--deadline', str(deadline)]
+    command = [sys.executable, __file__, *sys.argv[1:], *span, '--worker']
     # Predictions are computed on the host: beside the device's rows, unless they are the same.
     workers = [['device'], ['host']] if args.device == 'cuda' else [['device', 'host']]
     os.environ['PYTHONUNBUFFERED'] = '1'

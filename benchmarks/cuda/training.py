@@ -17,7 +17,7 @@ from fba_mm.analysis.training_profile import seconds_by_turns
 METHODS = ('bp', 'fba', 'auglocal')
 # Imports, reading the images, and the test.
 START_SECONDS = 60
-TRAINING_IMAGES, BATCH = 50_000, 256
+TRAINING_IMAGES, BATCH, LR = 50_000, 256, 0.2
 
 
 def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
@@ -37,7 +37,6 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
         images=64 if small else None,
         epochs=1,
         batch=32 if small else BATCH,
-        lr=0.2,
         size=32,
         device=device,
     )
@@ -56,7 +55,7 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
 
         def one(method: str, seed: int) -> dict:
-            config = classification.config(args, method, seed)
+            config = classification.config(args, method, seed, LR)
             return train(Path(folder, method), config, accuracy_and_time, threads=2)
 
         results = run_all(methods, [0], one, str, len(methods), Console())
