@@ -94,7 +94,7 @@ def predictions(place: dict) -> List[Row]:
         place: Device and versions.
     """
     names = list(SMALL) if place['small'] else [*FIRST, *(n for n in WORKS if n not in FIRST)]
-    here = dict(torch=place['torch'], small=place['small'])
+    here = dict(torch=place['torch'].split('+')[0], small=place['small'])
     return [
         Row(f'predicted/{name}', lambda _, name=name: predicted(name), 240, here) for name in names
     ]
