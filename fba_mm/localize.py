@@ -31,7 +31,7 @@ _STOCK_FORM = {
     'AmpLocalOptimWrapper': 'AmpOptimWrapper',
 }
 # What this package adds to configs that it trains.
-_OWN_HOOKS = ('FBAHook', 'IterationSeedHook', 'LocalAccuracyHook')
+_OWN_HOOKS = ('FBAHook', 'SplitBatchHook', 'IterationSeedHook', 'LocalAccuracyHook')
 
 
 def localize(
@@ -145,14 +145,9 @@ def localize(
 
     optim_wrapper = cfg.get('optim_wrapper')
     if optim_wrapper is not None:
-        kind = type_name(optim_wrapper.get('type', 'OptimWrapper'))
-        if kind not in _LOCAL_FORM:
-            raise LocalLearningError(
-                f'optim_wrapper.type={kind} has no local form: use one of '
-                f'{", ".join(sorted(_LOCAL_FORM)[::-1])}'
-            )
+        local_form = _local_form(optim_wrapper)
         _localize_constructor(optim_wrapper)
-        optim_wrapper.type = _LOCAL_FORM[kind]
+        optim_wrapper.type = local_form
         # What a user has set already, by --cfg-options for instance, is kept.
         if (
             apply is None
@@ -221,6 +216,69 @@ def checkpointed(
             ):
                 _recompute(part)
     localize_optimizer(cfg)
+    _import_package(cfg)
+    return name_classes(cfg)
+
+
+def image_by_image(
+    config: Union[str, os.PathLike, Config], recompute: Union[int, str] = 3, head: bool = False
+) -> Config:
+    """Make a config train by back-propagation in the least memory: on each image after the other.
+
+    The backbone is recomputed, and neck and head are fed, image by image wherever that is exact
+    (:class:`LocalBackbone`'s ``recompute_batch_size`` and ``head_batch_size``), losses in slices,
+    and gradients are applied as soon as they are complete. The result is the same up to the order
+    of sums.
+
+    Args:
+        config: The config, its path, or its name as ``'mmdet::retinanet/...'``. It is not changed.
+        recompute: As in :func:`checkpointed`.
+        head: As in :func:`checkpointed`.
+
+    Returns:
+        A new config.
+
+    Raises:
+        LocalLearningError: The config can't be wrapped, or its optimizer wrapper has no local form.
+
+    Example:
+        >>> image_by_image('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model.backbone.recompute
+        3
+    """
+    cfg = checkpointed(sliced(config), recompute, 1, head=head)
+    cfg.model[backbone_key(cfg.model)].head_batch_size = 1
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), ConfigDict(type='FBAHook')]
+    if cfg.get('optim_wrapper') is not None:
+        cfg.optim_wrapper.type = _local_form(cfg.optim_wrapper)
+    return cfg
+
+
+def accumulated(config: Union[str, os.PathLike, Config], images: int = 1) -> Config:
+    """Make a config compute the gradients of each batch on a few images at a time, and add them up.
+
+    Losses and gradients are those of the whole batch; see :class:`SplitBatchHook` for the models of
+    which that is true.
+
+    Args:
+        config: The config, its path, or its name as ``'mmpretrain::deit/...'``. It is not changed.
+        images: Images at once.
+
+    Returns:
+        A new config.
+
+    Raises:
+        LocalLearningError: The config's optimizer wrapper has no local form.
+
+    Example:
+        >>> cfg = accumulated('mmpretrain::deit/deit-small_4xb256_in1k.py', 16)
+        >>> cfg.custom_hooks[-1], cfg.optim_wrapper.type
+        ({'type': 'SplitBatchHook', 'images': 16}, 'LocalOptimWrapper')
+    """
+    cfg = _own_copy(config)
+    hooks = [hook for name, hook in custom_hooks(cfg) if name != 'SplitBatchHook']
+    cfg.custom_hooks = [*hooks, ConfigDict(type='SplitBatchHook', images=images)]
+    if cfg.get('optim_wrapper') is not None:
+        cfg.optim_wrapper.type = _local_form(cfg.optim_wrapper)
     _import_package(cfg)
     return name_classes(cfg)
 
@@ -353,6 +411,17 @@ def _stock_backbone(cfg: Config, setting: str) -> Tuple[str, ConfigDict]:
             f'model.{key} is a LocalBackbone already: change its {setting} instead'
         )
     return key, backbone
+
+
+def _local_form(optim_wrapper: dict) -> str:
+    """The optimizer wrapper that does the same as a config's, and takes local losses too."""
+    kind = type_name(optim_wrapper.get('type', 'OptimWrapper'))
+    if kind not in _LOCAL_FORM:
+        raise LocalLearningError(
+            f'optim_wrapper.type={kind} has no local form: use one of '
+            f'{", ".join(sorted(_LOCAL_FORM)[::-1])}'
+        )
+    return _LOCAL_FORM[kind]
 
 
 def _import_package(cfg: Config) -> None:

@@ -13,6 +13,9 @@ from ..config import config_scope, custom_hooks
 from ..preflight.building import build_model
 from .trained_proposals import trained_proposals
 
+# What takes part in the step itself.
+_HOOKS = ('FBAHook', 'SplitBatchHook')
+
 
 class TrainingStep:
     """Builds a config's model and optimizer, and does one training step when called.
@@ -31,12 +34,11 @@ class TrainingStep:
         with config_scope(cfg):
             self.model = self._build_model(cfg, device).train()
             self.optim_wrapper = build_optim_wrapper(self.model, cfg.optim_wrapper)
-            self.hooks = [
-                HOOKS.build(hook) for name, hook in custom_hooks(cfg) if name == 'FBAHook'
-            ]
-        self._iteration = SimpleNamespace(seed=0, iter=0)
-        for hook in self.hooks:
+            hooks = {name: HOOKS.build(hook) for name, hook in custom_hooks(cfg) if name in _HOOKS}
+        for hook in hooks.values():
             hook.attach(self.model, self.optim_wrapper)
+        self.hooks = [hook for name, hook in hooks.items() if name == 'FBAHook']
+        self._iteration = SimpleNamespace(seed=0, iter=0)
 
     def _build_model(self, cfg: Config, device: str) -> nn.Module:
         return build_model(cfg).to(device)

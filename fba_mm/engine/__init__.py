@@ -10,6 +10,7 @@ from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .local_optim_wrapper_constructor import LocalOptimWrapperConstructor
 from .local_sharded_data_parallel import LocalShardedDataParallel
 from .module_parallel import LocalModuleParallel
+from .split_batch_hook import SplitBatchHook
 from .undivided_samplers import UndividedInfiniteSampler, UndividedSampler
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     'LocalOptimWrapper',
     'LocalOptimWrapperConstructor',
     'LocalShardedDataParallel',
+    'SplitBatchHook',
     'UndividedInfiniteSampler',
     'UndividedSampler',
 ]

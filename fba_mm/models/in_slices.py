@@ -72,7 +72,7 @@ def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
     ):
         module.__class__ = _subclass(_SlicedRoIs, owner)
         return module
-    if package == 'mmseg' and _has_plain_loss(module):
+    if package == 'mmseg' and has_plain_loss(module):
         module.__class__ = _subclass(_StripedDecodeHead, owner)
         return module
     raise LocalLearningError(
@@ -172,13 +172,17 @@ def _rows(pred: Tensor) -> List[slice]:
     return [slice(start, start + step) for start in range(0, max(len(pred), 1), step)]
 
 
-def _has_plain_loss(head: nn.Module) -> bool:
-    """Whether a head of mmseg has BaseDecodeHead's loss on softmax cross entropy alone."""
+def has_plain_loss(head: nn.Module) -> bool:
+    """Whether a head of mmseg has BaseDecodeHead's loss on softmax cross entropy alone.
+
+    Args:
+        head: A decode head.
+    """
     owner = next((c for c in type(head).__mro__ if 'loss_by_feat' in vars(c)), object)
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     return (
-        owner.__name__ == 'BaseDecodeHead'
+        owner.__name__ in ('BaseDecodeHead', '_StripedDecodeHead')
         and head.sampler is None
         and all(
             type(loss).__name__ == 'CrossEntropyLoss'

@@ -1,8 +1,10 @@
 """Going through the ways to train, and choosing one."""
 
+import gc
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Optional, Union
+from typing import Callable, Iterator, List, Optional, Union
 
 from mmengine.config import Config
 from rich import box
@@ -16,7 +18,7 @@ from ..analysis.synthetic_batch import Shape, batch_shape
 from ..config import backbone_key
 from ..errors import LocalLearningError
 from ..memory_budget import parse_memory
-from .ways import Count, Series, Way, ways_to_train
+from .ways import Series, Way, ways_to_train
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,22 @@ def plan_training(
             f'model.{backbone_key(cfg.model)} is a LocalBackbone, and a plan starts from the stock '
             "config: give that, or set num_modules='auto' and memory_budget in the LocalBackbone"
         )
-    return Search(cfg, batch_shape(cfg) if shape is None else shape, budget, report).plan()
+    with _young_garbage():
+        return Search(cfg, batch_shape(cfg) if shape is None else shape, budget, report).plan()
+
+
+@contextmanager
+def _young_garbage() -> Iterator[None]:
+    """Within this context, garbage is looked for in what was made in it alone.
+
+    Each simulation collects it first, and there are more than a million objects of torch and mmdet.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Search:
@@ -231,61 +248,64 @@ class Search:
             for way in others:
                 if isinstance(way, Way):
                     self.attempt(way)
-                elif any(one.way.exact and self._fits(one) for one in self._tried):
+                elif not way.exact and any(
+                    one.way.exact and self._fits(one) for one in self._tried
+                ):
                     break  # No local way would be taken, and they come last.
                 elif self._budget is None:
                     self._show(way)
-                else:
+                elif not way.dominated:
                     self.least_that_fits(way)
         rest = sorted(self._tried[1:], key=lambda p: (not p.way.exact, -p.memory.total))
         return Plan(self._shape, [stock, *rest], self._budget, self._skipped)
 
     def _show(self, series: Series) -> None:
-        """Try some of a series, the last among them, that show its range."""
+        """Try some of a series that show its range."""
+        last = series.numbers[-1]
         for number in series.numbers:
-            if number in (2, 4, 8, series.numbers[-1]):
-                self.attempt(series.make(number))
+            shown = (2, 4) if series.dominated else (2, 4, 8, last)
+            if number in shown and self.attempt(series.make(number)) is None and series.exact:
+                return  # It is for another kind of model.
 
     def least_that_fits(self, series: Series) -> Optional[Planned]:
-        """Find the smallest number of a series that fits.
+        """Find the smallest number of a series that fits, by bisection.
 
-        Memory doesn't always fall with the number, since each module has an auxiliary network: no
-        bisection. Powers of two are tried from the smallest on, which takes the least time, too,
-        and the last number; then the numbers beside the first that fits, or else beside the least.
+        Where memory rises with the number, since each module has an auxiliary network, smaller ones
+        are looked at.
 
         Args:
             series: The ways.
 
         Returns:
-            The way; None if none fits, or none that is faster than a local way found before.
+            The way; None if none fits, or none that is faster than one of the kind found before.
         """
-        numbers = list(series.numbers)
-        coarse = [n for n in numbers if n == numbers[-1] or isinstance(n, int) and n & (n - 1) == 0]
-        tried: Dict[Count, Planned] = {}
-        for number in coarse:
-            planned = self.attempt(series.make(number))
-            if planned is None:
-                continue
-            tried[number] = planned
-            if self._fits(planned) or planned.time >= self._fastest_local():
-                break
-        if not tried:
-            return None
-        *_, last = tried.values()
-        least = min(tried, key=lambda number: tried[number].memory.total)
-        if not self._fits(tried[least]) and last.time >= self._fastest_local():
-            return None
-        at = numbers.index(least)
-        # Those above a number that fits take more time for nothing.
-        for number in numbers[max(at - 1, 0) : at + 1 if self._fits(tried[least]) else at + 2]:
-            planned = self.attempt(series.make(number))
-            if planned is not None and self._fits(planned):
-                return planned
-        return None
+        ways = [series.make(number) for number in series.numbers]
+        lowest, highest = 0, len(ways) - 1
+        found = None
+        while lowest <= highest:
+            middle = (lowest + highest) // 2
+            planned = self.attempt(ways[middle])
+            if planned is None and series.exact:
+                return None  # It is for another kind of model.
+            if planned is None or self._fits(planned):
+                found, rises = planned or found, True  # Those above take more time for nothing.
+            elif planned.time >= self._fastest(series.exact):
+                rises = True
+            elif series.exact or middle == highest:
+                rises = not series.exact
+            else:
+                higher = self.attempt(ways[middle + 1])
+                rises = higher is None or higher.memory.total > planned.memory.total
+            if rises:
+                highest = middle - 1
+            else:
+                lowest = middle + 1
+        return found
 
-    def _fastest_local(self) -> float:
+    def _fastest(self, exact: bool) -> float:
+        """The least time of the ways of a kind that fit."""
         return min(
-            (one.time for one in self._tried if not one.way.exact and self._fits(one)),
+            (one.time for one in self._tried if one.way.exact == exact and self._fits(one)),
             default=math.inf,
         )
 

@@ -3,9 +3,10 @@
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, List, Optional, Sequence, Union
+from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from mmengine.config import Config
+from mmengine.dist import is_distributed
 
 from ..analysis.activation_checkpointing import takes_with_cp
 from ..analysis.baselines import backbone_of
@@ -14,13 +15,13 @@ from ..analysis.simulated_step import quiet
 from ..analysis.synthetic_batch import batch_shape
 from ..config import backbone_key
 from ..errors import LocalLearningError
-from ..localize import checkpointed, localize, sliced
+from ..localize import accumulated, checkpointed, image_by_image, localize, sliced
 
 Count = Union[int, str]
 
 EXACT = 'none: the same gradients'
 # What trainings of the two have come to, see benchmarks/results/.
-_LOCAL = {
+_LOCAL: Dict[Tuple[str, Optional[str]], str] = {
     ('detection', 'light'): 'RetinaNet from scratch: -7 to +1 mAP at equal epochs',
     ('detection', 'pooled'): 'RetinaNet from scratch: -2 to +7 mAP at equal epochs',
     (
@@ -56,15 +57,21 @@ class Way:
 
 @dataclass(frozen=True)
 class Series:
-    """Ways that differ in one number: the higher, the less memory and the more time they take.
+    """Ways that differ in one number: the higher it is, the more time they take.
 
     Attributes:
         make: From a number to a way.
         numbers: To choose from, in increasing order.
+        exact: Whether the ways are. Then memory falls with the number; that of local ways may rise
+            again, as each module has a head.
+        dominated: Whether an earlier series takes less of both for the same number. Such a series
+            is there to be compared with, not to be chosen from.
     """
 
     make: Callable[[Count], Way]
     numbers: Sequence[Count]
+    exact: bool = False
+    dominated: bool = False
 
 
 def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
@@ -77,8 +84,17 @@ def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
         LocalLearningError: The config has no backbone or generator.
 
     Example:
-        >>> [way.name for way in ways_to_train(cfg) if isinstance(way, Way)]
-        ['as shipped', 'with_cp=True']
+        >>> [way.name for way in ways_to_train(cfg) if isinstance(way, Way)][:3]
+        ['as shipped', 'losses in slices', 'with_cp=True']
+    """
+    return [*exact_ways(cfg), *local_ways(cfg)]
+
+
+def exact_ways(cfg: Config) -> List[Union[Way, Series]]:
+    """The ways to train whose gradients are those of the config itself, which is the first.
+
+    Args:
+        cfg: A stock config.
     """
     found: List[Union[Way, Series]] = [Way('as shipped', True, EXACT, copy.deepcopy)]
     with quiet():
@@ -87,48 +103,62 @@ def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
     free = '' if in_slices.model.to_dict() == cfg.model.to_dict() else ' --slices'
     if free:
         found.append(Way('losses in slices', True, EXACT, sliced, '--slices'))
+    images = batch_shape(cfg)[0]
+    # Of two images at least; beyond sixteen parts, little is left to save.
+    parts = [n for n in (2, 4, 8, 16) if n <= images]
+    if parts and not is_distributed():
+        found.append(Series(partial(_accumulation, images, None), parts, exact=True))
     if takes_with_cp(cfg) and not backbone_of(cfg).get('with_cp'):
+        options = f'--cfg-options model.{backbone_key(cfg.model)}.with_cp=True{free}'
+        found.append(Way('with_cp=True', True, EXACT, _with_cp, options))
+    try:
+        count_blocks(cfg)
+    except LocalLearningError:
+        return found  # The backbone can't be cut.
+    for spans in (3, 'blocks'):
         found.append(
             Way(
-                'with_cp=True',
+                _spans(spans),
                 True,
                 EXACT,
-                _with_cp,
-                f'--cfg-options model.{backbone_key(cfg.model)}.with_cp=True{free}',
+                partial(_checkpointing, spans),
+                f'--checkpoint {spans}{free}',
             )
         )
+    # Of many images, one at a time is slow; accumulation takes several.
+    if images <= 8:
+        for head in (
+            (False, True) if 'bbox_head' in cfg.model or 'rpn_head' in cfg.model else (False,)
+        ):
+            name = f'{_spans(3)}{", neck and head" * head}, image by image'
+            found.append(Way(name, True, EXACT, partial(image_by_image, head=head)))
+    if parts and not is_distributed():
+        found.append(Series(partial(_accumulation, images, 3), parts, exact=True))
+    return found
+
+
+def local_ways(cfg: Config) -> List[Series]:
+    """The ways to train by local learning, over the number of modules.
+
+    Args:
+        cfg: A stock config.
+    """
     try:
         blocks = count_blocks(cfg)
     except LocalLearningError:
-        return found  # The backbone can't be cut.
-    images = batch_shape(cfg)[0]
-    found += [_checkpointing(spans, None, free) for spans in (3, 'blocks')]
-    if images > 1:
-        found.append(_checkpointing('blocks', 1, free))
+        return []
     numbers: List[Count] = [
         *(number for number in module_counts(blocks) if 1 < number < blocks),
         'blocks',
     ]
-    if blocks > 1:
-        task = task_of(cfg)
-        kinds = _heads(cfg)
-        for kind in kinds:
-            found.append(Series(partial(_local, task, kind, '', {}), numbers))
-        for kind in kinds[:1]:
-            found.append(
-                Series(
-                    partial(_local, task, kind, ', recomputed', dict(recompute='blocks')), numbers
-                )
-            )
-            if images > 1 and task == 'detection':
-                found.append(
-                    Series(
-                        partial(
-                            _local, task, kind, ', one image at a time', dict(head_batch_size=1)
-                        ),
-                        numbers,
-                    )
-                )
+    if blocks < 2:
+        return []
+    task, kinds = task_of(cfg), _heads(cfg)
+    found = [Series(partial(local_way, task, kind), numbers) for kind in kinds[:1]]
+    found += [
+        Series(partial(local_way, task, kind, recompute='blocks'), numbers) for kind in kinds[:1]
+    ]
+    found += [Series(partial(local_way, task, kind), numbers, dominated=True) for kind in kinds[1:]]
     return found
 
 
@@ -138,28 +168,50 @@ def _with_cp(cfg: Config) -> Config:
     return cfg
 
 
-def _checkpointing(spans: Count, images: Optional[int], options: str) -> Way:
-    how = f'--checkpoint {spans}{options}'
-    name = f'checkpointing, {spans} spans' if spans != 'blocks' else 'checkpointing, blocks'
-    if images is not None:
-        name += ', one image at a time'
-        how = ''
-    return Way(name, True, EXACT, lambda cfg: checkpointed(sliced(cfg), spans, images), how)
+def _checkpointing(spans: Count, cfg: Config) -> Config:
+    return checkpointed(sliced(cfg), spans)
 
 
-def _local(task: str, heads: str, note: str, settings: dict, num_modules: Count) -> Way:
-    kind = "the model's head" if heads in ('pooled', 'shared') else f'{heads} heads'
-    options = ''.join(
-        f' --checkpoint {value}' for key, value in settings.items() if key == 'recompute'
-    )
+def _spans(spans: Count) -> str:
+    return 'checkpointing, blocks' if spans == 'blocks' else f'checkpointing, {spans} spans'
+
+
+def _accumulation(images: int, spans: Optional[int], parts: int) -> Way:
+    at_once = -(-images // parts)
+    name = f'accumulation, {at_once} image{"s" * (at_once > 1)} at a time'
+    if spans is not None:
+        name += f', {_spans(spans)}'
+
+    def configure(cfg: Config) -> Config:
+        cfg = sliced(cfg) if spans is None else _checkpointing(spans, cfg)
+        return accumulated(cfg, at_once)
+
+    return Way(name, True, EXACT, configure)
+
+
+def local_way(
+    task: str, heads: Optional[str], num_modules: Count, recompute: Optional[Count] = None
+) -> Way:
+    """Local learning in a number of modules.
+
+    Args:
+        task: From :func:`task_of`.
+        heads: Auxiliary networks, as :func:`localize` names them; None for the default.
+        num_modules: K.
+        recompute: Spans of each module that are recomputed.
+    """
+    name, options = f'local, K={num_modules}', f'--local {num_modules}'
+    if heads is not None:
+        kind = "the model's head" if heads in ('pooled', 'shared') else f'{heads} heads'
+        name, options = f'{name}, {kind}', f'{options} --auxiliary {heads}'
+    if recompute is not None:
+        name, options = f'{name}, recomputed', f'{options} --checkpoint {recompute}'
     return Way(
-        f'local, K={num_modules}, {kind}{note}',
+        name,
         False,
         _LOCAL.get((task, heads), _UNKNOWN),
-        partial(localize, num_modules=num_modules, auxiliary=heads, **settings),
-        ''
-        if 'head_batch_size' in settings
-        else f'--local {num_modules} --auxiliary {heads}{options}',
+        partial(localize, num_modules=num_modules, auxiliary=heads, recompute=recompute),
+        options,
     )
 
 

@@ -29,7 +29,7 @@ def test_the_next_way():
         raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB')
     text = str(raised.value)
     assert text.startswith('out of memory (') and '\n' not in text
-    assert 'try "checkpointing, ' in text or 'try "with_cp=True"' in text
+    assert 'try "accumulation, 4 images at a time" next, with --memory-budget 4MiB' in text
     assert f'{taken / 2**20:.1f} MiB as it was' in text
 
 
