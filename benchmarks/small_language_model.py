@@ -8,7 +8,7 @@ from typing import Any, Iterator
 
 from mmengine.config import Config
 
-from fba_mm.analysis.synthetic_batch import CLASS_NAMES
+from fba_mm.tasks.detection import CLASS_NAMES
 
 _SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '.', '?')
 # That of BERT, which layers of mmdet's have as their default.

@@ -14,11 +14,12 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from .config import backbone_key, load_config, type_name
+from .config import load_config, type_name
 from .errors import LocalLearningError
 from .local import LocalBackbone
 from .localize import checkpointed, sliced
 from .preflight.config_types import check_types
+from .tasks import backbone_key
 
 # Of this repository, where the package is used from its checkout.
 _CONFIGS = Path(__file__).resolve().parent.parent / 'configs'

@@ -4,12 +4,12 @@ import re
 import sys
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ContextManager, Dict, List, Mapping, Tuple
+from typing import Any, ContextManager, Dict, Iterator, List, Mapping, Optional, Tuple
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_installed_path, is_installed
 
 from .compat.distributions import how_to_install
@@ -86,21 +86,44 @@ def _unreadable(config: str, error: Exception) -> LocalLearningError:
     return LocalLearningError(f'config {config} cannot be read: {type(error).__name__}: {reason}')
 
 
-def backbone_key(model: Mapping) -> str:
-    """Under which name a model's config has what local learning wraps.
+def parts_of(part: Any, name: str = '') -> Iterator[Tuple[str, dict]]:
+    """All dicts in a config, itself included, with their dotted names.
 
     Args:
-        model: Config of a model.
-
-    Returns:
-        ``'generator'`` for mmagic's models, which have no backbone, else ``'backbone'``.
+        part: A config or a part of one.
+        name: What it is called.
 
     Example:
-        >>> backbone_key(load_config('mmagic::edsr/edsr_x2c64b16_1xb16-300k_div2k.py').model)
-        'generator'
+        >>> [name for name, _ in parts_of(dict(heads=[dict(), dict()]), 'model')]
+        ['model', 'model.heads.0', 'model.heads.1']
     """
-    has_backbone = model.get('backbone') is not None
-    return 'generator' if model.get('generator') is not None and not has_backbone else 'backbone'
+    if isinstance(part, dict):
+        yield name, part
+    # ConfigDict.items() would make copies.
+    items = (
+        dict.items(part)
+        if isinstance(part, dict)
+        else enumerate(part)
+        if isinstance(part, (list, tuple))
+        else ()
+    )
+    for key, value in items:
+        yield from parts_of(value, f'{name}.{key}' if name else str(key))
+
+
+def class_of(part: Mapping, scope: Optional[str]) -> Optional[type]:
+    """The class of a part of a model's config; None if nothing is registered under its type.
+
+    Args:
+        part: The part's config.
+        scope: Of the whole config, or the package that the part's type is from.
+    """
+    if isinstance(part.get('type'), type):
+        return part['type']
+    with DefaultScope.overwrite_default_scope(
+        scope or 'mmengine'
+    ), MODELS.switch_scope_and_registry(None) as registry:
+        return registry.get(part['type'])
 
 
 def config_scope(cfg: Mapping) -> ContextManager:

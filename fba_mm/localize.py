@@ -2,16 +2,16 @@
 
 import copy
 import os
-from typing import Any, Iterator, Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope
 
-from .config import backbone_key, custom_hooks, load_config, name_classes, type_name
+from .config import class_of, custom_hooks, load_config, name_classes, parts_of, type_name
 from .errors import LocalLearningError
 from .memory_budget import check_budget
+from .tasks import backbone_key, task_of, tasks
 
 # The optimizer wrapper that does the same and takes local losses too.
 _LOCAL_FORM = {
@@ -22,9 +22,6 @@ _LOCAL_FORM = {
 }
 # What LocalDataParallel has in common with torch's DistributedDataParallel.
 _WRAPPER_SETTINGS = ('bucket_cap_mb', 'broadcast_buffers', 'find_unused_parameters')
-_DETECTION_HEADS = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head', 'panoptic_head')
-# Of detectors whose data have boxes, which a light detector learns.
-_BOX_HEADS = ('bbox_head', 'rpn_head', 'roi_head', 'mask_head')
 _LOCAL_WRAPPERS = ('LocalModuleParallel', 'LocalShardedDataParallel')
 _STOCK_FORM = {
     'LocalOptimWrapper': 'OptimWrapper',
@@ -95,35 +92,14 @@ def localize(
     check_budget(num_modules, memory_budget)
     cfg = sliced(config) if slices else _own_copy(config)
     key, backbone = _stock_backbone(cfg, 'num_modules')
+    task = task_of(cfg)
     if auxiliary is None:
-        auxiliary = _default_auxiliary(cfg.model, key)
-    if key == 'generator' and auxiliary in ('shared', 'light'):
-        auxiliary = dict(
-            type='SLMReconstruction', head='shared' if auxiliary == 'shared' else 'own'
-        )
-    elif key == 'generator' and auxiliary in ('own', 'pooled'):
-        raise LocalLearningError(
-            f'auxiliary={auxiliary!r} is for a model with a head, and one with a generator has '
-            "none: give 'light', 'shared' or a config with a type"
-        )
-    elif auxiliary == 'shared':
-        auxiliary = dict(type='SLM')
-    elif auxiliary == 'pooled':
-        auxiliary = dict(type='SLM', blocks_per_stage=0)
-    elif auxiliary == 'own':
-        auxiliary = _own_auxiliary(cfg.model)
-    elif auxiliary == 'light':
-        auxiliary = _light_auxiliary(cfg.model)
-    elif not isinstance(auxiliary, dict):
-        raise LocalLearningError(
-            f"auxiliary={auxiliary!r}: give 'shared', 'pooled', 'own', 'light' or a config with a "
-            'type'
-        )
+        auxiliary = task.default_auxiliary(cfg.model)
+    auxiliary = task.auxiliary(cfg.model, auxiliary)
     local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary
     )
-    if isinstance(auxiliary.get('head'), dict) and cfg.model.get('rpn_head') is not None:
-        # Its neck and heads start at stride 4, and take more than any module with a light one.
+    if isinstance(auxiliary.get('head'), dict) and any(map(cfg.model.get, task.large_heads)):
         local_backbone.reserve = 0.5
         if slices and isinstance(cfg.model.get('neck'), dict):
             _recompute(cfg.model.neck)
@@ -208,11 +184,11 @@ def checkpointed(
     if recompute_batch_size is not None:
         cfg.model[key].recompute_batch_size = recompute_batch_size
     if head:
-        for name in ('neck', 'rpn_head', 'bbox_head'):
+        for name in ('neck', *task_of(cfg).dense_heads):
             part = cfg.model.get(name)
             if isinstance(part, dict) and (
                 name == 'neck'
-                or hasattr(_class_of(part, cfg.get('default_scope')), 'forward_single')
+                or hasattr(class_of(part, cfg.get('default_scope')), 'forward_single')
             ):
                 _recompute(part)
     localize_optimizer(cfg)
@@ -305,7 +281,9 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
     cfg = _own_copy(config)
     scope = cfg.get('default_scope') or ''
     found = [
-        (name, part) for name, part in _parts(cfg.get('model'), 'model') if _has_slices(part, scope)
+        (name, part)
+        for name, part in parts_of(cfg.get('model'), 'model')
+        if any(task.computes_in_slices(part, _package_of(part, scope)) for task in tasks())
     ]
     for _, part in found:
         part['of'] = part['type']
@@ -317,68 +295,12 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
     return name_classes(cfg)
 
 
-# mmdet's losses that are sums over positions, and the settings with which they have no slices.
-_SLICED_LOSSES = {
-    'FocalLoss': dict(use_sigmoid=False, activated=True),
-    'QualityFocalLoss': {},
-    'VarifocalLoss': {},
-}
-# Settings of mmseg's cross entropy with which a stripe of rows doesn't tell its part of the loss.
-_WITHOUT_STRIPES = ('use_sigmoid', 'use_mask', 'class_weight')
-
-
-def _has_slices(part: dict, scope: str) -> bool:
-    """Whether :func:`fba_mm.models.in_slices` can take the place of a part of a model."""
+def _package_of(part: dict, scope: str) -> str:
+    """Where a part's type is registered: its scope, where the class is, or the config's scope."""
     kind = part.get('type')
-    name = type_name(kind)
     if isinstance(kind, type):
-        package = kind.__module__.partition('.')[0]
-    else:
-        # A scope, or where the class is.
-        package = str(kind).partition('.')[0] if '.' in str(kind) else scope
-    if package == 'mmdet' and name in _SLICED_LOSSES:
-        return not any(part.get(key) == value for key, value in _SLICED_LOSSES[name].items())
-    if (package, name) == ('mmdet', 'FCNMaskHead'):
-        return not (part.get('norm_cfg') or {}).get('type', '').endswith('BN')
-    if package != 'mmseg' or 'num_classes' not in part or part.get('sampler'):
-        return False
-    losses = part.get('loss_decode') or dict(type='CrossEntropyLoss')
-    losses = losses if isinstance(losses, (list, tuple)) else [losses]
-    if any(
-        type_name(loss.get('type')) != 'CrossEntropyLoss'
-        or any(loss.get(key) for key in _WITHOUT_STRIPES)
-        or loss.get('reduction', 'mean') != 'mean'
-        for loss in losses
-    ):
-        return False
-    classes = getattr(_class_of(part, package), '__mro__', ())
-    owner = next((c for c in classes if 'loss_by_feat' in vars(c)), object)
-    return owner.__name__ == 'BaseDecodeHead'
-
-
-def _class_of(part: dict, scope: Optional[str]) -> Optional[type]:
-    if isinstance(part['type'], type):
-        return part['type']
-    with DefaultScope.overwrite_default_scope(
-        scope or 'mmengine'
-    ), MODELS.switch_scope_and_registry(None) as registry:
-        return registry.get(part['type'])
-
-
-def _parts(part: Any, name: str) -> Iterator[Tuple[str, dict]]:
-    """All dicts in a config, with their dotted names."""
-    if isinstance(part, dict):
-        yield name, part
-    # ConfigDict.items() would make copies.
-    items = (
-        dict.items(part)
-        if isinstance(part, dict)
-        else enumerate(part)
-        if isinstance(part, (list, tuple))
-        else ()
-    )
-    for key, value in items:
-        yield from _parts(value, f'{name}.{key}')
+        return kind.__module__.partition('.')[0]
+    return str(kind).partition('.')[0] if '.' in str(kind) else scope
 
 
 def _recompute(part: dict) -> None:
@@ -503,83 +425,6 @@ def _clips_apart(optim_wrapper: dict, auxiliary: dict) -> bool:
     )
 
 
-def _default_auxiliary(model: dict, key: str) -> str:
-    if key == 'generator':
-        return 'light'
-    head = model.get('head')
-    # In itself, or in one of several for a task each.
-    if isinstance(head, dict) and any(_num_classes(head)):
-        return 'own'
-    # With one map to look at, a shared head would have to read every module's in its place.
-    if 'bbox_head' in model and not any(model.get(name) for name in ('neck', 'roi_head')):
-        return 'own'
-    if _light_head(model) is not None:
-        return 'light'
-    is_detector = any(name in model for name in _DETECTION_HEADS)
-    passes_tokens = type_name(model['backbone'].get('type')) in ('ViT', 'VisionTransformer')
-    return 'pooled' if is_detector and not passes_tokens else 'shared'
-
-
-def _own_auxiliary(model: dict) -> dict:
-    """FBA's auxiliary network with a neck and head like the model's."""
-    others = ('backbone', 'data_preprocessor', 'init_cfg', 'pretrained')
-    head = {key: value for key, value in copy.deepcopy(model).items() if key not in others}
-    # The batch is augmented once, by the model.
-    if 'augments' in (head.get('train_cfg') or {}):
-        del head['train_cfg']
-    return dict(type='SLM', head=head)
-
-
-# What a light segmentor takes over from the model's decode head: what is a label, and its loss.
-_LABELS = (
-    'num_classes',
-    'out_channels',
-    'threshold',
-    'ignore_index',
-    'align_corners',
-    'loss_decode',
-)
-
-
-def _light_auxiliary(model: dict) -> dict:
-    """FBA's auxiliary network with a light detector or segmentor for the model's classes."""
-    head = _light_head(model)
-    if head is None:
-        raise LocalLearningError(
-            f"auxiliary='light' is a detector or segmentor, and {type_name(model.get('type'))} is "
-            "none that tells its num_classes: give 'shared', or a config with a head of its task"
-        )
-    return dict(type='SLM', head=head)
-
-
-def _light_head(model: dict) -> Optional[dict]:
-    """The light head that learns a model's classes; None where there is none of its task."""
-    heads = model.get('decode_head')
-    if isinstance(heads, (dict, list, tuple)):
-        # The last head of a cascade makes the prediction.
-        head = heads if isinstance(heads, dict) else heads[-1]
-        labels = {key: copy.deepcopy(head[key]) for key in _LABELS if head.get(key) is not None}
-        if not isinstance(labels.get('loss_decode', {}), dict):
-            del labels['loss_decode']  # Several may ask for several outputs.
-        return dict(type='LightFCN', **labels) if 'num_classes' in labels else None
-    numbers = list(_num_classes(model))
-    if not numbers or not any(key in model for key in _BOX_HEADS):
-        return None
-    return dict(type='LightRetinaNet', num_classes=max(numbers))
-
-
-def _num_classes(part: Any) -> Iterator[int]:
-    if isinstance(part, dict):
-        if isinstance(part.get('num_classes'), int):
-            yield part['num_classes']
-        for name, value in part.items():
-            if 'semantic' not in name:  # Of maps beside the boxes, as HTC has them.
-                yield from _num_classes(value)
-    elif isinstance(part, (list, tuple)):
-        for value in part:
-            yield from _num_classes(value)
-
-
 def stock_form(config: Config) -> Config:
     """Undo :func:`localize`, :func:`checkpointed` and :func:`sliced`: the stock config.
 
@@ -604,7 +449,7 @@ def stock_form(config: Config) -> Config:
             'the config has no LocalBackbone: its checkpoints are stock ones already'
         )
     cfg.model[key] = backbone.backbone
-    for _, part in _parts(cfg.model, 'model'):
+    for _, part in parts_of(cfg.model, 'model'):
         if part.get('type') in ('InSlices', 'Recomputed'):
             part['type'] = part.pop('of')
     if cfg.get('custom_hooks'):

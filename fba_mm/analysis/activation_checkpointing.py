@@ -9,9 +9,10 @@ from mmengine.registry import MODELS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import backbone_key, config_scope
+from ..config import config_scope
 from ..errors import LocalLearningError
 from ..local.partition import unroll
+from ..tasks import backbone_key
 
 
 def takes_with_cp(cfg: Config) -> bool:

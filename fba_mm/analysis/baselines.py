@@ -6,10 +6,11 @@ from typing import Any, List, Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from ..config import backbone_key, type_name
+from ..config import type_name
 from ..errors import LocalLearningError
 from ..localize import stock_form
 from ..preflight.building import readable_errors
+from ..tasks import backbone_key
 from .activation_checkpointing import checkpoint_layers, takes_with_cp
 from .synthetic_batch import single_images
 from .training_step import TrainingStep

@@ -18,11 +18,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..compat import MissingOpError
-from ..config import backbone_key, config_scope, type_name
+from ..config import config_scope, type_name
 from ..errors import LocalLearningError
 from ..local.partition import cut, trace_footprints, unroll
 from ..memory_budget import check_budget, parse_memory
 from ..preflight.building import readable_errors
+from ..tasks import backbone_key
 from .baselines import backbone_of, from_scratch, trains_locally
 from .memory import StorageTracker
 from .operations import OPERATIONS_PER_BYTE, OperationCounter

@@ -1,24 +1,19 @@
 """A batch that a model trains on without a data set: random images, targets of the right form."""
 
-from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import Tensor, nn
 
-from ..config import backbone_key, type_name
+from ..config import type_name
 from ..errors import LocalLearningError
+from ..tasks import backbone_key, task_of_model
 
 Shape = Tuple[int, int, int, int]
 
 # Of which a batch consists where a config doesn't say it.
 DEFAULT_IMAGES, DEFAULT_HEIGHT, DEFAULT_WIDTH = 2, 256, 256
-BOXES_PER_IMAGE = 8
-# What detectors that read text are told to find.
-CLASS_NAMES = tuple('abcdefgh')
 
 
 def batch_shape(cfg: Config) -> Shape:
@@ -139,21 +134,13 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
         >>> data = synthetic_batch(model, (2, 3, 64, 64))
         >>> losses = model.train_step(data, optim_wrapper)
     """
-    classes = [c.__name__ for c in type(model).__mro__]
-    targets = next((_TARGETS[name] for name in classes if name in _TARGETS), None)
-    # Those that train adversarially or on videos take more, or in another form.
-    if targets is None or targets is _target_images and not _learns_pairs(model):
-        raise LocalLearningError(
-            f'no synthetic batch for a {classes[0]}: give the config of a detector of mmdet, of an '
-            "image classifier of mmpretrain, of a segmentor of mmseg, or of mmagic's BaseEditModel"
-        )
     images, channels, height, width = _checked(shape, model)
     generator = torch.Generator().manual_seed(seed)
     inputs = [
         torch.randint(0, 256, (channels, height, width), generator=generator, dtype=torch.uint8)
         for _ in range(images)
     ]
-    samples = targets(model, (height, width), generator, images)
+    samples = task_of_model(model).synthetic_targets(model, (height, width), generator, images)
     for index, sample in enumerate(samples):
         sample.set_metainfo(dict(sample_idx=index))  # as datasets do
     return dict(inputs=inputs, data_samples=samples)
@@ -183,165 +170,3 @@ def _checked(shape: Sequence[int], model: nn.Module) -> Sequence[int]:
             f'{mean.numel()}: give as many'
         )
     return shape
-
-
-def _detection_sample(
-    model: nn.Module, size: Tuple[int, int], generator: torch.Generator
-) -> BaseDataElement:
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-
-    height, width = size
-    count = BOXES_PER_IMAGE
-    limits = torch.tensor([width, height])
-    corner = torch.rand(count, 2, generator=generator) * limits * 0.5
-    extent = (0.1 + 0.4 * torch.rand(count, 2, generator=generator)) * limits
-    boxes = torch.cat([corner, corner + extent], 1)
-    sample = DetDataSample(
-        metainfo=dict(
-            img_id=0,
-            img_path='',
-            img_shape=size,
-            ori_shape=size,
-            batch_input_shape=size,
-            pad_shape=size,
-            scale_factor=(1.0, 1.0),
-            flip=False,
-            flip_direction=None,
-            border=(0, height, 0, width),
-        )
-    )
-    classes = _thing_classes(model)
-    if hasattr(model, 'language_model'):
-        classes = min(classes, len(CLASS_NAMES))
-        sample.set_metainfo(dict(text=CLASS_NAMES))
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    sample.gt_instances = InstanceData(bboxes=boxes, labels=labels)
-    sample.ignored_instances = InstanceData(
-        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long)
-    )
-    if hasattr(model, 'roi_head') and not model.with_rpn:
-        # Fast R-CNN's proposals come with the data.
-        sample.proposals = InstanceData(bboxes=boxes.clone())
-    names = {part for name, _ in model.named_modules() for part in name.split('.')}
-    if any('mask' in name for name in names) or _pads(model, 'mask'):
-        masks = np.zeros((count, height, width), dtype=np.uint8)
-        for mask, (left, top, right, bottom) in zip(masks, boxes.round().int().tolist()):
-            mask[top : bottom + 1, left : right + 1] = 1
-        sample.gt_instances.masks = BitmapMasks(masks, height, width)
-    if any('semantic' in name or 'panoptic' in name for name in names) or _pads(model, 'seg'):
-        sample.gt_sem_seg = PixelData(
-            sem_seg=torch.randint(0, _map_classes(model), (1, height, width), generator=generator)
-        )
-    return sample
-
-
-def _classification_sample(
-    model: nn.Module, size: Tuple[int, int], generator: torch.Generator
-) -> BaseDataElement:
-    from mmpretrain.structures import DataSample
-
-    label = int(torch.randint(0, _num_classes(model.modules()), (), generator=generator))
-    return DataSample(metainfo=dict(img_shape=size, ori_shape=size)).set_gt_label(label)
-
-
-def _segmentation_sample(
-    model: nn.Module, size: Tuple[int, int], generator: torch.Generator
-) -> BaseDataElement:
-    from mmseg.structures import SegDataSample
-
-    # It would pad the images to the size of the config's crops.
-    model.data_preprocessor.size, model.data_preprocessor.size_divisor = size, None
-    sample = SegDataSample(
-        metainfo=dict(img_shape=size, ori_shape=size, pad_shape=size, img_path='')
-    )
-    labels = torch.randint(0, _num_classes(model.modules()), (1, *size), generator=generator)
-    return sample.set_data(dict(gt_sem_seg=PixelData(data=labels))) or sample
-
-
-def _learns_pairs(model: nn.Module) -> bool:
-    owners = {
-        name: next((c for c in type(model).__mro__ if name in vars(c)), object)
-        for name in ('forward_train', 'train_step')
-    }
-    return {name: owner.__name__ for name, owner in owners.items()} == dict(
-        forward_train='BaseEditModel', train_step='BaseModel'
-    )
-
-
-def _target_images(
-    model: nn.Module, size: Tuple[int, int], generator: torch.Generator, images: int
-) -> List[BaseDataElement]:
-    from mmagic.structures import DataSample
-
-    network = model.generator
-    channels = model.data_preprocessor.mean.numel()
-    image = next(network.parameters()).new_zeros(1, channels, *size)
-    training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            shape = network(image).shape[1:]
-    except (RuntimeError, AssertionError) as error:
-        reason = ' '.join(str(error).split())[:160]
-        raise LocalLearningError(
-            f'{type(network).__name__} makes no image of {"×".join(map(str, image.shape[1:]))} '
-            f'({reason}): give another shape'
-        ) from error
-    finally:
-        network.train(training)
-    return [
-        DataSample(gt_img=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8))
-        for _ in range(images)
-    ]
-
-
-def _one_by_one(
-    sample: Callable,
-    model: nn.Module,
-    size: Tuple[int, int],
-    generator: torch.Generator,
-    images: int,
-) -> List[BaseDataElement]:
-    return [sample(model, size, generator) for _ in range(images)]
-
-
-# By the class that all models of a task descend from, so that no package is imported to look.
-_TARGETS: Dict[str, Callable] = {
-    'BaseDetector': partial(_one_by_one, _detection_sample),
-    'BaseClassifier': partial(_one_by_one, _classification_sample),
-    'BaseSegmentor': partial(_one_by_one, _segmentation_sample),
-    'BaseEditModel': _target_images,
-}
-
-
-def _pads(model: nn.Module, what: str) -> bool:
-    return bool(getattr(getattr(model, 'data_preprocessor', None), f'pad_{what}', False))
-
-
-def _thing_classes(model: nn.Module) -> int:
-    """Classes that boxes have: a panoptic detector knows more."""
-    counts = [getattr(part, 'num_things_classes', None) for part in model.modules()]
-    things = max((count for count in counts if isinstance(count, int)), default=0)
-    if things:
-        return things
-    # Of mmdet's heads for semantic maps, some tell how many classes these have.
-    return _num_classes(part for name, part in model.named_modules() if 'semantic' not in name)
-
-
-def _map_classes(model: nn.Module) -> int:
-    """Classes that a detector's semantic map has."""
-    heads = [part for name, part in model.named_modules() if name.endswith('semantic_head')]
-    return _num_classes(heads or model.modules())
-
-
-def _num_classes(parts: Iterable[nn.Module]) -> int:
-    # A two-stage detector's RPN has one class of its own beside those of the data set.
-    return max(
-        (
-            m.num_classes
-            for m in parts
-            if isinstance(getattr(m, 'num_classes', None), int) and m.num_classes > 0
-        ),
-        default=1,
-    )

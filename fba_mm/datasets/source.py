@@ -117,3 +117,13 @@ def source_of(kind: type, data_root: str, split: str = 'train') -> Optional[Sour
         for name, md5 in [*kind.train_list, *kind.test_list]
     ]
     return Source(data_root, files, SourceFile(kind.filename, kind.tgz_md5))
+
+
+def joined(root: str, path: str) -> str:
+    """A path below a data set's root; one that is empty or on another machine stays as it is.
+
+    Args:
+        root: The data set's ``data_root``.
+        path: As a config has it.
+    """
+    return path if not path or '://' in path else os.path.join(root, path)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import LocalLearningError
 from ..local import AssignedTargets, FeatureBank, HeadSettings, LocalBackbone, LocalStep
 from ..local.task_loss import Losses
+from ..tasks import task_of_model
 from .iteration_seed_hook import IterationSeedHook
 from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
@@ -121,18 +122,10 @@ def _check_as_the_tool_does(runner, optim_wrapper: dict) -> None:
 
 
 def _advise_own_heads(runner, local_backbone: LocalBackbone) -> None:
-    """Say that classifiers learn far less from one head that all modules share."""
-    model = _unwrapped(runner.model)
-    is_classifier = any(kind.__name__ == 'ImageClassifier' for kind in type(model).__mro__)
-    if is_classifier and any(
-        getattr(one, 'head', local_backbone) is None for one in local_backbone.auxiliary
-    ):
-        runner.logger.warning(
-            "All modules learn from the classifier's one head, which teaches them far less than "
-            "heads of their own: set model.backbone.auxiliary=dict(type='SLM', head=dict("
-            "type='ImageClassifier', neck=_base_.model.neck, head=_base_.model.head)), as --local "
-            'does'
-        )
+    """Say so where modules learn far less from one head that all of them share."""
+    advice = task_of_model(_unwrapped(runner.model)).shared_head_advice
+    if advice is not None and any(one.shares_head for one in local_backbone.auxiliary):
+        runner.logger.warning(advice)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -11,11 +11,7 @@ from torch import nn
 from ..config import type_name
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
-
-# What a model may call its backbone. The auxiliary networks in it are shown to constructors under
-# the same name in capitals, which keys that are meant for the backbone don't match, and which is as
-# long: of several keys that match, MMEngine takes the longest.
-_NAMES = {name: name.upper() for name in ('backbone', 'generator')}
+from ..tasks import backbone_keys
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -69,8 +65,11 @@ class LocalOptimWrapperConstructor:
 
 def _shown(name: str) -> str:
     """A parameter's name, or a key for it, as the stock constructor sees it."""
-    for backbone, capitals in _NAMES.items():
-        name = name.replace(f'{backbone}.auxiliary', f'{capitals}.auxiliary')
+    # Auxiliary networks have the name of the backbone that they are in, in capitals: keys that are
+    # meant for the backbone don't match it, and it is as long. Of several keys that match, MMEngine
+    # takes the longest.
+    for backbone in backbone_keys():
+        name = name.replace(f'{backbone}.auxiliary', f'{backbone.upper()}.auxiliary')
         name = name.replace(f'{backbone}.backbone', backbone)
     return name
 
@@ -88,7 +87,7 @@ def _with_stock_names(model: nn.Module) -> nn.Module:
         view.add_module(name, child.backbone)
         beside = nn.Module()
         beside.add_module('auxiliary', child.auxiliary)
-        view.add_module(_NAMES.get(name, name.upper()), beside)
+        view.add_module(name.upper(), beside)
     if local is None:
         raise LocalLearningError(
             'optim_wrapper.constructor=LocalOptimWrapperConstructor is for models with a '
@@ -97,7 +96,7 @@ def _with_stock_names(model: nn.Module) -> nn.Module:
     for name, parameter in model.named_parameters(recurse=False):
         view.register_parameter(name, parameter)
     if depth is not None:
-        capitals = f'{_NAMES.get(local, local.upper())}.'
+        capitals = f'{local.upper()}.'
 
         def get_layer_depth(name: str):
             if name.startswith(f'{local}.'):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..arguments import check_number
 from ..errors import LocalLearningError
+from ..tasks import backbone_keys
 
 
 def check_param_groups(optim_wrapper: OptimWrapper, model: nn.Module) -> None:
@@ -59,8 +60,7 @@ def check_keys(optim_wrapper: dict, model: nn.Module) -> None:
         for name, _ in model.named_parameters()
         for form in (
             name,
-            name.replace('backbone.backbone.', 'backbone.', 1),
-            name.replace('generator.backbone.', 'generator.', 1),
+            *(name.replace(f'{key}.backbone.', f'{key}.', 1) for key in backbone_keys()),
         )
     ]
     for key in (key for key in keys if not any(key in name for name in names)):

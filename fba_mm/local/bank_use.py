@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_count, check_number
 from ..errors import LocalLearningError
+from ..tasks.classification import classes_of
 from .local_step import LocalStep
 from .partition import CutPoint
 from .task_loss import StubbableBackbone
@@ -420,18 +421,6 @@ class SampleMemory(BankUse):
                 "PackInputs meta_keys with 'sample_idx'"
             )
         return indices
-
-
-def classes_of(model: nn.Module) -> Optional[int]:
-    """The number of classes of an image classifier, or None of any other model.
-
-    Args:
-        model: The model around a backbone.
-    """
-    head = getattr(model, 'head', None)
-    if head is None or hasattr(model, 'bbox_head') or hasattr(model, 'roi_head'):
-        return None
-    return getattr(head, 'num_classes', None)
 
 
 def _compare_classes(own: int, model: nn.Module) -> None:

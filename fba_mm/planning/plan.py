@@ -15,9 +15,9 @@ from ..analysis.baselines import trains_locally
 from ..analysis.memory_fit import MemoryPrediction, in_mib, predict_memory
 from ..analysis.simulated_step import quiet
 from ..analysis.synthetic_batch import Shape, batch_shape
-from ..config import backbone_key
 from ..errors import LocalLearningError
 from ..memory_budget import parse_memory
+from ..tasks import backbone_key
 from .ways import Series, Way, ways_to_train
 
 

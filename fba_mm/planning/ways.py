@@ -3,7 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Union
 
 from mmengine.config import Config
 from mmengine.dist import is_distributed
@@ -13,25 +13,13 @@ from ..analysis.baselines import backbone_of
 from ..analysis.memory_fit import count_blocks, module_counts
 from ..analysis.simulated_step import quiet
 from ..analysis.synthetic_batch import batch_shape
-from ..config import backbone_key
 from ..errors import LocalLearningError
 from ..localize import accumulated, checkpointed, image_by_image, localize, sliced
+from ..tasks import Task, backbone_key, task_of
 
 Count = Union[int, str]
 
 EXACT = 'none: the same gradients'
-# What trainings of the two have come to, see benchmarks/results/.
-_LOCAL: Dict[Tuple[str, Optional[str]], str] = {
-    ('detection', 'light'): 'RetinaNet from scratch: -7 to +1 mAP at equal epochs',
-    ('detection', 'pooled'): 'RetinaNet from scratch: -2 to +7 mAP at equal epochs',
-    (
-        'segmentation',
-        'light',
-    ): 'FCN from scratch: -14 mIoU at equal epochs, -3 after three times as many',
-    ('segmentation', 'shared'): 'FCN from scratch: -14 mIoU at equal epochs',
-    ('classification', 'own'): 'ResNet from scratch: -1 to -5 points at equal epochs',
-    ('super-resolution', 'light'): 'EDSR: none seen (+0.1 dB, 3 seeds)',
-}
 _UNKNOWN = 'not measured'
 
 
@@ -127,9 +115,8 @@ def exact_ways(cfg: Config) -> List[Union[Way, Series]]:
         )
     # Of many images, one at a time is slow; accumulation takes several.
     if images <= 8:
-        for head in (
-            (False, True) if 'bbox_head' in cfg.model or 'rpn_head' in cfg.model else (False,)
-        ):
+        has_dense_head = any(name in cfg.model for name in task_of(cfg).dense_heads)
+        for head in (False, True) if has_dense_head else (False,):
             name = f'{_spans(3)}{", neck and head" * head}, image by image'
             found.append(Way(name, True, EXACT, partial(image_by_image, head=head)))
     if parts and not is_distributed():
@@ -190,12 +177,12 @@ def _accumulation(images: int, spans: Optional[int], parts: int) -> Way:
 
 
 def local_way(
-    task: str, heads: Optional[str], num_modules: Count, recompute: Optional[Count] = None
+    task: Task, heads: Optional[str], num_modules: Count, recompute: Optional[Count] = None
 ) -> Way:
     """Local learning in a number of modules.
 
     Args:
-        task: From :func:`task_of`.
+        task: The config's, from :func:`task_of`.
         heads: Auxiliary networks, as :func:`localize` names them; None for the default.
         num_modules: K.
         recompute: Spans of each module that are recomputed.
@@ -209,34 +196,16 @@ def local_way(
     return Way(
         name,
         False,
-        _LOCAL.get((task, heads), _UNKNOWN),
+        task.known_costs.get(heads or '', _UNKNOWN),
         partial(localize, num_modules=num_modules, auxiliary=heads, recompute=recompute),
         options,
     )
 
 
-def task_of(cfg: Config) -> str:
-    """``'detection'``, ``'classification'``, ``'segmentation'`` or ``'super-resolution'``.
-
-    Args:
-        cfg: A training config.
-    """
-    model = cfg.model
-    if backbone_key(model) == 'generator':
-        return 'super-resolution'
-    if 'decode_head' in model:
-        return 'segmentation'
-    head = model.get('head')
-    return 'classification' if isinstance(head, dict) and 'num_classes' in head else 'detection'
-
-
 def _heads(cfg: Config) -> List[str]:
     """Kinds of heads that a config's modules can learn from, the default first."""
-    kinds = dict(
-        detection=['light', 'pooled'], classification=['own'], segmentation=['light', 'shared']
-    )
     found = []
-    for heads in kinds.get(task_of(cfg), ['light']):
+    for heads in task_of(cfg).heads:
         try:
             with quiet():
                 localize(cfg, auxiliary=heads)

@@ -5,17 +5,12 @@ import os
 from typing import Iterator, Optional, Sequence, Tuple
 
 from mmengine.config import Config
-from mmengine.dist import get_rank
-from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
 
-from ..datasets.coco_annotations import COCOFile
-from ..datasets.source import source_of
-from ..datasets.voc_annotations import ANNOTATIONS, IMAGES, VOCFolder, refuse_or_skip
+from ..datasets.source import joined, source_of
 from ..errors import LocalLearningError
+from ..tasks import task_of
 from .building import config_scope, readable_errors, registered
-from .image_pairs import check_pairs, pairs_of
-from .label_maps import check_label_maps, is_segmentation, labelled
 
 
 def check_data(cfg: Config, *splits: str) -> None:
@@ -28,25 +23,15 @@ def check_data(cfg: Config, *splits: str) -> None:
     Raises:
         LocalLearningError: Names the path that is missing, or why it can't be fetched.
     """
-    generator = (cfg.get('model') or {}).get('generator')
+    task = task_of(cfg)
     for dataset, where in datasets_of(cfg, splits):
-        _check_dataset(dataset, where, cfg)
-        if generator and not dataset.get('backend_args'):
-            _check_image_pairs(dataset, where, cfg, generator)
-        kind = dataset_class(dataset, cfg)
-        if is_segmentation(kind) and not dataset.get('backend_args'):
-            with readable_errors(f'{where} cannot be read'), config_scope(cfg):
-                data = labelled(dataset, kind)
-            if data is not None:
-                check_label_maps(dataset, where, data)
-
-
-def _check_image_pairs(dataset: dict, where: str, cfg: Config, generator: dict) -> None:
-    kind = dataset_class(dataset, cfg)
-    with readable_errors(f'{where} cannot be read'), config_scope(cfg):
-        pairs = pairs_of(dataset, kind)
-    if pairs is not None:
-        check_pairs(dataset, where, pairs, generator)
+        root = str(dataset.get('data_root') or '')
+        if dataset.get('backend_args') or _check_folders(dataset, where, cfg) or '://' in root:
+            continue
+        with readable_errors(
+            f'{where} cannot be read', 'check data_root, ann_file and the files'
+        ), config_scope(cfg):
+            task.check_dataset(dataset, dataset_class(dataset, cfg), where, cfg.get('model'))
 
 
 def datasets_of(cfg: Config, splits: Sequence[str]) -> Iterator[Tuple[dict, str]]:
@@ -91,9 +76,8 @@ def dataset_class(dataset: dict, cfg: Config) -> Optional[type]:
     return registered(DATASETS, kind, cfg) if isinstance(kind, str) else kind
 
 
-def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
-    if dataset.get('backend_args'):
-        return  # Not on this machine's file system.
+def _check_folders(dataset: dict, where: str, cfg: Config) -> bool:
+    """Refuse folders and files that aren't there. Whether all files are known, and were checked."""
     root = dataset.get('data_root') or ''
     # A data_prefix moves the files away from where they are looked for.
     if root and '://' not in root and not dataset.get('data_prefix'):
@@ -111,14 +95,14 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
                 f'check the network connection, or put its files into {source.root}',
             ), config_scope(cfg):
                 DATASETS.build(dict(dataset, pipeline=[]))
-        return
+        return True
     paths = [('data_root', root)]
     if isinstance(dataset.get('ann_file'), str):
-        paths.append(('ann_file', _join(root, dataset['ann_file'])))
+        paths.append(('ann_file', joined(root, dataset['ann_file'])))
     prefixes = dataset.get('data_prefix')
     for prefix in (prefixes or {}).values() if isinstance(prefixes, dict) else [prefixes]:
         if isinstance(prefix, str):
-            paths.append(('data_prefix', _join(root, prefix)))
+            paths.append(('data_prefix', joined(root, prefix)))
     kind = dataset_class(dataset, cfg)
     fetches = dataset.get('download', _fetches_unasked(kind))
     for key, path in paths:
@@ -135,14 +119,7 @@ def _check_dataset(dataset: dict, where: str, cfg: Config) -> None:
             raise LocalLearningError(
                 f'{where}.ann_file: {path} is empty or cut off, copy or build it again'
             )
-    if _is_coco_file(kind) and '://' not in root and get_rank() == 0:
-        with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
-            _coco_file(dataset, kind, where).check(where)
-    if is_voc_folder(kind) and '://' not in root:
-        with readable_errors(f'{where} cannot be read', 'check data_root, ann_file and the files'):
-            refuse_or_skip(
-                _voc_folder(dataset, kind, where), dataset.get('on_fault', 'refuse'), where
-            )
+    return False
 
 
 def _fetches_unasked(kind: Optional[type]) -> bool:
@@ -154,109 +131,9 @@ def _fetches_unasked(kind: Optional[type]) -> bool:
     return download is not None and download.default is True
 
 
-def is_voc_folder(kind: Optional[type]) -> bool:
-    """Whether a class reads a folder in PASCAL VOC's form.
-
-    Args:
-        kind: A data set's class.
-    """
-    # By name: mmdet is not imported for the sake of other tasks. A class that lists its files in a
-    # way of its own, as WIDERFaceDataset does, has another layout.
-    owner = next(
-        (base for base in getattr(kind, '__mro__', ()) if 'load_data_list' in vars(base)), None
-    )
-    return getattr(owner, '__name__', '') in ('XMLDataset', 'CheckedVOCDataset')
-
-
-def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:
-    root = dataset.get('data_root') or ''
-    prefix = (dataset.get('data_prefix') or {}).get('sub_data_root', '')
-    classes = _classes_of(dataset, kind, where)
-    ann_file = _join(root, dataset.get('ann_file') or '')
-    if not os.path.isfile(ann_file):
-        raise LocalLearningError(
-            f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the text file that '
-            'names the images, as VOC2007/ImageSets/Main/trainval.txt'
-        )
-    return VOCFolder(
-        ann_file,
-        _join(root, prefix) or root,
-        classes,
-        dataset.get('leave_out', ()),
-        dataset.get('img_subdir', IMAGES),
-        dataset.get('ann_subdir', ANNOTATIONS),
-    )
-
-
-def _classes_of(dataset: dict, kind: type, where: str) -> Sequence[str]:
-    """Names of a detection data set's classes."""
-    classes = (dataset.get('metainfo') or {}).get('classes') or (kind.METAINFO or {}).get('classes')
-    if not classes:
-        raise LocalLearningError(
-            f'{where}: {kind.__name__} has no classes of its own: name those of the data as '
-            'metainfo=dict(classes=(...))'
-        )
-    if isinstance(classes, str):
-        if not os.path.isfile(classes):
-            raise LocalLearningError(
-                f'{where}.metainfo.classes={classes!r} is no file with names: a single class is '
-                f'written with a comma, ({classes!r}, )'
-            )
-        classes = list_from_file(classes)
-    return classes
-
-
-def _is_coco_file(kind: Optional[type]) -> bool:
-    # By name, as above. Panoptic segmentation reads files in another way.
-    owners = [
-        next((base for base in getattr(kind, '__mro__', ()) if method in vars(base)), None)
-        for method in ('load_data_list', 'parse_data_info')
-    ]
-    return all(getattr(owner, '__name__', '') == 'CocoDataset' for owner in owners)
-
-
-def _coco_file(dataset: dict, kind: type, where: str) -> COCOFile:
-    root = dataset.get('data_root') or ''
-    prefix = dataset.get('data_prefix') or {}
-    if 'img' not in prefix:
-        raise LocalLearningError(
-            f"{where}.data_prefix has no img: set data_prefix=dict(img='FOLDER/'), the folder that "
-            'the names of images start from'
-        )
-    ann_file = _join(root, dataset.get('ann_file') or '')
-    if not os.path.isfile(ann_file):
-        raise LocalLearningError(
-            f'{where}.ann_file={dataset.get("ann_file")!r} is no file: give the JSON file with '
-            'images, annotations and categories'
-        )
-    own = not (dataset.get('metainfo') or {}).get('classes')
-    testing = bool(dataset.get('test_mode'))
-    filters = {} if testing else dataset.get('filter_cfg') or {}
-    # A test may go without objects, an evaluation needs them.
-    reads = [
-        step
-        for step in dataset.get('pipeline') or []
-        if step.get('with_bbox') or step.get('with_mask')
-    ]
-    return COCOFile(
-        ann_file,
-        _join(root, prefix['img']) or root,
-        _classes_of(dataset, kind, where),
-        kind.__name__ if own else None,
-        not testing or bool(reads),
-        any(step.get('with_mask') for step in reads),
-        bool(filters.get('filter_empty_gt')),
-        filters.get('min_size', 0),
-    )
-
-
 def _is_closed_json(path: str) -> bool:
     """Whether the file starts and ends as JSON does; reading a large one twice would take long."""
     with open(path, 'rb') as file:
         start = file.read(100).lstrip()[:1]
         file.seek(max(os.path.getsize(path) - 100, 0))
         return start + file.read().rstrip()[-1:] in (b'{}', b'[]')
-
-
-def _join(root: str, path: str) -> str:
-    return path if not path or '://' in path else os.path.join(root, path)

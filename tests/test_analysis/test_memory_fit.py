@@ -14,9 +14,9 @@ from fba_mm.analysis import TrainingStep, measure_step, resident_bytes
 from fba_mm.analysis.memory_fit import fit_modules, predict_memory, resolve_num_modules
 from fba_mm.analysis.simulated_step import SimulatedStep
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.config import backbone_key
 from fba_mm.errors import LocalLearningError
 from fba_mm.memory_budget import check_budget, parse_memory
+from fba_mm.tasks import backbone_key
 
 from ..conftest import own_head
 from ..super_resolution import rdn

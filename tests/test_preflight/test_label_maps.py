@@ -120,7 +120,7 @@ def test_masks_of_black_and_white(labels, root, monkeypatch):
     )
     refused(training(root), *words)
     # One of several processes looks further before it says so.
-    monkeypatch.setattr('fba_mm.preflight.label_maps.get_world_size', lambda: 2)
+    monkeypatch.setattr('fba_mm.datasets.label_maps.get_world_size', lambda: 2)
     refused(training(root), *words)
     save_mask(root / 'mask/y.png', (1, 2))
     check_data(training(root), 'train')

@@ -27,9 +27,9 @@ from torch.nn import functional as F
 from fba_mm import command_line
 from fba_mm.checkpoint import check_fit, guard_checkpoints
 from fba_mm.config import load_config
+from fba_mm.datasets.image_pairs import scale_of
 from fba_mm.errors import LocalLearningError
 from fba_mm.preflight.building import build_model
-from fba_mm.preflight.image_pairs import scale_of
 
 _INK = '#D55E00'
 

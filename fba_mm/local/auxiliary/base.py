@@ -145,25 +145,3 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             losses: Entries that aren't losses stay as they are.
         """
         return map_losses(losses, lambda loss: loss * self.loss_weight)
-
-
-def num_classes_of(model: nn.Module, skip: Optional[nn.Module] = None) -> Optional[int]:
-    """The classes that a model tells apart, or None if it has none.
-
-    Args:
-        model: A model of any task.
-        skip: A part of it to leave out.
-    """
-    skipped = set() if skip is None else set(skip.modules())
-    # A two-stage detector's RPN has one class of its own beside those of the data set, and a
-    # semantic head has those of maps.
-    return max(
-        (
-            m.num_classes
-            for name, m in model.named_modules()
-            if m not in skipped
-            and 'semantic' not in name
-            and isinstance(getattr(m, 'num_classes', None), int)
-        ),
-        default=None,
-    )

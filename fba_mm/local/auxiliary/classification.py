@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from ...arguments import check_count
 from ...errors import LocalLearningError
+from ...tasks.classification import classes_of
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..task_loss import Losses, StubbableBackbone
-from .base import Auxiliary, num_classes_of
+from .base import Auxiliary
 
 
 class ClassificationAuxiliary(Auxiliary):
@@ -111,8 +112,7 @@ class ClassificationAuxiliary(Auxiliary):
 
     def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """Compare the classes with those of the model's head."""
-        head = getattr(model, 'head', None)
-        classes = num_classes_of(head) if isinstance(head, nn.Module) else None
+        classes = classes_of(model)
         if classes is None:
             raise LocalLearningError(
                 f'{self.method} serves image classification, and {type(model).__name__} has no '

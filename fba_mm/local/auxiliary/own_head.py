@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ...errors import LocalLearningError
+from ...tasks import num_classes_of
 from ..task_loss import StubbableBackbone
-from .base import num_classes_of
 
 
 def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:

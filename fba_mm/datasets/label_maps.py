@@ -2,13 +2,12 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.dist import get_rank, get_world_size
 from PIL import Image
 from rich.progress import track
-from torch import nn
 
 from ..config import type_name
 from ..errors import LocalLearningError
@@ -236,43 +235,3 @@ def _labels_in(mask: Image.Image) -> List[int]:
     if mask.mode in ('L', 'P'):
         return [label for label, pixels in enumerate(mask.histogram()) if pixels]
     return np.unique(np.asarray(mask)).astype(int).tolist()
-
-
-def heads_of(model: nn.Module) -> Iterator[Tuple[str, int]]:
-    """The classes that the heads of a segmentor tell apart, and the heads' names.
-
-    Heads with one output for all classes, as those that learn edges, are left out, but for the
-    decode head.
-
-    Args:
-        model: A model; one without a decode head has none.
-    """
-    for name in ('decode_head', 'auxiliary_head'):
-        found = getattr(model, name, None)
-        heads = found if isinstance(found, nn.ModuleList) else [found]
-        for i, head in enumerate(heads):
-            classes = getattr(head, 'num_classes', None)
-            if isinstance(classes, int) and (
-                name == 'decode_head' or getattr(head, 'out_channels', classes) == classes
-            ):
-                yield f'{name}.{i}' if isinstance(found, nn.ModuleList) else name, classes
-
-
-def check_head_classes(where: str, counts: Sequence[Tuple[int, str]], model: nn.Module) -> None:
-    """Refuse heads for another number of classes than the data has.
-
-    Args:
-        where: Where the data set stands in the config.
-        counts: From :func:`class_counts`.
-        model: The segmentor.
-
-    Raises:
-        LocalLearningError: Names both numbers and how to fix it.
-    """
-    for count, what in counts:
-        for name, classes in heads_of(model):
-            if classes != count:
-                raise LocalLearningError(
-                    f'{where}: {what}, but model.{name}.num_classes={classes}: set that to '
-                    f'{count}, in all heads and in the auxiliary networks too, or give other data'
-                )

@@ -3,7 +3,7 @@
 import pytest
 from mmpretrain.datasets import CIFAR10, CustomDataset
 
-from fba_mm.preflight.class_count import class_counts, greatest_label
+from fba_mm.datasets.class_count import class_counts, greatest_label
 
 
 @pytest.fixture()
