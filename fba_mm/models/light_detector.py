@@ -128,20 +128,11 @@ def light_retinanet(
     )
     if 'start_level' not in (neck or {}):
         fpn['start_level'] = _start_level(own_strides, strides)
+    # Focal loss learns from all anchors: no sampler draws some.
     training = dict(
-        assigner=dict(
-            type='mmdet.MaxIoUAssigner',
-            pos_iou_thr=0.5,
-            neg_iou_thr=0.4,
-            min_pos_iou=0,
-            ignore_iof_thr=-1,
-            iou_calculator=dict(type='mmdet.BboxOverlaps2D'),
-        ),
-        # Focal loss learns from all anchors: none are drawn.
-        sampler=dict(type='mmdet.PseudoSampler'),
+        assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4),
         allowed_border=-1,
         pos_weight=-1,
-        debug=False,
     )
     return MODELS.build(
         dict(

@@ -10,43 +10,21 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from fba_mm import LocalLearningError
 from fba_mm.checkpoint import check_fit, compare, state_dict_of
-from tests.conftest import batch, build, retinanet
+from tests.conftest import build, retinanet
 
-
-def _differs(model, seed=1):
-    """Make every weight and statistic another one than a fresh model has."""
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.add_((torch.rand(tensor.shape, generator=generator) - 0.5) * 0.05)
-    return model
-
-
-def _predictions(model):
-    with torch.no_grad():
-        return [sample.pred_instances for sample in model.eval().test_step(batch())]
-
-
-def _equal(ours, theirs):
-    return all(
-        torch.equal(a.bboxes, b.bboxes)
-        and torch.equal(a.scores, b.scores)
-        and torch.equal(a.labels, b.labels)
-        and len(a)
-        for a, b in zip(ours, theirs)
-    )
+from .changed_models import differs, equal, predictions
 
 
 @pytest.mark.parametrize('num_modules', [1, 4, 'blocks'])
 def test_stock_checkpoint_loads_into_the_wrapped_model(num_modules, tmp_path, caplog):
-    stock = _differs(build(retinanet(num_modules=None)))
+    stock = differs(build(retinanet(num_modules=None)))
     torch.save(dict(state_dict=stock.state_dict()), tmp_path / 'stock.pth')
     model = build(retinanet(num_modules=num_modules))
     auxiliary = copy.deepcopy(model.backbone.auxiliary.state_dict())
     log = _load(model, tmp_path / 'stock.pth')
     assert ('auxiliary networks start from their own initialization' in log) == (num_modules != 1)
     assert 'missing keys' not in log and 'unexpected key' not in log
-    assert _equal(_predictions(model), _predictions(stock))
+    assert equal(predictions(model), predictions(stock))
     for name, tensor in model.backbone.auxiliary.state_dict().items():
         assert torch.equal(tensor, auxiliary[name])
 

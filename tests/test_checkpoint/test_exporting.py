@@ -8,37 +8,15 @@ import torch
 
 from fba_mm import LocalLearningError
 from fba_mm.checkpoint import export_checkpoint, read_checkpoint, write_checkpoint
-from tests.conftest import batch, build, own_head, retinanet
+from tests.conftest import build, own_head, retinanet
 
-
-def _differs(model, seed=1):
-    """Make every weight and statistic another one than a fresh model has."""
-    generator = torch.Generator().manual_seed(seed)
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.add_((torch.rand(tensor.shape, generator=generator) - 0.5) * 0.05)
-    return model
-
-
-def _predictions(model):
-    with torch.no_grad():
-        return [sample.pred_instances for sample in model.eval().test_step(batch())]
-
-
-def _equal(ours, theirs):
-    return all(
-        torch.equal(a.bboxes, b.bboxes)
-        and torch.equal(a.scores, b.scores)
-        and torch.equal(a.labels, b.labels)
-        and len(a)
-        for a, b in zip(ours, theirs)
-    )
+from .changed_models import differs, equal, predictions
 
 
 @pytest.mark.parametrize('auxiliary', [dict(type='SLM'), own_head()], ids=['shared', 'own head'])
 @pytest.mark.parametrize('num_modules', [1, 4, 'stages'])
 def test_export_predicts_the_same(num_modules, auxiliary, tmp_path):
-    model = _differs(build(retinanet(num_modules=num_modules, auxiliary=auxiliary)))
+    model = differs(build(retinanet(num_modules=num_modules, auxiliary=auxiliary)))
     whole = dict(
         state_dict=model.state_dict(),
         optimizer={'x': 1},
@@ -53,7 +31,7 @@ def test_export_predicts_the_same(num_modules, auxiliary, tmp_path):
     stock.load_state_dict(
         read_checkpoint(str(tmp_path / 'new/stock.pth'))['state_dict'], strict=True
     )
-    assert _equal(_predictions(stock), _predictions(model))
+    assert equal(predictions(stock), predictions(model))
     assert set(whole) == {'state_dict', 'optimizer', 'message_hub', 'meta'}, 'it was changed'
 
 
