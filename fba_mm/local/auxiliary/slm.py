@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ...arguments import check_count, check_number
 from ...config import type_name
 from ...errors import LocalLearningError
-from ..bank_use import BankUse
+from ..bank_use import BankUse, build_bank_use
 from ..level_reads import levels_read
 from ..local_step import LocalStep
 from ..partition import CutPoint, StageMap
@@ -88,8 +88,8 @@ class SLM(Auxiliary):
             Recognition", CVPR 2016).
         finish_stage: Where the module's own stage goes on after it, give it one block too. Without,
             a module in the last stage learns from the head alone.
-        bank_use: Config of a :class:`BankUse`, for classifiers: ``dict(type='ClassMemory',
-            num_classes=10)``. Unset, the bank gives maps alone.
+        bank_use: Config of a :class:`BankUse`, for classifiers; ``projects/bank_uses`` has some.
+            Unset, the bank gives maps alone.
         bank_dropout: Share of the images for which deeper maps of the bank are withheld.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
@@ -177,7 +177,7 @@ class SLM(Auxiliary):
         )
         self.bank_use: Optional[BankUse] = None
         if bank_use is not None:
-            self.bank_use = MODELS.build(dict(bank_use), default_args=dict(cut_point=cut_point))
+            self.bank_use = build_bank_use(bank_use, cut_point)
             self.reads_pooled = self.bank_use.reads_pooled
 
     def _stage(

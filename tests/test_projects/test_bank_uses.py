@@ -1,23 +1,25 @@
-"""What a classifier's modules make of the bank."""
+"""What a classifier's modules make of the bank, and configs from before these were a project."""
 
 import copy
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.registry import DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import load_checkpoint, save_checkpoint
 
 from fba_mm import LocalLearningError, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.engine import LocalOptimWrapper
 from fba_mm.engine.fba_hook import check_local_training
-from fba_mm.local import FeatureBank
+from fba_mm.local import FeatureBank, bank_use
 
 from ..conftest import build, retinanet
 from ..local_training import Trainer
 from ..test_analysis.small_configs import classifier
 
+pytestmark = pytest.mark.filterwarnings('ignore:bank_use of type')
 CLASSES = 5
 USES = {
     'GatedContext': dict(type='GatedContext', dropout=0.0),
@@ -399,3 +401,25 @@ def test_a_bank_that_has_nothing_for_the_host():
     model = build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     with pytest.raises(LocalLearningError, match="'FeatureTarget' finds nothing"):
         check_local_training(model, LocalOptimWrapper, 'past')
+
+
+def test_configs_from_before_the_move(monkeypatch):
+    """They build what they built, with a warning; without the repository, they say what to do."""
+    known = {name: MODELS.module_dict.pop(name, None) for name in USES}
+    for name in ('projects.bank_uses', 'projects.bank_uses.bank_uses'):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    try:
+        use = USES['ClassMemory']
+        with pytest.warns(UserWarning, match="custom_imports=.*'projects.bank_uses'"):
+            model = model_with(use)
+        names = set(model.state_dict())
+        assert {f'backbone.auxiliary.{i}.bank_use.means' for i in (0, 1)} <= names
+        assert set(model_with(dict(use, type='fba_mm.ClassMemory')).state_dict()) == names
+        assert bank_use.ClassMemory is type(model.backbone.auxiliary[0].bank_use)
+        for name in USES:
+            MODELS.module_dict.pop(name)
+        monkeypatch.setattr(bank_use, '__file__', '/site-packages/fba_mm/local/bank_use.py')
+        with pytest.raises(LocalLearningError, match='of its repository: set custom_imports='):
+            model_with(use)
+    finally:
+        MODELS.module_dict.update({name: kind for name, kind in known.items() if kind})
