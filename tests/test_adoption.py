@@ -210,9 +210,11 @@ def test_config_is_as_good_as_before_after_a_model_was_built(name):
 @pytest.mark.parametrize('hooks', ['', "custom_hooks = [dict(type='CheckInvalidLossHook')]"])
 @pytest.mark.parametrize('imports', ['', "custom_imports = dict(imports=['my_project'])"])
 def test_a_project_of_ones_own(hooks, imports, tmp_path, monkeypatch):
-    """README's whole config, on a config with and without hooks and imports of its own."""
+    """The config of docs/usage.md, on one with and without hooks and imports of its own."""
     (text,) = re.findall(
-        r"```python\n(_base_ = './my_detector.py'.*?)```", (ROOT / 'README.md').read_text(), re.S
+        r"```python\n(_base_ = './my_detector.py'.*?)```",
+        (ROOT / 'docs/usage.md').read_text(),
+        re.S,
     )
     (tmp_path / 'my_project.py').write_text('')
     monkeypatch.syspath_prepend(tmp_path)
