@@ -19,8 +19,8 @@ from rich.table import Table
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step, predict_memory, resident_bytes
-from fba_mm.analysis.baselines import from_scratch
 from fba_mm.analysis.simulated_step import quiet
+from fba_mm.analysis.step_configs import from_scratch
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError

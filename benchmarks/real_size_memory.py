@@ -17,8 +17,8 @@ from mmengine.config import Config, ConfigDict
 from fba_mm import command_line, localize
 from fba_mm.analysis import predict_memory
 from fba_mm.analysis.activation_checkpointing import takes_with_cp
-from fba_mm.analysis.baselines import backbone_of
 from fba_mm.analysis.simulated_step import quiet
+from fba_mm.analysis.step_configs import backbone_of
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import checkpointed, sliced

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fba_mm import localize
-from fba_mm.analysis.baselines import trains_locally
+from fba_mm.analysis.step_configs import trains_locally
 from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep

@@ -80,15 +80,18 @@ def module_count(value: str) -> Union[int, str, list]:
         return value
 
 
-def add_local(parser: argparse.ArgumentParser, what: str) -> None:
+def add_local(parser: argparse.ArgumentParser, what: str, several: bool = False) -> None:
     """Add ``--local``, ``--auxiliary`` and ``--memory-budget``.
 
     Args:
         parser: The tool's parser.
         what: What is made local, for the help.
+        several: Whether the first two take several values.
     """
+    nargs = '+' if several else None
     parser.add_argument(
         '--local',
+        nargs=nargs,
         type=module_count,
         metavar='K',
         help=f"train {what} by local learning, in K modules; 'stages' and 'blocks' are good too, "
@@ -97,6 +100,7 @@ def add_local(parser: argparse.ArgumentParser, what: str) -> None:
     )
     parser.add_argument(
         '--auxiliary',
+        nargs=nargs,
         choices=['shared', 'pooled', 'own', 'light'],
         help="with --local: modules learn from the model's own head, with blocks of their own "
         'before it or, pooled, without, each from a head like it, or each from a light one, which '
@@ -169,6 +173,15 @@ def apply_exact(cfg: Config, args: argparse.Namespace) -> Config:
     return sliced(cfg) if args.slices else cfg
 
 
+def words(value: Any) -> str:
+    """Values of an argument as on the command line.
+
+    Args:
+        value: One, or a list of several.
+    """
+    return ' '.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def check_local(args: argparse.Namespace, budget_alone: bool = False) -> None:
     """Refuse what goes with ``--local`` where it is missing.
 
@@ -183,7 +196,7 @@ def check_local(args: argparse.Namespace, budget_alone: bool = False) -> None:
         return
     if args.auxiliary is not None:
         raise LocalLearningError(
-            f'--auxiliary {args.auxiliary} goes with --local: give --local 4, or set '
+            f'--auxiliary {words(args.auxiliary)} goes with --local: give --local 4, or set '
             'model.backbone.auxiliary in the config'
         )
     if args.memory_budget is not None and not budget_alone:

@@ -12,8 +12,13 @@ from real_size_memory import COCO, RETINANET, WAYS, WORKS
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step
-from fba_mm.analysis.baselines import backbone_of, from_scratch, in_mixed_precision, trains_locally
 from fba_mm.analysis.simulated_step import quiet
+from fba_mm.analysis.step_configs import (
+    backbone_of,
+    from_scratch,
+    in_mixed_precision,
+    trains_locally,
+)
 from fba_mm.analysis.synthetic_batch import Shape, synthetic_batch
 from fba_mm.config import load_config
 

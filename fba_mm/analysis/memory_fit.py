@@ -24,11 +24,11 @@ from ..local.partition import cut, trace_footprints, unroll
 from ..memory_budget import check_budget, parse_memory
 from ..preflight.building import readable_errors
 from ..tasks import backbone_key
-from .baselines import backbone_of, from_scratch, trains_locally
 from .memory import StorageTracker
 from .operations import OPERATIONS_PER_BYTE, OperationCounter
 from .peak_split import resident_bytes
 from .simulated_step import SimulatedStep, quiet, without_memory
+from .step_configs import backbone_of, from_scratch, trains_locally
 from .synthetic_batch import Shape, batch_shape
 
 MIB = 2**20
@@ -265,7 +265,7 @@ def fit_modules(
         )
         if fits:
             if num_modules == 1:
-                report('One module is plain back-propagation: no local learning is needed here.')
+                report('K = 1 is plain back-propagation: you need no local learning here.')
             return cfg
         if least is None or found.total < least.total:
             least = found

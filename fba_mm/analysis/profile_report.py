@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .memory_plot import draw_memory
+from .memory_plot import COLOURS, draw_memory
 from .training_profile import MIB, VariantProfile
 
 # Bytes by role, as VariantProfile has them → the head of their column.
@@ -30,45 +30,45 @@ _RESIDENT = {
 }
 
 
-def print_profile(console: Console, profiles: List[VariantProfile], title: str) -> None:
-    """Print a profile as tables: peaks and times, what peaks consist of, peaks of local modules.
+def print_profile(
+    console: Console, profiles: List[VariantProfile], title: str, details: bool = False
+) -> None:
+    """Print a profile as a table of memory and time.
 
     Args:
         console: Where to.
         profiles: From :func:`profile_training`.
         title: What was profiled.
+        details: Also print tables of what peaks consist of, and of the peaks of local modules.
     """
     console.print(_summary_table(profiles, title))
-    console.print(_split_table(profiles))
-    for profile in profiles:
-        if profile.modules:
-            console.print(_module_table(profile))
+    if details:
+        console.print(_split_table(profiles))
+        for profile in profiles:
+            if profile.modules:
+                console.print(_module_table(profile))
+    if any(profile.num_modules == 1 for profile in profiles):
+        console.print('K = 1 is plain back-propagation: where it fits, you need no local learning.')
 
 
 def _summary_table(profiles: List[VariantProfile], title: str) -> Table:
     timed = any(profile.seconds for profile in profiles)
     table = _table(
-        title,
-        'training',
-        'peak\nMiB',
-        'peak\n/ BP',
-        'peak /\ncheckpointing',
-        *(('time\ns', 'time\n/ BP', 'time /\ncheckpointing') if timed else ()),
+        title, 'training', 'exact', 'peak\nMiB', 'with parameters\nand state', 'peak\n/ BP'
     )
+    for column in ('time\ns', 'time\n/ BP') if timed else ():
+        table.add_column(column, justify='right')
     table.add_column('peak during')
     for profile in profiles:
         ratio = ratios(profile, profiles)
         row = [
-            f'{profile.memory.peak_bytes / MIB:.1f}',
+            '' if profile.kind == 'forward' else 'yes' if profile.is_exact else 'no',
+            f'{profile.memory.peak_bytes / MIB:,.1f}',
+            f'{profile.total / MIB:,.1f}',
             _number(ratio['peak_to_bp']),
-            _number(ratio['peak_to_checkpointing']),
         ]
         if timed:
-            row += [
-                f'{profile.median_seconds:.3f}',
-                _number(ratio['time_to_bp']),
-                _number(ratio['time_to_checkpointing']),
-            ]
+            row += [f'{profile.median_seconds:.3f}', _number(ratio['time_to_bp'])]
         table.add_row(profile.name, *row, profile.peak_phase)
     return table
 
@@ -160,8 +160,10 @@ def save_profile(
         variants=[_figures(profile, profiles) for profile in profiles],
     )
     (folder / 'profile.json').write_text(json.dumps(figures, indent=2) + '\n')
+    # More lines than these can't be told apart.
+    drawn = sorted(profiles, key=lambda one: one.kind not in ('local', 'bp'))[: len(COLOURS)]
     draw_memory(
-        {profile.name: _drawn(profile) for profile in profiles},
+        {profile.name: _drawn(profile) for profile in profiles if profile in drawn},
         folder / 'memory.png',
         title=title,
         y_label='memory on top of the model [MiB]',

@@ -146,17 +146,6 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
-def single_images(batch: dict) -> List[dict]:
-    """The images of a batch, each as a batch of its own.
-
-    Args:
-        batch: From :func:`synthetic_batch`.
-    """
-    return [
-        {key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch['inputs']))
-    ]
-
-
 def _checked(shape: Sequence[int], model: nn.Module) -> Sequence[int]:
     text = '×'.join(map(str, shape))
     if len(shape) != 4 or any(size < 1 for size in shape):

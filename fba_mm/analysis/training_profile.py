@@ -1,4 +1,4 @@
-"""Memory and time of a training step, of a config and of its baselines."""
+"""Memory and time of a training step in several ways to train."""
 
 import logging
 import statistics
@@ -7,7 +7,7 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from mmengine.config import Config
@@ -18,7 +18,6 @@ from ..engine.fba_hook import check_local_training
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from ..preflight.building import readable_errors
-from .baselines import BASELINES, Baseline, baselines
 from .memory import StepMemory, measure_step
 from .peak_split import PeakSplit, resident_bytes
 from .step_phases import marked_phases, module_peaks
@@ -28,13 +27,51 @@ from .training_step import TrainingStep
 MIB = 2**20
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One way to train, to be measured.
+
+    Attributes:
+        name: For tables and legends.
+        kind: ``'local'`` or that of a baseline.
+        cfg: The config of this way; it loads no weights.
+        num_modules: K of local learning.
+    """
+
+    name: str
+    kind: str
+    cfg: Config
+    num_modules: Any = None
+
+    def build(self, device: str = 'cpu') -> TrainingStep:
+        """Build model and optimizer, from scratch.
+
+        Args:
+            device: Where to train.
+
+        Raises:
+            LocalLearningError: They can't be built.
+        """
+        with readable_errors(f'{self.name}: the model cannot be built'):
+            return TrainingStep(self.cfg, device)
+
+    def run(self, step: TrainingStep, batch: dict) -> Any:
+        """Do what this way does with one batch.
+
+        Args:
+            step: From :meth:`build`.
+            batch: From :func:`synthetic_batch`.
+        """
+        return step.loss_without_gradients(batch) if self.kind == 'forward' else step(batch)
+
+
 @dataclass
 class VariantProfile:
     """What one way to train costs.
 
     Attributes:
         name: For tables and legends.
-        kind: ``'local'`` or a key of :data:`BASELINES`.
+        kind: ``'local'`` or that of a baseline.
         memory: The step's memory; its ``peak_bytes`` is that of live tensors above parameters,
             buffers and optimizer state, and is the figure to compare.
         at_peak: What the peak consists of, bytes by role. On CUDA ``allocator`` is what the
@@ -42,6 +79,7 @@ class VariantProfile:
         resident: What lies below the peak all the time, bytes by role.
         modules: ``(what a local module consists of, the peak while it runs)``, in order.
         seconds: How long each timed step took.
+        num_modules: K of local learning.
     """
 
     name: str
@@ -51,6 +89,17 @@ class VariantProfile:
     resident: Dict[str, int]
     modules: list = field(default_factory=list)
     seconds: List[float] = field(default_factory=list)
+    num_modules: Any = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether losses and gradients are those of back-propagation."""
+        return self.kind != 'local' or self.num_modules == 1
+
+    @property
+    def total(self) -> int:
+        """Bytes of the peak, with parameters and optimizer state."""
+        return self.memory.peak_bytes + sum(self.resident.values())
 
     @property
     def median_seconds(self) -> Optional[float]:
@@ -66,75 +115,76 @@ class VariantProfile:
 
 
 def profile_training(
-    cfg: Config,
+    variants: Sequence[Variant],
     shape: Shape,
-    kinds: Sequence[str] = tuple(BASELINES),
     device: str = 'cpu',
     rounds: int = 5,
     report: Callable[[str], None] = print,
-    others: Sequence[Config] = (),
 ) -> List[VariantProfile]:
-    """Run training steps of a config and of its baselines on one synthetic batch.
+    """Run training steps of several ways to train on one synthetic batch.
 
     Memory is that of the second step: the first makes what stays, such as the optimizer's state.
     For timing the ways to train take turns, so that what else the machine does meets all alike.
 
     Args:
-        cfg: A training config, stock or local. Only its model, its optimizer wrapper and FBAHook
-            are used; no weights are loaded.
+        variants: What to measure, from :func:`fba_mm.planning.baselines.baselines` say.
         shape: The batch, (images, channels, height, width).
-        kinds: Which baselines; see :func:`baselines`.
         device: ``'cpu'`` or ``'cuda'``.
         rounds: Timed steps of each; 0 measures memory alone.
-        report: Called with a line of progress now and then.
-        others: More configs that train on the same batch and take turns with the rest; they get
-            no baselines of their own.
+        report: Called with a line of progress now and then, and for ways that this model can't be
+            trained in: accumulation is exact for few.
 
     Returns:
-        One profile for each way, the config's own first, the others' last.
+        One profile for each way that the model can be trained in.
 
     Raises:
         LocalLearningError: The config can't be trained, on this device, or on such a batch.
 
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
-        >>> local, bp = profile_training(cfg, (2, 3, 128, 128), ['bp'], rounds=0)
+        >>> local, bp = profile_training(baselines(cfg, 2, ['bp']), (2, 3, 128, 128), rounds=0)
         >>> local.memory.peak_bytes / bp.memory.peak_bytes
         0.9
     """
     check_device(device)
-    text = '×'.join(map(str, shape))
     profiles, ready = [], []
     with _quiet():
-        found = baselines(cfg, shape[0], kinds)
-        for other in others:
-            found += baselines(other, shape[0], [])[:1]
-        for baseline in found:
-            torch.manual_seed(0)
-            step = baseline.build(device)
-            with readable_errors(f'{baseline.name}: the model cannot be initialized'):
-                step.model.init_weights()
-            batch = synthetic_batch(step.model, shape)
-            with readable_errors(
-                f'{baseline.name}: the model does not train on a batch of {text}',
-                'give another shape, or check the config',
-            ):
-                if step.hooks:
-                    check_local_training(
-                        step.model, type(step.optim_wrapper), step.hooks[0].bank.scope
-                    )
-                baseline.run(step, batch)
-                profile = _measure(baseline, step, batch, device)
+        for variant in variants:
+            try:
+                step, batch = _ready(variant, shape, device)
+            except LocalLearningError as error:
+                if variant.kind != 'accumulation':
+                    raise
+                report(f'{variant.name}: left out ({error})')
+                continue
+            profile = _measure(variant, step, batch, device)
             profiles.append(profile)
-            report(f'{baseline.name}: {profile.memory.peak_bytes / MIB:.1f} MiB')
+            report(f'{variant.name}: {profile.memory.peak_bytes / MIB:.1f} MiB')
             if rounds:
-                ready.append((baseline, step, batch))
+                ready.append(partial(variant.run, step, batch))
             del step
         for number in range(rounds):
             report(f'timing, round {number + 1} of {rounds}')
-            for profile, (baseline, step, batch) in zip(profiles, ready):
-                profile.seconds.append(seconds_of(partial(baseline.run, step, batch), device))
+            for profile, run in zip(profiles, ready):
+                profile.seconds.append(seconds_of(run, device))
     return profiles
+
+
+def _ready(variant: Variant, shape: Shape, device: str) -> Tuple[TrainingStep, dict]:
+    """A step that has been made once, and its batch."""
+    torch.manual_seed(0)
+    step = variant.build(device)
+    with readable_errors(f'{variant.name}: the model cannot be initialized'):
+        step.model.init_weights()
+    batch = synthetic_batch(step.model, shape)
+    with readable_errors(
+        f'{variant.name}: the model does not train on a batch of {"×".join(map(str, shape))}',
+        'give another shape, or check the config',
+    ):
+        if step.hooks:
+            check_local_training(step.model, type(step.optim_wrapper), step.hooks[0].bank.scope)
+        variant.run(step, batch)
+    return step, batch
 
 
 def check_device(device: str) -> None:
@@ -158,28 +208,29 @@ def check_device(device: str) -> None:
         )
 
 
-def _measure(baseline: Baseline, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
+def _measure(variant: Variant, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
     local = next((m for m in step.model.modules() if isinstance(m, LocalBackbone)), None)
     auxiliary = [] if local is None else [local.auxiliary]
     optimizer = step.optim_wrapper.optimizer
     split = PeakSplit(step.model, optimizer, auxiliary, lambda: _banked(step, local))
     with marked_phases(step.model, step.optim_wrapper):
-        memory = measure_step(lambda: baseline.run(step, batch), device, tracker=split)
+        memory = measure_step(lambda: variant.run(step, batch), device, tracker=split)
     if torch.device(device).type == 'cuda':
         # The allocator is asked without a tracker, which would change what it has to do.
         with split:
-            baseline.run(step, batch)
+            variant.run(step, batch)
     at_peak = split.split()
     if torch.device(device).type == 'cuda':
         at_peak['allocator'] = memory.peak_bytes - sum(at_peak.values())
     modules = list(zip(_module_names(local), module_peaks(memory.phases)))
     return VariantProfile(
-        baseline.name,
-        baseline.kind,
+        variant.name,
+        variant.kind,
         memory,
         at_peak,
         resident_bytes(step.model, optimizer, auxiliary),
         modules,
+        num_modules=variant.num_modules,
     )
 
 

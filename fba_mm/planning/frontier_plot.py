@@ -1,15 +1,15 @@
 """The ways to train as a picture: memory over time."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Union
+from typing import List, Optional, Sequence, Union
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..analysis.memory_plot import COLOURS
-from .plan import Plan, Planned
 
 MIB = 2**20
 _KINDS = ((True, 'exact', 'o', COLOURS[0]), (False, 'local learning', 's', COLOURS[1]))
@@ -30,16 +30,56 @@ _PLACES = (
 )
 
 
-def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: str = '') -> Figure:
-    """Draw the ways of a plan, and save the picture as PNG.
+@dataclass(frozen=True)
+class Point:
+    """A way to train in the picture.
 
-    Both kinds have a line through the ways that no other one of the kind beats. These have names;
-    others are pale.
+    Attributes:
+        name: Its label.
+        exact: Whether losses and gradients are those of the stock config.
+        time: Of a step, over that of the stock config.
+        nbytes: What a step takes.
+    """
+
+    name: str
+    exact: bool
+    time: float
+    nbytes: int
+
+
+def frontier(points: Sequence[Point]) -> List[Point]:
+    """Those that no other one beats in both time and memory, by time.
 
     Args:
-        plan: From :func:`plan_training`.
+        points: Of one kind.
+    """
+    found: List[Point] = []
+    for point in sorted(points, key=lambda p: (p.time, p.nbytes)):
+        if not found or point.nbytes < found[-1].nbytes:
+            found.append(point)
+    return found
+
+
+def draw_frontier(
+    points: Sequence[Point],
+    out_file: Union[str, 'os.PathLike[str]'],
+    title: str,
+    x_label: str = 'operations of a step / as shipped',
+    y_label: str = 'tensors of a step [MiB]',
+    budget: Optional[int] = None,
+) -> Figure:
+    """Draw memory over time of several ways to train, and save the picture as PNG.
+
+    Exact and local ways each have a line through those that no other one of the kind beats. These
+    have names; others are pale.
+
+    Args:
+        points: The ways.
         out_file: Where to save; missing folders are made.
         title: Of the picture.
+        x_label: Of the axis of time.
+        y_label: Of the axis of memory.
+        budget: Bytes, for a line across.
 
     Returns:
         The figure that was saved.
@@ -47,16 +87,14 @@ def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: s
     figure = Figure(figsize=(10, 6), dpi=150, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(
-        title or f'Ways to train, {"×".join(map(str, plan.shape))}', fontsize=14, loc='left'
-    )
-    axes.set_xlabel('operations of a step / as shipped', fontsize=12)
-    axes.set_ylabel('tensors of a step [MiB]', fontsize=12)
+    axes.set_title(title, fontsize=14, loc='left')
+    axes.set_xlabel(x_label, fontsize=12)
+    axes.set_ylabel(y_label, fontsize=12)
     axes.grid(color='0.92')
     axes.set_axisbelow(True)
     for side in ('top', 'right'):
         axes.spines[side].set_visible(False)
-    times = [one.time for one in plan.tried]
+    times = [one.time for one in points]
     if max(times) > 3 * min(times):
         axes.set_xscale('log')
         ticks = [
@@ -66,13 +104,13 @@ def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: s
         ]
         axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
         axes.minorticks_off()
-    named: List[Planned] = []
+    named: List[Point] = []
     for exact, label, marker, colour in _KINDS:
-        ways = [one for one in plan.tried if one.way.exact == exact]
-        best = plan.frontier(exact)
+        ways = [one for one in points if one.exact == exact]
+        best = frontier(ways)
         axes.scatter(
             [one.time for one in ways],
-            [one.memory.total / MIB for one in ways],
+            [one.nbytes / MIB for one in ways],
             s=28,
             marker=marker,
             color=colour,
@@ -82,30 +120,30 @@ def draw_frontier(plan: Plan, out_file: Union[str, 'os.PathLike[str]'], title: s
         if best:
             axes.plot(
                 [one.time for one in best],
-                [one.memory.total / MIB for one in best],
+                [one.nbytes / MIB for one in best],
                 marker=marker,
                 color=colour,
                 label=label,
                 linewidth=1.5,
             )
         named += best
-    if plan.budget is not None:
-        axes.axhline(plan.budget / MIB, color='0.4', linestyle='--', linewidth=1, label='budget')
+    if budget is not None:
+        axes.axhline(budget / MIB, color='0.4', linestyle='--', linewidth=1, label='budget')
     axes.set_ylim(bottom=0)
     axes.margins(x=0.12)
     axes.legend(frameon=False, fontsize=11)
     figure.canvas.draw()
-    _label(axes, named, list(plan.tried))
+    _label(axes, named, points)
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file)
     return figure
 
 
-def _label(axes: Axes, named: List[Planned], all_ways: List[Planned]) -> None:
+def _label(axes: Axes, named: Sequence[Point], points: Sequence[Point]) -> None:
     """Write each name where it covers neither a dot nor another name."""
     canvas = axes.figure.canvas
     renderer = canvas.get_renderer()
-    dots = [axes.transData.transform((one.time, one.memory.total / MIB)) for one in all_ways]
+    dots = [axes.transData.transform((one.time, one.nbytes / MIB)) for one in points]
     legend = axes.get_legend().get_window_extent(renderer)
     lines = [
         line.get_path().interpolated(20).transformed(line.get_transform()).vertices
@@ -113,12 +151,12 @@ def _label(axes: Axes, named: List[Planned], all_ways: List[Planned]) -> None:
     ]
     taken = [legend]
     for one in named:
-        colour = next(c for exact, _, _, c in _KINDS if exact == one.way.exact)
+        colour = next(c for exact, _, _, c in _KINDS if exact == one.exact)
         best = None
         for x, y, align in _PLACES:
             text = axes.annotate(
-                one.way.name,
-                (one.time, one.memory.total / MIB),
+                one.name,
+                (one.time, one.nbytes / MIB),
                 (x, y),
                 textcoords='offset points',
                 ha=align,

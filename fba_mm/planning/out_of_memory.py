@@ -6,8 +6,8 @@ from typing import Iterator, Optional
 import torch
 from mmengine.config import Config
 
-from ..analysis.baselines import trains_locally
 from ..analysis.memory_fit import in_mib, predict_memory
+from ..analysis.step_configs import trains_locally
 from ..analysis.synthetic_batch import batch_shape
 from ..errors import LocalLearningError
 from ..localize import stock_form

@@ -11,13 +11,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..analysis.baselines import trains_locally
 from ..analysis.memory_fit import MemoryPrediction, in_mib, predict_memory
 from ..analysis.simulated_step import quiet
+from ..analysis.step_configs import trains_locally
 from ..analysis.synthetic_batch import Shape, batch_shape
 from ..errors import LocalLearningError
 from ..memory_budget import parse_memory
 from ..tasks import backbone_key
+from .frontier_plot import Point
 from .ways import Series, Way, ways_to_train
 
 
@@ -65,18 +66,9 @@ class Plan:
         """The way that takes the least memory."""
         return min(self.tried, key=lambda p: p.memory.total)
 
-    def frontier(self, exact: bool) -> List[Planned]:
-        """Ways that no other one of the kind beats in both memory and time, by time.
-
-        Args:
-            exact: Of the exact ways, or of the local ones.
-        """
-        found: List[Planned] = []
-        ways = [p for p in self.tried if p.way.exact == exact]
-        for one in sorted(ways, key=lambda p: (p.time, p.memory.total)):
-            if not found or one.memory.total < found[-1].memory.total:
-                found.append(one)
-        return found
+    def points(self) -> List[Point]:
+        """The ways, for :func:`draw_frontier`."""
+        return [Point(p.way.name, p.way.exact, p.time, p.memory.total) for p in self.tried]
 
     def table(self) -> Table:
         """The ways with memory, time and what they are known to cost."""
@@ -238,7 +230,7 @@ class Search:
 
     def plan(self) -> Plan:
         """Go through all ways. If the config fits as it is, no other one is tried."""
-        first, *others = ways_to_train(self._cfg)
+        first, *others = ways_to_train(self._cfg, self._shape[0])
         assert isinstance(first, Way), 'the config as it is'
         stock = self.attempt(first)
         if stock is None:

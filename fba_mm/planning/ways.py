@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.dist import is_distributed
 
 from ..analysis.activation_checkpointing import takes_with_cp
-from ..analysis.baselines import backbone_of
 from ..analysis.memory_fit import count_blocks, module_counts
 from ..analysis.simulated_step import quiet
+from ..analysis.step_configs import backbone_of
 from ..analysis.synthetic_batch import batch_shape
 from ..errors import LocalLearningError
 from ..localize import accumulated, checkpointed, image_by_image, localize, sliced
@@ -34,6 +34,8 @@ class Way:
         configure: Makes the stock config train this way; the config that it is given stays as it
             is.
         how: The options of ``tools/train.py`` that ask for it; empty if only a budget does.
+        kind: ``'bp'``, ``'slices'``, ``'checkpointing'``, ``'images'``, ``'accumulation'`` or
+            ``'local'``.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Way:
     accuracy: str
     configure: Callable[[Config], Config]
     how: str = ''
+    kind: str = 'local'
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Series:
         numbers: To choose from, in increasing order.
         exact: Whether the ways are. Then memory falls with the number; that of local ways may rise
             again, as each module has a head.
+        kind: Of the ways.
         dominated: Whether an earlier series takes less of both for the same number. Such a series
             is there to be compared with, not to be chosen from.
     """
@@ -59,14 +63,16 @@ class Series:
     make: Callable[[Count], Way]
     numbers: Sequence[Count]
     exact: bool = False
+    kind: str = 'local'
     dominated: bool = False
 
 
-def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
+def ways_to_train(cfg: Config, images: Optional[int] = None) -> List[Union[Way, Series]]:
     """The ways that there are for a config, exact ones first; the config's own is the first.
 
     Args:
         cfg: A stock config.
+        images: Of a batch; unset, as many as the config's.
 
     Raises:
         LocalLearningError: The config has no backbone or generator.
@@ -75,30 +81,31 @@ def ways_to_train(cfg: Config) -> List[Union[Way, Series]]:
         >>> [way.name for way in ways_to_train(cfg) if isinstance(way, Way)][:3]
         ['as shipped', 'losses in slices', 'with_cp=True']
     """
-    return [*exact_ways(cfg), *local_ways(cfg)]
+    return [*exact_ways(cfg, images), *local_ways(cfg)]
 
 
-def exact_ways(cfg: Config) -> List[Union[Way, Series]]:
+def exact_ways(cfg: Config, images: Optional[int] = None) -> List[Union[Way, Series]]:
     """The ways to train whose gradients are those of the config itself, which is the first.
 
     Args:
         cfg: A stock config.
+        images: Of a batch; unset, as many as the config's.
     """
-    found: List[Union[Way, Series]] = [Way('as shipped', True, EXACT, copy.deepcopy)]
+    found: List[Union[Way, Series]] = [Way('as shipped', True, EXACT, copy.deepcopy, kind='bp')]
     with quiet():
         in_slices = sliced(cfg)
     # With everything that is exact and costs next to nothing, ways have no need to say so.
     free = '' if in_slices.model.to_dict() == cfg.model.to_dict() else ' --slices'
     if free:
-        found.append(Way('losses in slices', True, EXACT, sliced, '--slices'))
-    images = batch_shape(cfg)[0]
-    # Of two images at least; beyond sixteen parts, little is left to save.
-    parts = [n for n in (2, 4, 8, 16) if n <= images]
+        found.append(Way('losses in slices', True, EXACT, sliced, '--slices', 'slices'))
+    images = batch_shape(cfg)[0] if images is None else images
+    # Beyond sixteen parts, little is left to save.
+    parts = sorted({n for n in (2, 4, 8, 16, images) if 1 < n <= min(images, 16)})
     if parts and not is_distributed():
-        found.append(Series(partial(_accumulation, images, None), parts, exact=True))
+        found.append(Series(partial(_accumulation, images, None), parts, True, 'accumulation'))
     if takes_with_cp(cfg) and not backbone_of(cfg).get('with_cp'):
         options = f'--cfg-options model.{backbone_key(cfg.model)}.with_cp=True{free}'
-        found.append(Way('with_cp=True', True, EXACT, _with_cp, options))
+        found.append(Way('with_cp=True', True, EXACT, _with_cp, options, 'checkpointing'))
     try:
         count_blocks(cfg)
     except LocalLearningError:
@@ -111,6 +118,7 @@ def exact_ways(cfg: Config) -> List[Union[Way, Series]]:
                 EXACT,
                 partial(_checkpointing, spans),
                 f'--checkpoint {spans}{free}',
+                'checkpointing',
             )
         )
     # Of many images, one at a time is slow; accumulation takes several.
@@ -118,9 +126,9 @@ def exact_ways(cfg: Config) -> List[Union[Way, Series]]:
         has_dense_head = any(name in cfg.model for name in task_of(cfg).dense_heads)
         for head in (False, True) if has_dense_head else (False,):
             name = f'{_spans(3)}{", neck and head" * head}, image by image'
-            found.append(Way(name, True, EXACT, partial(image_by_image, head=head)))
+            found.append(Way(name, True, EXACT, partial(image_by_image, head=head), kind='images'))
     if parts and not is_distributed():
-        found.append(Series(partial(_accumulation, images, 3), parts, exact=True))
+        found.append(Series(partial(_accumulation, images, 3), parts, True, 'accumulation'))
     return found
 
 
@@ -173,7 +181,7 @@ def _accumulation(images: int, spans: Optional[int], parts: int) -> Way:
         cfg = sliced(cfg) if spans is None else _checkpointing(spans, cfg)
         return accumulated(cfg, at_once)
 
-    return Way(name, True, EXACT, configure)
+    return Way(name, True, EXACT, configure, kind='accumulation')
 
 
 def local_way(

@@ -234,7 +234,7 @@ def test_in_a_config():
     found = resolve_num_modules(cfg, SHAPE, lines.append)
     assert found.model.backbone.num_modules == 1 and 'memory_budget' not in found.model.backbone
     assert cfg.model.backbone.num_modules == 'auto' and len(lines) == 3
-    assert lines[-1] == 'One module is plain back-propagation: no local learning is needed here.'
+    assert lines[-1] == 'K = 1 is plain back-propagation: you need no local learning here.'
     del cfg.model.backbone.memory_budget
     with pytest.raises(LocalLearningError, match="needs a budget.*memory_budget='8GB'"):
         resolve_num_modules(cfg, SHAPE)

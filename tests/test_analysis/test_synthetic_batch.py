@@ -5,7 +5,7 @@ from torch import nn
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, predict_memory
-from fba_mm.analysis.synthetic_batch import batch_shape, single_images, synthetic_batch
+from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 
@@ -220,16 +220,6 @@ def test_the_same_seed_gives_the_same_batch():
     model = TrainingStep(classifier()).model
     a, b, c = (synthetic_batch(model, (2, 3, 8, 8), seed)['inputs'][0] for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
-
-
-def test_single_images():
-    model = TrainingStep(classifier()).model
-    batch = synthetic_batch(model, (3, 3, 8, 8))
-    singles = single_images(batch)
-    assert len(singles) == 3
-    for i, single in enumerate(singles):
-        assert single['inputs'][0] is batch['inputs'][i] and len(single['inputs']) == 1
-        assert single['data_samples'][0] is batch['data_samples'][i]
 
 
 @pytest.mark.parametrize(

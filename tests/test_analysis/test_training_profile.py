@@ -12,8 +12,14 @@ from fba_mm.analysis import StepMemory, TrainingStep, measure_step
 from fba_mm.analysis.peak_split import ROLES
 from fba_mm.analysis.profile_report import print_profile, ratios, save_profile
 from fba_mm.analysis.synthetic_batch import synthetic_batch
-from fba_mm.analysis.training_profile import VariantProfile, check_device, profile_training
+from fba_mm.analysis.training_profile import (
+    Variant,
+    VariantProfile,
+    check_device,
+    profile_training,
+)
 from fba_mm.errors import LocalLearningError
+from fba_mm.planning.baselines import baselines
 
 from .small_configs import detector, local_detector, super_resolution
 
@@ -33,7 +39,14 @@ def profiles(lines):
     """Of a detector in three modules and its baselines, each timed once."""
     torch.manual_seed(0)
     cfg = local_detector(light=True, apply='end')
-    return profile_training(cfg, SHAPE, rounds=1, report=lines.append)
+    kinds = ['bp', 'checkpointing', 'accumulation', 'forward']
+    return profile_training(baselines(cfg, 2, kinds), SHAPE, rounds=1, report=lines.append)
+
+
+def profile_one(cfg, shape=SHAPE, **kwargs):
+    """The profile of a config alone."""
+    kwargs = dict(dict(rounds=0, report=lambda line: None), **kwargs)
+    return profile_training(baselines(cfg, shape[0], [])[:1], shape, **kwargs)[0]
 
 
 def test_the_split_is_the_whole(profiles):
@@ -41,7 +54,8 @@ def test_the_split_is_the_whole(profiles):
         'local',
         'bp',
         'checkpointing',
-        'accumulation',
+        'checkpointing',
+        'checkpointing',
         'forward',
     ]
     for profile in profiles:
@@ -64,7 +78,7 @@ def test_the_peak_is_the_one_stated_elsewhere(profiles):
 
 
 def test_what_belongs_to_whom(profiles):
-    local, bp, checkpointing, _, forward = profiles
+    local, bp, checkpointing, *_, forward = profiles
     assert local.at_peak['auxiliary'] > 0 and local.resident['auxiliary'] > 0
     for stock in profiles[1:]:
         assert stock.at_peak['auxiliary'] == stock.at_peak['bank'] == 0
@@ -77,16 +91,11 @@ def test_what_belongs_to_whom(profiles):
     assert forward.memory.peak_bytes < checkpointing.memory.peak_bytes < bp.memory.peak_bytes
 
 
-def test_others_take_turns_without_twins():
-    first = profile_training(local_detector(), SHAPE, ['bp'], rounds=0, report=lambda line: None)
-    both = profile_training(
-        local_detector(),
-        SHAPE,
-        ['bp'],
-        rounds=1,
-        report=lambda line: None,
-        others=[local_detector(num_modules='blocks', light=True)],
-    )
+def test_several_take_turns():
+    variants = baselines(local_detector(), 2, ['bp'])
+    first = profile_training(variants, SHAPE, rounds=0, report=lambda line: None)
+    finest = baselines(local_detector(num_modules='blocks', light=True), 2, [])
+    both = profile_training([*variants, *finest], SHAPE, rounds=1, report=lambda line: None)
     assert [p.kind for p in both] == ['local', 'bp', 'local']
     assert [p.memory.peak_bytes for p in both[:2]] == [p.memory.peak_bytes for p in first]
     assert len(both[2].modules) > len(both[0].modules)
@@ -109,17 +118,13 @@ def test_the_bank_is_seen_while_it_is_held():
         ('past', 0),
         ('off', 0),
     ):
-        local = profile_training(
-            local_detector(scope=scope), (2, 3, 256, 256), [], rounds=0, report=lambda line: None
-        )[0]
+        local = profile_one(local_detector(scope=scope), (2, 3, 256, 256))
         assert local.peak_phase == 'module 1'
         assert local.at_peak['bank'] == banked
 
 
 def test_maps_kept_for_a_skip_are_the_banks():
-    local = profile_training(
-        localize(super_resolution(), 3), (2, 3, 16, 16), [], rounds=0, report=lambda line: None
-    )[0]
+    local = profile_one(localize(super_resolution(), 3), (2, 3, 16, 16))
     assert local.peak_phase.startswith('module 2')
     assert local.at_peak['bank'] == 4 * 2 * 8 * 16**2  # the first map
     assert [segments for segments, _ in local.modules] == [
@@ -130,10 +135,16 @@ def test_maps_kept_for_a_skip_are_the_banks():
 
 
 def test_progress_and_time(profiles, lines):
-    assert [line.split(':')[0] for line in lines] == [
+    left_out = [line for line in lines if 'left out' in line]
+    assert [line.split(':')[0] for line in lines if line not in left_out] == [
         *(profile.name for profile in profiles),
         'timing, round 1 of 1',
     ]
+    assert [line.split(':')[0] for line in left_out] == [
+        'accumulation, 1 image at a time',
+        'accumulation, 1 image at a time, checkpointing, 3 spans',
+    ]
+    assert all('batch normalization is trained' in line for line in left_out)
     assert all(len(profile.seconds) == 1 and profile.median_seconds > 0 for profile in profiles)
 
 
@@ -166,7 +177,7 @@ def test_ratios_are_of_medians():
 
 def test_tables(profiles):
     text = io.StringIO()
-    print_profile(Console(file=text, width=120), profiles, 'A title')
+    print_profile(Console(file=text, width=120), profiles, 'A title', details=True)
     text = text.getvalue()
     assert 'A title' in text and '…' not in text
     for profile in profiles:
@@ -174,9 +185,22 @@ def test_tables(profiles):
     assert 'stem' in text and 'neck and head' in text
     without = io.StringIO()
     untimed = [dataclasses.replace(one, seconds=[]) for one in profiles if one.kind != 'local']
-    print_profile(Console(file=without, width=120), untimed, 'A title')
+    print_profile(Console(file=without, width=120), untimed, 'A title', details=True)
     assert 'time' in text and 'time' not in without.getvalue()
     assert 'auxiliary' in text and 'auxiliary' not in without.getvalue()
+    short = io.StringIO()
+    print_profile(Console(file=short, width=120), profiles, 'A title')
+    assert 'stem' not in short.getvalue() and 'K = 1' not in short.getvalue()
+    rows = [line.split()[-1] for line in short.getvalue().splitlines() if 'spans' in line]
+    assert rows == [profiles[3].peak_phase.split()[-1]]
+
+
+def test_one_module_is_no_local_learning():
+    text = io.StringIO()
+    profile = profile_one(local_detector(num_modules=1))
+    assert profile.is_exact
+    print_profile(Console(file=text, width=120), [profile], 'A title')
+    assert 'K = 1 is plain back-propagation: where it fits, you need no local' in text.getvalue()
 
 
 def test_files(profiles, tmp_path):
@@ -194,14 +218,14 @@ def test_files(profiles, tmp_path):
 
 def test_a_batch_that_does_not_fit():
     with pytest.raises(LocalLearningError, match=r'BP: .* batch of 1×3×8×8 .* another shape'):
-        profile_training(detector(), (1, 3, 8, 8), [], rounds=0)
+        profile_one(detector(), (1, 3, 8, 8))
 
 
 def test_a_model_that_cannot_be_built():
     cfg = detector()
     cfg.model.neck.type = 'FBN'
     with pytest.raises(LocalLearningError, match="cannot be built: nothing is registered as 'FBN'"):
-        profile_training(cfg, SHAPE, [], rounds=0)
+        profile_one(cfg)
 
 
 @pytest.mark.parametrize('device', ['gpu', 'meta'])
@@ -228,10 +252,8 @@ def test_on_cuda_the_allocator_has_the_word(monkeypatch):
     monkeypatch.setattr(training_profile, 'measure_step', measure)
     monkeypatch.setattr(training_profile, 'check_device', lambda device: None)
     monkeypatch.setattr(torch.cuda, 'synchronize', synchronized.append)
-    monkeypatch.setattr(
-        training_profile.Baseline, 'build', lambda baseline, device: TrainingStep(baseline.cfg)
-    )
-    (bp,) = profile_training(detector(), SHAPE, [], 'cuda', rounds=1, report=lambda line: None)
+    monkeypatch.setattr(Variant, 'build', lambda variant, device: TrainingStep(variant.cfg))
+    bp = profile_one(detector(), device='cuda', rounds=1)
     assert bp.at_peak['allocator'] == MIB
     assert sum(bp.at_peak.values()) == bp.memory.peak_bytes
     assert synchronized == ['cuda', 'cuda']

@@ -8,6 +8,7 @@ from mmengine.optim import OptimWrapper
 from fba_mm import localize
 from fba_mm.analysis.memory import measure_step
 from fba_mm.analysis.training_profile import profile_training
+from fba_mm.planning.baselines import baselines
 
 from ..conftest import NUM_CLASSES, batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -117,14 +118,11 @@ def test_beside_activation_checkpointing():
             channels=16,
             head=dict(type='LightRetinaNet', num_classes=NUM_CLASSES, channels=16),
         )
-        profiles = profile_training(
-            localize(cfg, 4, auxiliary=auxiliary),
-            (2, 3, 256, 256),
-            ['bp', 'checkpointing'] if depth == 50 else [],
-            rounds=0,
-            report=lambda line: None,
-            others=[localize(cfg, 'blocks', auxiliary=auxiliary)],
-        )
+        four = localize(cfg, 4, auxiliary=auxiliary)
+        blocks = localize(cfg, 'blocks', auxiliary=auxiliary)
+        variants = baselines(four, 2, ['bp', 'checkpointing'])[:3] if depth == 50 else []
+        variants += baselines(blocks, 2, [])
+        profiles = profile_training(variants, (2, 3, 256, 256), rounds=0, report=lambda line: None)
         peaks[depth] = [profile.memory.peak_bytes for profile in profiles]
     four, bp, checkpointing, blocks = peaks[50]
     assert four < 0.45 * bp and four < 0.9 * checkpointing

@@ -15,6 +15,7 @@ from fba_mm.analysis.training_profile import profile_training
 from fba_mm.checkpoint import export_checkpoint
 from fba_mm.local.partition import unroll
 from fba_mm.localize import stock_form
+from fba_mm.planning.baselines import baselines
 from fba_mm.preflight.building import build_model
 
 from ..conftest import build
@@ -188,13 +189,10 @@ def test_synchronized_norms_are_cut_in_a_distributed_job():
 
 def test_peak_memory():
     cfg = training(backbone=dilated_resnet(50))
+    variants = baselines(localize(cfg, 4, auxiliary=LIGHT), 2, ['bp'])
+    variants += baselines(localize(cfg, 4, auxiliary='shared'), 2, [])
     light, bp, shared = profile_training(
-        localize(cfg, 4, auxiliary=LIGHT),
-        (2, 3, 128, 128),
-        ['bp'],
-        rounds=0,
-        report=lambda line: None,
-        others=[localize(cfg, 4, auxiliary='shared')],
+        variants, (2, 3, 128, 128), rounds=0, report=lambda line: None
     )
     bp, light, shared = (one.memory.peak_bytes for one in (bp, light, shared))
     assert light < 0.5 * bp and light < shared < 0.8 * bp, (light / bp, shared / bp)

@@ -22,7 +22,7 @@ from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import sliced
 from fba_mm.planning import plan_training
-from fba_mm.planning.frontier_plot import draw_frontier
+from fba_mm.planning.frontier_plot import draw_frontier, frontier
 from fba_mm.planning.plan import Search
 from fba_mm.planning.ways import Series, Way, ways_to_train
 from fba_mm.tasks import backbone_key, task_of
@@ -45,7 +45,7 @@ def predicted(cfg, shape):
     return MemoryPrediction(None, 80 * MIB, 20 * MIB, peak * MIB, flops=flops)
 
 
-def some_ways(cfg):
+def some_ways(cfg, images):
     """As shipped, checkpointing, and local learning with two kinds of heads."""
     found = ways_to_train(cfg)
     kept = [
@@ -96,8 +96,11 @@ def test_all_ways(large):
             ]
         ),
     ]
-    assert [one.way.name for one in plan.frontier(True)] == ['as shipped', 'with_cp=True']
-    assert [one.time for one in plan.frontier(False)] == [1.02, 1.06, 1.14]
+    exact, local = (
+        frontier([one for one in plan.points() if one.exact == kind]) for kind in (True, False)
+    )
+    assert [one.name for one in exact] == ['as shipped', 'with_cp=True']
+    assert [one.time for one in local] == [1.02, 1.06, 1.14]
     assert plan.least.memory.total == 200 * MIB
 
 
@@ -159,7 +162,7 @@ def test_what_is_chosen_keeps_within_the_budget(make, shape, name):
     """By the tensors of a step that is really made."""
     cfg = make()
 
-    def ways(cfg):
+    def ways(cfg, images):
         first, *others = ways_to_train(cfg)
         made = [one.make(2) if isinstance(one, Series) else one for one in others]
         return [first, next(one for one in made if one.name == name)]
@@ -268,19 +271,20 @@ def test_accumulation_where_it_is_exact(make, size, names):
     assert one.way.exact and one.memory.flops == found['as shipped'].memory.flops
 
 
-def accumulation(cfg):
-    with mock.patch('fba_mm.planning.ways.batch_shape', lambda cfg: (4, 3, 64, 64)):
-        first, *others = ways_to_train(cfg)
+def accumulation(cfg, images):
+    first, *others = ways_to_train(cfg, images)
     return [first, next(one for one in others if isinstance(one, Series) and one.exact)]
 
 
 def test_the_picture(large, tmp_path):
     plan, _ = chosen('300MiB')
-    figure = draw_frontier(plan, tmp_path / 'a/frontier.png')
+    points = plan.points()
+    figure = draw_frontier(points, tmp_path / 'a/frontier.png', 'A title', budget=plan.budget)
     assert (tmp_path / 'a/frontier.png').read_bytes().startswith(b'\x89PNG')
     (axes,) = figure.axes
     names = {text.get_text() for text in axes.texts}
-    assert names == {one.way.name for exact in (True, False) for one in plan.frontier(exact)}
+    kinds = ([one for one in points if one.exact == exact] for exact in (True, False))
+    assert names == {one.name for kind in kinds for one in frontier(kind)}
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 

@@ -1,6 +1,7 @@
 """Profiling a training step from the command line."""
 
 import json
+import re
 
 import pytest
 
@@ -46,15 +47,40 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
         capsys=capsys,
     )
     assert result.status == 0, result.err
-    assert 'local, K=3' in result.out and 'module' in result.out and '2×3×64×96' in result.out
+    assert 'local, K=3' in result.out and '2×3×64×96' in result.out
     found = json.loads((tmp_path / 'out/profile.json').read_text())
-    assert [one['kind'] for one in found['variants']] == ['local', 'checkpointing']
-    assert found['shape'] == [2, 3, 64, 96] and found['local'] == 3
+    assert [one['kind'] for one in found['variants']] == ['local'] + 3 * ['checkpointing']
+    assert found['shape'] == [2, 3, 64, 96] and found['local'] == [3]
     assert found['cfg_options'] == {'model.backbone.frozen_stages': 0}
     for one in found['variants']:
         assert one['median_seconds'] > 0 and one['peak_to_bp'] is None
     assert found['variants'][0]['modules'][0]['segments'].startswith('stem')
-    assert (tmp_path / 'out/memory.png').read_bytes().startswith(b'\x89PNG')
+    for picture in ('memory', 'frontier'):
+        assert (tmp_path / f'out/{picture}.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_several_numbers_and_heads_in_one_table(written, tmp_path, capsys):
+    result = run_tool(
+        TOOL, written(detector()), '--local', 1, 2, '--auxiliary', 'light', 'pooled', '--twins', 'bp',
+        '--shape', 2, 3, 64, 64, '--rounds', 0, '--out', tmp_path, capsys=capsys,
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    found = json.loads((tmp_path / 'profile.json').read_text())['variants']
+    names = [
+        'local, K=1, light heads',
+        'local, K=2, light heads',
+        "local, K=1, the model's head",
+        "local, K=2, the model's head",
+        'BP',
+    ]
+    assert [one['name'] for one in found] == names
+    table = result.out[result.out.index('One training step') :]
+    rows = [line for line in table.splitlines() if line.strip().startswith(('local', 'BP'))]
+    assert [re.split('  +', row.strip())[:2] for row in rows] == [
+        [name, 'no' if 'K=2' in name else 'yes'] for name in names
+    ]
+    assert 'K = 1 is plain back-propagation' in result.out
+    assert not (tmp_path / 'frontier.png').exists()
 
 
 @pytest.mark.slow
@@ -83,6 +109,8 @@ def test_a_generator_made_local(written, tmp_path, capsys):
     assert [one['kind'] for one in found['variants']] == [
         'local',
         'bp',
+        'accumulation',
+        'checkpointing',
         'checkpointing',
         'accumulation',
         'forward',
@@ -131,11 +159,11 @@ def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     paths = [written(local_detector(light=True), 'local'), written(classifier(), 'stock')]
     result = run_tool(
-        TOOL, *paths, '--shape', 1, 3, 64, 64, '--rounds', 0, '--amp', '--local', 2, capsys=capsys
-    )
+        TOOL, *paths, '--shape', 1, 3, 64, 64, '--rounds', 0, '--amp', '--local', 2, '--twins', 'bp',
+        capsys=capsys,
+    )  # fmt: skip
     assert result.status == 0, result.err
-    assert 'accumulation over single images is back-propagation' in result.out
-    kinds = ['local', 'bp', 'checkpointing', 'forward']
+    kinds = ['local', 'bp']
     for name, modules in (('local', 3), ('stock', 2)):
         folder = tmp_path / 'work_dirs/profile_training' / name
         found = json.loads((folder / 'profile.json').read_text())

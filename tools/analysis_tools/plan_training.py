@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fba_mm import command_line
-from fba_mm.analysis.baselines import in_mixed_precision
+from fba_mm.analysis.step_configs import in_mixed_precision
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
@@ -88,9 +88,8 @@ def main() -> None:
     with console.status('simulating'):
         plan = plan_training(cfg, args.memory_budget, shape, console.print)
     plan.print(console)
-    draw_frontier(
-        plan, out, f'{name}, {"×".join(map(str, shape))}{", " + args.amp if args.amp else ""}'
-    )
+    title = f'{name}, {"×".join(map(str, shape))}{", " + args.amp if args.amp else ""}'
+    draw_frontier(plan.points(), out, title, budget=plan.budget)
     console.print(str(out), soft_wrap=True)
 
 

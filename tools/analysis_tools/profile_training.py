@@ -2,15 +2,17 @@ r"""Memory and time of a training step, of configs and of other ways to train th
 
     python tools/analysis_tools/profile_training.py configs/retinanet_r50_fba.py --size 320
     python tools/analysis_tools/profile_training.py \
-        mmpretrain::resnet/resnet50_8xb32_in1k.py --local 4 --batch 8
+        mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --local 4 8 blocks --auxiliary light pooled
 
 Trains on synthetic batches, from scratch: no data and no checkpoints are needed. Beside each config
-stand back-propagation, activation checkpointing, gradient accumulation over single images, and the
-forward pass with its loss alone. Peak: live tensors above parameters, buffers and optimizer state.
+stand back-propagation, activation checkpointing, gradient accumulation over single images where that
+is exact, and the forward pass with its loss alone. Peak: live tensors above parameters, buffers and
+optimizer state. Two pictures: memory over time of all ways, and memory along their steps.
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import List
 
@@ -18,15 +20,21 @@ from mmengine.config import Config
 from rich.console import Console
 
 from fba_mm import command_line
-from fba_mm.analysis.baselines import BASELINES, in_mixed_precision, trains_locally
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.analysis.profile_report import print_profile, save_profile
+from fba_mm.analysis.step_configs import backbone_of, in_mixed_precision, trains_locally
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
-from fba_mm.analysis.training_profile import check_device, profile_training
+from fba_mm.analysis.training_profile import VariantProfile, check_device, profile_training
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
+from fba_mm.planning.baselines import BASELINES, baselines
+from fba_mm.planning.frontier_plot import Point, draw_frontier
+from fba_mm.planning.ways import Way, local_way
+from fba_mm.tasks import task_of
 
+# What a config is compared with unless the user says otherwise.
+DEFAULT_BASELINES = ['bp', 'checkpointing', 'accumulation', 'forward']
 # As wide as the widest table, where no terminal says how wide it is.
 WIDTH = 120
 
@@ -42,13 +50,14 @@ def parse_args() -> argparse.Namespace:
         metavar='config',
         help='path of a config, or its name in a package (mmdet::retinanet/...)',
     )
-    command_line.add_local(parser, 'stock configs')
+    command_line.add_local(parser, 'stock configs', several=True)
     parser.add_argument(
         '--twins',
         nargs='*',
         choices=list(BASELINES),
-        default=list(BASELINES),
-        help='what to compare with (default: all)',
+        default=DEFAULT_BASELINES,
+        help=f'what to compare with (default: {" ".join(DEFAULT_BASELINES)}); slices: losses in '
+        'slices, images: checkpointing image by image',
     )
     parser.add_argument(
         '--shape',
@@ -69,6 +78,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--rounds', type=int, default=5, help='timed steps; 0 measures memory alone'
     )
+    parser.add_argument(
+        '--details',
+        action='store_true',
+        help='also print what peaks consist of, and the peak of each local module',
+    )
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument(
         '--amp',
@@ -79,7 +93,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--out',
-        help='folder for profile.json and memory.png (default: '
+        help='folder for profile.json, memory.png and, with timed steps, frontier.png (default: '
         'work_dirs/profile_training/<config>); with several configs, for a folder of each',
     )
     command_line.add_cfg_options(parser)
@@ -87,7 +101,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def configs_from(args: argparse.Namespace) -> List[Config]:
-    """The configs as they shall be trained."""
+    """The configs, in the precision that was asked for."""
     cfgs = []
     for config in args.configs:
         cfg = load_config(config)
@@ -95,15 +109,26 @@ def configs_from(args: argparse.Namespace) -> List[Config]:
         cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
         if args.local is not None and trains_locally(cfg):
             print(
-                f'{config} trains locally already: --local {args.local} is for the others',
+                f'{config} trains locally already: --local {command_line.words(args.local)} is for '
+                'the others',
                 file=sys.stderr,
-            )
-        elif args.local is not None:
-            cfg = localize(
-                cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget
             )
         cfgs.append(resolve_num_modules(cfg, shape_from(args, cfg)))
     return cfgs
+
+
+def local_ways_from(args: argparse.Namespace, cfg: Config, shape: Shape) -> List[Way]:
+    """The local ways that were asked for: each number of modules with each kind of heads."""
+    if args.local is None or trains_locally(cfg):
+        return []
+    found = []
+    for heads in args.auxiliary or [None]:
+        for number in args.local:
+            if number == 'auto':
+                local = localize(cfg, 'auto', auxiliary=heads, memory_budget=args.memory_budget)
+                number = backbone_of(resolve_num_modules(local, shape)).num_modules
+            found.append(local_way(task_of(cfg), heads, number))
+    return found
 
 
 def folders_from(args: argparse.Namespace) -> List[Path]:
@@ -165,27 +190,40 @@ def main() -> None:
         text = ', '.join(filter(None, ['×'.join(map(str, shape)), args.device, args.amp]))
         name = Path(config.split('::')[-1]).stem
         console.rule(f'{name}, {text}')
-        if 'accumulation' in args.twins and shape[0] == 1:
-            console.print('One image: accumulation over single images is back-propagation itself.')
+        variants = baselines(cfg, shape[0], args.twins, local_ways_from(args, cfg, shape))
         profiles = profile_training(
-            cfg, shape, args.twins, args.device, args.rounds, report=console.print
+            variants, shape, args.device, args.rounds, partial(console.print, soft_wrap=True)
         )
-        print_profile(console, profiles, f'One training step, {text}')
-        save_profile(
-            profiles,
-            folder,
-            f'{name}\none training step, {text}',
-            dict(
-                config=config,
-                shape=shape,
-                device=args.device,
-                amp=args.amp,
-                local=args.local,
-                cfg_options=args.cfg_options,
-                rounds=args.rounds,
-            ),
+        print_profile(console, profiles, f'One training step, {text}', args.details)
+        title = f'{name}\none training step, {text}'
+        setting = dict(
+            config=config,
+            shape=shape,
+            device=args.device,
+            amp=args.amp,
+            local=args.local,
+            auxiliary=args.auxiliary,
+            cfg_options=args.cfg_options,
+            rounds=args.rounds,
         )
-        console.print(f'{folder / "profile.json"}\n{folder / "memory.png"}', soft_wrap=True)
+        save_profile(profiles, folder, title, setting)
+        written = ['profile.json', 'memory.png']
+        if args.rounds:
+            draw_profile(profiles, folder / 'frontier.png', title)
+            written.append('frontier.png')
+        console.print('\n'.join(str(folder / file) for file in written), soft_wrap=True)
+
+
+def draw_profile(profiles: List[VariantProfile], out_file: Path, title: str) -> None:
+    """Draw memory over time of what was timed, the forward pass alone aside."""
+    trained = [one for one in profiles if one.kind != 'forward']
+    bp = next((one for one in trained if one.kind == 'bp'), None)
+    unit = 1.0 if bp is None else bp.median_seconds
+    points = [
+        Point(one.name, one.is_exact, one.median_seconds / unit, one.total) for one in trained
+    ]
+    x_label = 'time of a step [s]' if bp is None else "time of a step / BP's"
+    draw_frontier(points, out_file, title, x_label, 'peak, parameters and state [MiB]')
 
 
 if __name__ == '__main__':
