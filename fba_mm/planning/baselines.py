@@ -24,8 +24,8 @@ def baselines(
 
     - ``bp``: back-propagation; ``with_cp`` is off.
     - ``slices``: losses in slices, where the model has such.
-    - ``checkpointing``: activation checkpointing: ``with_cp=True`` where the backbone takes that, and
-      by our partition in three spans and in blocks.
+    - ``checkpointing``: activation checkpointing: ``with_cp=True`` where the backbone takes that,
+      and by our partition in three spans and in blocks.
     - ``images``: checkpointing by our partition, image by image.
     - ``accumulation``: gradients accumulated over single images, or over sixteenths of the batch;
       without and with checkpointing. Where that isn't exact, measuring it is refused.

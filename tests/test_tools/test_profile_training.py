@@ -61,7 +61,8 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
 
 def test_several_numbers_and_heads_in_one_table(written, tmp_path, capsys):
     result = run_tool(
-        TOOL, written(detector()), '--local', 1, 2, '--auxiliary', 'light', 'pooled', '--twins', 'bp',
+        TOOL, written(detector()), '--local', 1, 2, '--auxiliary', 'light', 'pooled',
+        '--twins', 'bp',
         '--shape', 2, 3, 64, 64, '--rounds', 0, '--out', tmp_path, capsys=capsys,
     )  # fmt: skip
     assert result.status == 0, result.err
@@ -159,7 +160,8 @@ def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     paths = [written(local_detector(light=True), 'local'), written(classifier(), 'stock')]
     result = run_tool(
-        TOOL, *paths, '--shape', 1, 3, 64, 64, '--rounds', 0, '--amp', '--local', 2, '--twins', 'bp',
+        TOOL, *paths, '--shape', 1, 3, 64, 64, '--rounds', 0, '--amp', '--local', 2,
+        '--twins', 'bp',
         capsys=capsys,
     )  # fmt: skip
     assert result.status == 0, result.err

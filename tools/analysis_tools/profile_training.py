@@ -5,8 +5,8 @@ r"""Memory and time of a training step, of configs and of other ways to train th
         mmdet::retinanet/retinanet_r50_fpn_1x_coco.py --local 4 8 blocks --auxiliary light pooled
 
 Trains on synthetic batches, from scratch: no data and no checkpoints are needed. Beside each config
-stand back-propagation, activation checkpointing, gradient accumulation over single images where that
-is exact, and the forward pass with its loss alone. Peak: live tensors above parameters, buffers and
+stand back-propagation, activation checkpointing, gradient accumulation over single images where
+that is exact, and the forward pass with its loss alone. Peak: live tensors above parameters, buffers and
 optimizer state. Two pictures: memory over time of all ways, and memory along their steps.
 """
 
