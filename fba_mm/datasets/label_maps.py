@@ -2,7 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from mmengine.dist import get_rank, get_world_size
@@ -33,6 +33,18 @@ class LabelMap(NamedTuple):
 
     img: str
     seg_map: str
+
+
+class Found(NamedTuple):
+    """What the files of one training example hold.
+
+    Args:
+        fault: What is wrong with them, and how to fix it; None if nothing is.
+        labels: Those in the mask, as far as it was read.
+    """
+
+    fault: Optional[str]
+    labels: Sequence[int] = ()
 
 
 class Labelled(NamedTuple):
@@ -87,16 +99,12 @@ def labelled(dataset: dict, kind: type) -> Optional[Labelled]:
         if one.get('seg_map_path')
     ]
     count = len(built.label_map or built.metainfo.get('classes') or ())
-    turns = not any(
-        str(step.get('color_type', '')).endswith('_ignore_orientation')
-        for step in dataset.get('pipeline') or []
-    )
     return Labelled(
         found,
         count + bool(built.reduce_zero_label),
         (255, built.ignore_index),
         bool(built.reduce_zero_label),
-        turns,
+        turns_images(dataset),
     )
 
 
@@ -129,20 +137,61 @@ def check_label_maps(dataset: dict, where: str, data: Labelled) -> None:
             f'{where}: {type_name(dataset["type"])} has no classes of its own: name those of the '
             'data as metainfo=dict(classes=(...), palette=[...])'
         )
-    own = data.maps[get_rank() :: get_world_size()]
+    _check_variety(where, look_at_all(where, data.maps, lambda files: _look_at(files, data)), data)
+
+
+def look_at_all(where: str, examples: Sequence[Any], look_at: Callable[[Any], Any]) -> list:
+    """Look at the files of all training examples, or of this process's share of them.
+
+    Args:
+        where: Where the data set stands in the config.
+        examples: The files of each.
+        look_at: Tells what is found in them; its ``fault`` is None if nothing is wrong.
+
+    Returns:
+        What was found, in order.
+
+    Raises:
+        LocalLearningError: Names the first fault, and how many more there are.
+    """
+    own = examples[get_rank() :: get_world_size()]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found: Iterable[Found] = pool.map(lambda files: _look_at(files, data), own)
+        found: Iterable[Any] = pool.map(look_at, own)
         if len(own) > _MANY:
-            found = track(found, f'Reading masks of {where}', len(own), transient=True)
+            found = track(found, f'Reading {where}', len(own), transient=True)
         found = list(found)
     faults = [one.fault for one in found if one.fault is not None]
     if faults:
         others = f' ({len(faults) - 1} more files have faults)' if len(faults) > 1 else ''
         raise LocalLearningError(f'{where}: {faults[0]}{others}')
-    _check_variety(where, found, data)
+    return found
 
 
-def _check_variety(where: str, found: List['Found'], data: Labelled) -> None:
+def size_as_read(path: str, turns: bool) -> Tuple[int, int]:
+    """(width, height) of an image file.
+
+    Args:
+        path: The file.
+        turns: Whether it is read as cameras say that it is to be looked at.
+    """
+    with Image.open(path) as image:
+        turned = turns and image.getexif().get(_ORIENTATION, 1) in _TURNED
+        return image.size[::-1] if turned else image.size
+
+
+def turns_images(dataset: dict) -> bool:
+    """Whether a data set's pipeline reads images as cameras say that they are to be looked at.
+
+    Args:
+        dataset: Its config.
+    """
+    return not any(
+        str(step.get('color_type', '')).endswith('_ignore_orientation')
+        for step in dataset.get('pipeline') or []
+    )
+
+
+def _check_variety(where: str, found: List[Found], data: Labelled) -> None:
     """Refuse masks in which all but one class are skipped, as in pictures of 0 and 255."""
     labels = {label for one in found for label in one.labels}
     passed_over = set(data.ignored) | ({0} if data.starts_at_one else set())
@@ -162,18 +211,6 @@ def _check_variety(where: str, found: List['Found'], data: Labelled) -> None:
                 f'{data.maps[0].seg_map}, with 1 in the place of 255'
             )
         labels.update(more)
-
-
-class Found(NamedTuple):
-    """What the files of one training example hold.
-
-    Args:
-        fault: What is wrong with them, and how to fix it; None if nothing is.
-        labels: Those in the mask, as far as it was read.
-    """
-
-    fault: Optional[str]
-    labels: Sequence[int] = ()
 
 
 def _look_at(files: LabelMap, data: Labelled) -> Found:
@@ -200,10 +237,7 @@ def _fault(files: LabelMap, data: Labelled, labels: List[int]) -> Optional[str]:
     try:
         size = None
         if files.img.lower().endswith(_READ):
-            with Image.open(files.img) as image:
-                size = image.size
-                if data.turns_images and image.getexif().get(_ORIENTATION, 1) in _TURNED:
-                    size = size[::-1]
+            size = size_as_read(files.img, data.turns_images)
         with Image.open(files.seg_map) as mask:
             if mask.mode not in _LABELS:
                 return (

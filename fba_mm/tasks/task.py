@@ -7,7 +7,7 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 
-from ..config import parts_of, type_name
+from ..config import class_of, parts_of, type_name
 from ..errors import LocalLearningError
 
 Size = Tuple[int, int]
@@ -199,8 +199,8 @@ def register_task(kind: Kind) -> Kind:
 
 
 def tasks() -> List[Task]:
-    """The tasks that there are; one that is a special case of another comes before it."""
-    return sorted(_TASKS.values(), key=lambda task: -len(type(task).__mro__))
+    """The tasks that there are, by name."""
+    return [_TASKS[name] for name in sorted(_TASKS)]
 
 
 def task_of(cfg: Mapping) -> Task:
@@ -213,9 +213,14 @@ def task_of(cfg: Mapping) -> Task:
         >>> task_of(load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')).name
         'detection'
     """
-    if not isinstance(cfg.get('model'), dict):
+    model = cfg.get('model')
+    if not isinstance(model, dict):
         return Task()
-    return next((task for task in tasks() if task.describes(cfg)), Task())
+    found = [task for task in tasks() if task.describes(cfg)]
+    if len(found) > 1:
+        # A depth estimator has a segmentor's decode head, for instance.
+        found = [_nearest(found, class_of(model, cfg.get('default_scope')))]
+    return found[0] if found else Task()
 
 
 def task_of_model(model: nn.Module) -> Task:
@@ -224,8 +229,13 @@ def task_of_model(model: nn.Module) -> Task:
     Args:
         model: The model, without a wrapper.
     """
-    names = {kind.__name__ for kind in type(model).__mro__}
-    return next((task for task in tasks() if names & set(task.models)), Task())
+    return _nearest(tasks(), type(model))
+
+
+def _nearest(found: List[Task], kind: Optional[type]) -> Task:
+    """The task of the nearest class that a model's descends from."""
+    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
+    return next((task for name in names for task in found if name in task.models), Task())
 
 
 def backbone_keys() -> List[str]:
