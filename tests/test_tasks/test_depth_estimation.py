@@ -18,9 +18,10 @@ from fba_mm.preflight.classes import check_classes
 from fba_mm.preflight.data import check_data
 from fba_mm.tasks import task_of, task_of_model
 
+from ..test_benchmarks import benchmark
 from ..test_tools.in_process import ROOT, run_tool
 
-CONFIG = ROOT / 'configs/depth_estimation/nyu/resnet18.py'
+CONFIG = ROOT / 'configs/depth_estimation/nyu/resnet18_bp.py'
 
 
 def save(root, split: str, name: str, depths: np.ndarray) -> None:
@@ -106,11 +107,16 @@ def test_training_export_and_stock_test(cfg, tmp_path, capfd):
     assert figures_in(tested[0]) == figures_in(tested[1])
 
 
-def test_a_synthetic_batch_trains(cfg):
-    for auxiliary in ('light', 'shared'):
-        step = TrainingStep(localize(cfg, 3, auxiliary=auxiliary))
-        log = step(synthetic_batch(step.model, (2, 3, 64, 64)))
-        assert all(value.isfinite() for value in log.values())
+def test_modules_are_isolated_and_exported_as_the_stock_model(cfg):
+    """On a synthetic batch; so the default, light heads."""
+    verdict = benchmark('collection_sweep').try_config('resnet18_bp.py', cfg, 3, [64])
+    assert (verdict.outcome, verdict.reason) == ('trains', '')
+
+
+def test_the_models_own_head_teaches_all_modules(cfg):
+    step = TrainingStep(localize(cfg, 3, auxiliary='shared'))
+    log = step(synthetic_batch(step.model, (2, 3, 64, 64)))
+    assert all(value.isfinite() for value in log.values())
 
 
 def test_a_users_subclass_and_segmentors_are_told_apart(cfg):
