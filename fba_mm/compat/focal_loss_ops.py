@@ -9,7 +9,7 @@ no one-hot target is ever built.
 import torch
 import torch.nn.functional as F
 
-from ..errors import LocalLearningError
+from ..value_range import check_range
 
 __all__ = [
     'sigmoid_focal_loss_backward',
@@ -52,13 +52,16 @@ def _sigmoid_focal(term, input, target, weight, result, gamma, alpha):
     num_rows, num_classes = input.shape
     if not result.numel():
         return
-    largest = int(target.max())
-    if largest > num_classes:
-        raise LocalLearningError(
-            f'focal loss got the class label {largest} with {num_classes} logits per row (0 to '
+    check_range(
+        target,
+        torch.iinfo(target.dtype).min,
+        num_classes,
+        lambda label: (
+            f'focal loss got the class label {label} with {num_classes} logits per row (0 to '
             f'{num_classes - 1} are classes, {num_classes} is background): set num_classes of the '
             'head to the number of classes of the data set'
-        )
+        ),
+    )
     step = max(1, _SLICE // num_classes)
     for start in range(0, num_rows, step):
         rows = slice(start, start + step)

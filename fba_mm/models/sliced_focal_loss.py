@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..arguments import check_count, check_number
 from ..errors import LocalLearningError
+from ..value_range import check_range
 
 # Per temporary. On the CPU a slice stays in the cache; elsewhere it must be worth its kernels.
 _CPU_SLICE_BYTES = 1 << 20
@@ -293,21 +294,17 @@ def _check_target(pred: Tensor, target: Tensor) -> None:
         raise LocalLearningError(
             f'SlicedFocalLoss got {shapes} as {target.dtype}: give class indices as integers'
         )
-    if not target.numel():
-        return
     num_classes = pred.size(1)
-    limits = torch.stack(target.aminmax())
-    if limits.device.type not in ('cpu', 'meta'):
-        # To read them would make the host wait, in every level of every module.
-        torch._assert_async(((limits >= 0) & (limits <= num_classes)).all())
-        return
-    least, most = limits.tolist()
-    if least < 0 or most > num_classes:
-        raise LocalLearningError(
-            f'SlicedFocalLoss got the class index {least if least < 0 else most}, but there are '
-            f'{num_classes} logits per row, and {num_classes} is background: set num_classes of '
-            'the head to that of the data set'
-        )
+    check_range(
+        target,
+        0,
+        num_classes,
+        lambda label: (
+            f'SlicedFocalLoss got the class index {label}, but there are {num_classes} logits per '
+            f'row, and {num_classes} is background: set num_classes of the head to that of the '
+            'data set'
+        ),
+    )
 
 
 def _broadcastable(weight: Optional[Tensor], pred: Tensor) -> Optional[Tensor]:
