@@ -24,8 +24,8 @@ from .conftest import batch, build, own_head, retinanet
 from .local_training import Trainer
 from .test_analysis.small_configs import classifier
 from .test_local.test_auxiliary.test_all_methods import METHODS
-from .test_local.test_bank_use import USES
 from .test_local.test_gradients import deferred_gradients, reached_parameters
+from .test_projects.test_bank_uses import USES
 from .test_tools.in_process import without_niceties
 
 # The top of the pyramid has several positions: bfloat16 on the CPU needs that.

@@ -261,16 +261,16 @@ class DeviceBatches:
         count, device = len(self.images), self.images.device
         order = torch.from_numpy(rng.permutation(count)) if self.shuffle else torch.arange(count)
         # Drawn on the CPU, so that they are the same everywhere; copied once per epoch.
-        order, *drawn = [t.to(device) for t in (order, *self.augmentation.draw(count, rng))]
+        there, *drawn = [t.to(device) for t in (order, *self.augmentation.draw(count, rng))]
         skip, self.skip = self.skip, 0
         for start in range(skip * self.batch_size, len(self) * self.batch_size, self.batch_size):
             part = slice(start, start + self.batch_size)
-            chosen = order[part]
+            chosen = there[part]
             inputs = self.augmentation.apply(self.images[chosen], *(one[part] for one in drawn))
             if self._normalization is not None:
                 mean, std = self._normalization
                 inputs = (inputs.float() - mean) / std
-            yield dict(inputs=inputs, data_samples=self._samples(self.labels[chosen], chosen))
+            yield dict(inputs=inputs, data_samples=self._samples(self.labels[chosen], order[part]))
 
     def _samples(self, labels: Tensor, indices: Tensor) -> list:
         from mmpretrain.structures import DataSample

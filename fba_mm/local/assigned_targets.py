@@ -6,9 +6,9 @@ them finds out holds for the others, and holds for a few of the images as for al
 
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Optional
 
-from torch import nn
+from torch import Tensor, nn
 
 # Heads whose loss is the sum over images of terms that get_targets decides on, divided by one
 # number that get_targets returns. They go by the class that defines the method, as subclasses may
@@ -139,15 +139,35 @@ class AssignedTargets:
         return (*levels, divisor)
 
 
-def _signature(head: nn.Module) -> Tuple[str, ...]:
-    """What decides on a head's targets, besides the boxes and the size of its maps."""
-    coder = head.bbox_coder
-    return (
-        type(head).__name__,
-        repr(head.prior_generator),
-        repr(head.train_cfg),
-        type(coder).__name__,
-        repr(sorted(vars(coder).items())),
-        str(head.num_classes),
-        str(head.reg_decoded_bbox),
-    )
+def _signature(head: nn.Module) -> tuple:
+    """What decides on a head's targets, besides the boxes and the size of its maps.
+
+    Settings as they were built: configs can spell the same in several ways.
+    """
+    rest = {k: v for k, v in (head.train_cfg or {}).items() if k not in ('assigner', 'sampler')}
+    names = ('assigner', 'sampler', 'prior_generator', 'bbox_coder', 'reg_decoded_bbox')
+    parts = [getattr(head, name, None) for name in (*names, 'num_classes')]
+    return (type(head).__name__, _settings([*parts, rest]))
+
+
+def _settings(value: Any, inside: tuple = ()) -> Hashable:
+    """The same for two values, or objects of mmdet's, that were made from the same settings.
+
+    Args:
+        value: To compare with others by what is returned.
+        inside: The objects that hold it: samplers hold themselves.
+    """
+    if isinstance(value, dict):
+        return frozenset((str(key), _settings(one, inside)) for key, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_settings(one, inside) for one in value)
+    if isinstance(value, Tensor) and value.device.type == 'cpu':
+        return tuple(value.shape), tuple(value.flatten().tolist())
+    if value is None or isinstance(value, (str, int, float, type)):
+        return value
+    if isinstance(value, (nn.Module, Tensor)) or not hasattr(value, '__dict__'):
+        return id(value)  # Equal to itself alone: a look at it may be costly.
+    for depth, outer in enumerate(inside):
+        if outer is value:
+            return 'itself', depth
+    return type(value), _settings(vars(value), (*inside, value))

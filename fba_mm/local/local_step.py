@@ -58,6 +58,7 @@ class LocalStep:
     seen: Optional[Tensor] = field(init=False, default=None, repr=False)
     kept: Dict[str, Tensor] = field(init=False, default_factory=dict)
     _labels: Optional[Tensor] = field(init=False, default=None, repr=False)
+    _sample_indices: Optional[Tuple[Tensor, int, int]] = field(init=False, default=None, repr=False)
     _network_logits: Optional[Tensor] = field(init=False, default=None, repr=False)
 
     def __post_init__(self):
@@ -135,6 +136,24 @@ class LocalStep:
                     )
             self._labels = labels.to(self.images.device)
         return self._labels
+
+    def sample_indices(self) -> Tuple[Tensor, int, int]:
+        """Which images these are in the data set, (N,), the least number and the greatest.
+
+        An image that doesn't tell is number -1. They are looked at on the CPU, where a dataloader
+        leaves them, and copied once in a step.
+        """
+        if self._sample_indices is None:
+            # A number per sample, or all numbers of the batch in one.
+            indices = torch.cat(
+                [
+                    torch.as_tensor(sample.get('sample_idx', -1), device='cpu').reshape(-1)
+                    for sample in self.data_samples
+                ]
+            )
+            limits = torch.stack(indices.aminmax()).tolist()
+            self._sample_indices = (indices.to(self.images.device, non_blocking=True), *limits)
+        return self._sample_indices
 
     def logits(
         self, model: nn.Module, source: StubbableBackbone, features: Tuple[Tensor, ...]

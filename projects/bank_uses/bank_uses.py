@@ -70,7 +70,7 @@ class GatedContext(BankUse):
         if not sources:
             return features
         offered = torch.rand(len(own), 1, generator=step.generator) >= self.dropout
-        gate = torch.sigmoid(self.gate(_pool(own))) * offered.to(own.device)
+        gate = torch.sigmoid(self.gate(_pool(own))) * offered.to(own.device, non_blocking=True)
         context = gate * torch.stack(sources).mean(0)
         context = context.reshape(*context.shape, *[1] * (own.dim() - 2))
         return features[:-1] + (own + context,)
@@ -191,20 +191,20 @@ class ClassMemory(BankUse):
     ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         labels = _hard(step.labels())
-        told = self.known[labels]
-        if not told.any():
-            return None
-        own = F.normalize(_pool(features[-1]).float()[told], dim=1)
+        own = F.normalize(_pool(features[-1]).float(), dim=1)
         cosines = own @ F.normalize(self.means, dim=1).t() / self.temperature
-        cosines = cosines.masked_fill(~self.known, float('-inf'))
+        # Not by leaving images out: how many there are, a GPU would have to be waited for.
+        cosines = cosines.masked_fill(~self.known, torch.finfo(cosines.dtype).min)
+        losses = F.cross_entropy(cosines, labels, reduction='none')
         # Of all images: those of unknown classes have no loss.
-        return self.weight * F.cross_entropy(cosines, labels[told]) * told.float().mean()
+        return self.weight * torch.where(self.known[labels], losses, 0).mean()
 
     @torch.no_grad()
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See :class:`BankUse`."""
         labels = _hard(step.labels())
-        members = F.one_hot(labels, self.num_classes).float()
+        classes = torch.arange(self.num_classes, device=labels.device)
+        members = (labels[:, None] == classes).float()
         count = members.sum(0)
         here = count > 0
         means = members.t() @ _pool(features[-1]).float() / count.clamp(min=1)[:, None]
@@ -268,19 +268,17 @@ class SampleMemory(BankUse):
     ) -> Optional[Tensor]:
         """See :class:`BankUse`."""
         indices = self._indices(step)
-        told = self.known[indices]
-        if not told.any():
-            return None
-        own = step.logits(head, source, features)[told]
-        target = self.logits[indices[told]].float()
-        return self.weight * _divergence(target, own, self.temperature) * told.float().mean()
+        own = step.logits(head, source, features)
+        losses = _divergences(self.logits[indices].float(), own, self.temperature)
+        # Of all images: those that aren't known have no loss.
+        return self.weight * torch.where(self.known[indices], losses, 0).mean()
 
     @torch.no_grad()
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See :class:`BankUse`."""
         indices = self._indices(step)
         self.logits[indices] = step.network_logits(features).to(self.logits.dtype)
-        self.known[indices] = True
+        self.known.index_fill_(0, indices, True)
 
     def check(self, model: nn.Module) -> None:
         """See :class:`BankUse`."""
@@ -293,14 +291,7 @@ class SampleMemory(BankUse):
             )
 
     def _indices(self, step: LocalStep) -> Tensor:
-        # A number per sample, or all numbers of the batch in one.
-        indices = torch.cat(
-            [
-                torch.as_tensor(sample.get('sample_idx', -1), device=self.known.device).reshape(-1)
-                for sample in step.data_samples
-            ]
-        )
-        least, greatest = int(indices.min()), int(indices.max())
+        indices, least, greatest = step.sample_indices()
         if not 0 <= least <= greatest < self.num_samples:
             raise LocalLearningError(
                 f'SampleMemory knows {self.num_samples} images, the batch has those numbered '
@@ -328,7 +319,12 @@ def _pool(feature: Tensor) -> Tensor:
 
 
 def _divergence(target: Tensor, own: Tensor, temperature: float) -> Tensor:
+    return _divergences(target, own, temperature).mean()
+
+
+def _divergences(target: Tensor, own: Tensor, temperature: float) -> Tensor:
+    """Of each image, (N,)."""
     target = F.log_softmax(target.float() / temperature, dim=1)
     own = F.log_softmax(own.float() / temperature, dim=1)
     # Gradients shrink with the temperature's square.
-    return F.kl_div(own, target, reduction='batchmean', log_target=True) * temperature**2
+    return F.kl_div(own, target, reduction='none', log_target=True).sum(1) * temperature**2

@@ -4,6 +4,9 @@ from unittest import mock
 
 import torch
 from mmdet.models.dense_heads import AnchorHead
+from mmdet.registry import TASK_UTILS
+
+from fba_mm.local.assigned_targets import _signature
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -58,6 +61,32 @@ def test_heads_with_the_same_anchors_share_and_others_do_not():
         assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.6, neg_iou_thr=0.3, min_pos_iou=0),
     )
     assert assignments(Trainer(build(retinanet(auxiliary=auxiliary))), batch()) == [2, 2]
+
+
+def test_settings_are_compared_and_not_their_spelling():
+    auxiliary = own_head()
+    head = auxiliary['head']
+    generator = head['bbox_head']['anchor_generator']
+    head['bbox_head']['anchor_generator'] = dict(
+        generator, type='mmdet.AnchorGenerator', strides=tuple(generator['strides']), ratios=(1,)
+    )
+    assigner = dict(head['train_cfg']['assigner'], type='mmdet.MaxIoUAssigner', min_pos_iou=0.0)
+    head['train_cfg'] = dict(head['train_cfg'], assigner=assigner, pos_weight=-1.0)
+    assert assignments(Trainer(build(retinanet(auxiliary=auxiliary))), batch()) == [2]
+
+
+def test_samplers_that_draw():
+    """Mmdet's hold themselves."""
+
+    def head(num):
+        sampler = dict(type='RandomSampler', num=num, pos_fraction=0.5)
+        bbox_head = build(retinanet(num_modules=None)).bbox_head
+        bbox_head.sampler = TASK_UTILS.build(
+            dict(sampler, neg_pos_ub=-1, add_gt_as_proposals=False)
+        )
+        return bbox_head
+
+    assert _signature(head(256)) == _signature(head(256)) != _signature(head(128))
 
 
 def test_a_slice_of_the_batch_takes_the_divisor_of_all():

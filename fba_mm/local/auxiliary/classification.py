@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Dict, Optional
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,4 +143,6 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
         labels: (N,) classes, or shares already.
         num_classes: Number of classes.
     """
-    return labels.float() if labels.ndim == 2 else F.one_hot(labels, num_classes).float()
+    if labels.ndim == 2:
+        return labels.float()
+    return (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()

@@ -218,6 +218,7 @@ class SLM(Auxiliary):
         deeper = x
         # Drawn once: an image's deeper maps are withheld at all levels or at none.
         offered = torch.rand(len(x), 1, 1, 1, generator=step.generator) >= self.bank_dropout
+        offered = offered.to(x.device, non_blocking=True)
         for stage in self.cut_point.stages:
             level = stage.level
             banked = None if level is None else step.bank.get(level)
@@ -239,7 +240,7 @@ class SLM(Auxiliary):
         if banked is None or banked.shape != own.shape:
             return own
         offered = offered.reshape(-1, *[1] * (own.dim() - 1))
-        return own + banked.to(own.dtype) * offered.to(banked.device)
+        return own + banked.to(own.dtype) * offered
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The task's losses on the completed features. See :class:`Auxiliary`."""

@@ -44,52 +44,56 @@ def grid_targets(
         stride: Pixels per cell.
         ignored: Boxes of each image that are neither objects nor background, (m, 4).
     """
+    # Without a look at any value: this goes on for all images at once, and a GPU isn't waited for.
     height, width = grid
-    first = boxes[0]
-    count = len(boxes)
-    has_object = torch.zeros(count, height, width, dtype=torch.bool, device=first.device)
-    target_boxes = first.new_zeros(count, height, width, 4)
-    target_labels = torch.zeros(count, height, width, dtype=torch.long, device=first.device)
-    is_background = torch.ones_like(has_object)
-    for i in range(count):
-        if ignored is not None:
-            rows, columns, _ = _cells(ignored[i], grid, stride)
-            is_background[i, rows, columns] = False
-        rows, columns, kept = _cells(boxes[i], grid, stride)
-        # Written from the last to the first: the first stays.
-        rows, columns, kept = rows.flip(0), columns.flip(0), kept.flip(0)
-        first_of_cell = _last_of_each(rows * width + columns)
-        rows, columns, kept = rows[first_of_cell], columns[first_of_cell], kept[first_of_cell]
-        box = boxes[i][kept]
-        centre = (box[:, :2] + box[:, 2:]) / 2 / stride
-        size = (box[:, 2:] - box[:, :2]) / stride
-        has_object[i, rows, columns] = True
-        target_boxes[i, rows, columns] = torch.stack(
-            [centre[:, 0] - columns, centre[:, 1] - rows, size[:, 0] / width, size[:, 1] / height],
-            1,
-        )
-        target_labels[i, rows, columns] = labels[i][kept]
-    return GridTargets(has_object, target_boxes, target_labels, is_background & ~has_object)
+    count, cells = len(boxes), len(boxes) * height * width
+    every = torch.cat(list(boxes))
+    place, columns, rows = _cells(boxes, grid, stride)
+    # The first in order of those whose centres are in a cell; the last place is nobody's.
+    owner = place.new_full((cells + 1,), len(every)).scatter_reduce(
+        0, place, torch.arange(len(every), device=place.device), 'amin'
+    )[:-1]
+    has_object = owner < len(every)
+    background = ~has_object
+    if ignored is not None:
+        taken = torch.zeros(cells + 1, dtype=torch.bool, device=place.device)
+        background &= ~taken.index_fill(0, _cells(ignored, grid, stride)[0], True)[:-1]
+    centre = (every[:, :2] + every[:, 2:]) / 2 / stride
+    size = (every[:, 2:] - every[:, :2]) / stride
+    targets = torch.stack(
+        [centre[:, 0] - columns, centre[:, 1] - rows, size[:, 0] / width, size[:, 1] / height], 1
+    )
+    # What the cells without an object take.
+    targets = torch.cat([targets, targets.new_zeros(1, 4)])
+    every_label = torch.cat([*labels, labels[0].new_zeros(1)]).long()
+    shape = (count, height, width)
+    return GridTargets(
+        has_object.view(shape),
+        targets[owner].view(*shape, 4),
+        every_label[owner].view(shape),
+        background.view(shape),
+    )
 
 
-def _cells(boxes: Tensor, grid: Tuple[int, int], stride: int) -> Tuple[Tensor, Tensor, Tensor]:
-    """Rows and columns of the boxes that have an area and a cell, and which these are."""
+def _cells(
+    boxes: Sequence[Tensor], grid: Tuple[int, int], stride: int
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Of all boxes the cell, counted through all images, and its column and row.
+
+    Those without an area, or without a cell, get a cell after the last.
+    """
     height, width = grid
-    cells = ((boxes[:, :2] + boxes[:, 2:]) / 2 / stride).floor().long()
-    columns, rows = cells.unbind(1)
+    every = torch.cat(list(boxes))
+    counts = torch.tensor([len(some) for some in boxes])
+    image = torch.repeat_interleave(torch.arange(len(boxes)), counts)
+    image = image.to(every.device, non_blocking=True)
+    columns, rows = ((every[:, :2] + every[:, 2:]) / 2 / stride).floor().long().unbind(1)
     valid = (
-        (boxes[:, 2:] > boxes[:, :2]).all(1)
+        (every[:, 2:] > every[:, :2]).all(1)
         & (columns >= 0)
         & (columns < width)
         & (rows >= 0)
         & (rows < height)
     )
-    kept = valid.nonzero()[:, 0]
-    return rows[kept], columns[kept], kept
-
-
-def _last_of_each(values: Tensor) -> Tensor:
-    """Index of the last occurrence of each value."""
-    order = torch.arange(len(values), device=values.device)
-    later_alike = (values[:, None] == values) & (order > order[:, None])
-    return (~later_alike.any(1)).nonzero()[:, 0]
+    place = (image * height + rows) * width + columns
+    return place.where(valid, len(boxes) * height * width), columns, rows

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...arguments import check_count
 from ...errors import LocalLearningError
+from ...value_range import check_range
 from .grid_targets import GridTargets, grid_targets
 
 
@@ -162,14 +163,15 @@ class YOLOV1Head(BaseDenseHead):
                 background.
         """
         labels = [instances.labels for instances in batch_gt_instances]
-        # All at once: each look at a number waits for the device.
-        every = torch.cat(labels)
-        greatest = int(every.max()) if len(every) else 0
-        if greatest >= self.num_classes:
-            raise LocalLearningError(
-                f'YOLOV1Head got the class index {greatest}, but num_classes={self.num_classes}: '
+        check_range(
+            torch.cat(labels),
+            torch.iinfo(torch.long).min,
+            self.num_classes - 1,
+            lambda label: (
+                f'YOLOV1Head got the class index {label}, but num_classes={self.num_classes}: '
                 "set that to the data set's number of classes"
-            )
+            ),
+        )
         return grid_targets(
             [_tensor(instances.bboxes) for instances in batch_gt_instances],
             labels,

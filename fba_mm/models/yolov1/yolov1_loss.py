@@ -1,6 +1,6 @@
 """YOLOv1's loss: squared errors of boxes, confidences and classes."""
 
-from typing import Dict
+from typing import Dict, Union
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps
@@ -61,58 +61,56 @@ class YOLOV1Loss(nn.Module):
             classes: A number for each class, (N, S_h, S_w, C).
             targets: Of the same grid.
         """
+        # Every cell is computed with, and those without an object don't count: which they are is
+        # not asked for, so that a GPU isn't waited for.
         images = len(boxes)
-        cells = targets.has_object
-        own, target = boxes[cells], targets.boxes[cells]
-        chosen, overlap = self._responsible(own.detach(), target, cells)
-        rows = torch.arange(len(own), device=own.device)
-        box = own[rows, chosen]
-        confidence = confidences[cells]
-        labels = torch.zeros_like(classes[cells])
-        labels[rows, targets.labels[cells]] = 1
-        others = torch.ones_like(confidence, dtype=torch.bool)
-        others[rows, chosen] = False
+        chosen, overlap = self._responsible(boxes.detach(), targets.boxes)
+        is_chosen = targets.has_object[..., None] & (
+            chosen[..., None] == torch.arange(boxes.shape[-2], device=boxes.device)
+        )
+        is_empty = targets.is_background[..., None] | targets.has_object[..., None] & ~is_chosen
+        target = targets.boxes[..., None, :]
+        labels = torch.arange(classes.shape[-1], device=classes.device) == targets.labels[..., None]
         sums = dict(
-            loss_centre=self.coord_weight * _squared(box[:, :2], target[:, :2]),
-            loss_size=self.coord_weight * _squared(box[:, 2:], target[:, 2:].sqrt()),
-            loss_object=_squared(confidence[rows, chosen], overlap),
-            loss_noobj=self.noobj_weight
-            * (
-                confidences[targets.is_background].square().sum()
-                + confidence[others].square().sum()
-            ),
-            loss_class=_squared(classes[cells], labels),
+            loss_centre=self.coord_weight
+            * _squared(boxes[..., :2], target[..., :2], is_chosen[..., None]),
+            loss_size=self.coord_weight
+            * _squared(boxes[..., 2:], target[..., 2:].sqrt(), is_chosen[..., None]),
+            loss_object=_squared(confidences, overlap[..., None], is_chosen),
+            loss_noobj=self.noobj_weight * _squared(confidences, 0, is_empty),
+            loss_class=_squared(classes, labels.to(classes.dtype), targets.has_object[..., None]),
         )
         return {name: self.loss_weight * value / images for name, value in sums.items()}
 
     @staticmethod
-    def _responsible(boxes: Tensor, target: Tensor, cells: Tensor):
-        """Which of a cell's boxes is responsible, (n,), and its overlap with the object, (n,)."""
-        grid = torch.tensor(cells.shape[:0:-1], device=boxes.device, dtype=boxes.dtype)
-        count = boxes.shape[1]
-        target = target[:, None].expand(-1, count, -1)
-        found = _corners(boxes[..., :2], boxes[..., 2:].square() * grid)
+    def _responsible(boxes: Tensor, target: Tensor):
+        """Which of a cell's boxes is responsible, and its overlap with the object, (N, S_h, S_w).
+
+        Args:
+            boxes: (N, S_h, S_w, B, 4).
+            target: (N, S_h, S_w, 4).
+        """
+        height, width = target.shape[1:3]
+        target = target[..., None, :].expand_as(boxes)
+
+        def in_cells(shares: Tensor) -> Tensor:
+            return torch.stack([shares[..., 0] * width, shares[..., 1] * height], -1)
+
+        size = boxes[..., 2:].square()
         overlaps = bbox_overlaps(
-            found.reshape(-1, 4),
-            _corners(target[..., :2], target[..., 2:] * grid).reshape(-1, 4),
+            _corners(boxes[..., :2], in_cells(size)).reshape(-1, 4),
+            _corners(target[..., :2], in_cells(target[..., 2:])).reshape(-1, 4),
             is_aligned=True,
-        ).reshape(-1, count)
+        ).view(boxes.shape[:-1])
         # In shares of the input, as widths and heights are.
+        x, y = (boxes[..., :2] - target[..., :2]).unbind(-1)
         distance = (
-            torch.cat(
-                [
-                    (boxes[..., :2] - target[..., :2]) / grid,
-                    boxes[..., 2:].square() - target[..., 2:],
-                ],
-                -1,
-            )
-            .square()
-            .sum(-1)
-        )
+            torch.stack([x / width, y / height], -1).square() + (size - target[..., 2:]).square()
+        ).sum(-1)
         # Overlaps are at most 1: any box that overlaps comes before those that don't.
-        rank = torch.where(overlaps.amax(1, keepdim=True) > 0, overlaps, -distance)
-        chosen = rank.argmax(1)
-        return chosen, overlaps.gather(1, chosen[:, None])[:, 0]
+        rank = torch.where(overlaps.amax(-1, keepdim=True) > 0, overlaps, -distance)
+        chosen = rank.argmax(-1)
+        return chosen, overlaps.gather(-1, chosen[..., None])[..., 0]
 
     def extra_repr(self) -> str:
         """The settings, for ``print(model)``."""
@@ -126,5 +124,6 @@ def _corners(centre: Tensor, size: Tensor) -> Tensor:
     return torch.cat([centre - size / 2, centre + size / 2], -1)
 
 
-def _squared(found: Tensor, target: Tensor) -> Tensor:
-    return (found - target).square().sum()
+def _squared(found: Tensor, target: Union[Tensor, float], counts: Tensor) -> Tensor:
+    """The sum of squared errors, of what counts."""
+    return torch.where(counts, (found - target).square(), 0).sum()
