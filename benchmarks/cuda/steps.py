@@ -24,7 +24,7 @@ from fba_mm.config import load_config
 
 MIB = 2**20
 # Beside the networks whose memory is documented, the depths that step times are compared over.
-_WORKS = dict(WORKS, retinanet_r101=(RETINANET, COCO, 101))
+_WORKS = dict(WORKS, retinanet_r101=(RETINANET, COCO, dict(depth=101)))
 SMALL = {
     'small_retinanet': (RETINANET, (2, 3, 64, 64)),
     'small_resnet': ('mmpretrain::resnet/resnet18_8xb32_in1k.py', (4, 3, 32, 32)),
@@ -47,11 +47,10 @@ def network(name: str) -> Tuple[Config, Shape]:
     if name in SMALL:
         path, shape = SMALL[name]
         return from_scratch(_narrow(load_config(path))), shape
-    path, shape, depth = _WORKS[name]
-    cfg = from_scratch(load_config(path))
-    if depth is not None:
-        backbone_of(cfg).depth = depth
-    return cfg, shape
+    path, shape, settings = _WORKS[name]
+    cfg = load_config(path)
+    backbone_of(cfg).update(settings)
+    return from_scratch(cfg), shape
 
 
 def _narrow(cfg: Config) -> Config:

@@ -6,8 +6,8 @@ r"""Memory and time of a training step, of configs and of other ways to train th
 
 Trains on synthetic batches, from scratch: no data and no checkpoints are needed. Beside each config
 stand back-propagation, activation checkpointing, gradient accumulation over single images where
-that is exact, and the forward pass with its loss alone. Peak: live tensors above parameters, buffers and
-optimizer state. Two pictures: memory over time of all ways, and memory along their steps.
+that is exact, and the forward pass with its loss alone. Peak: live tensors above parameters,
+buffers and optimizer state. Two pictures: memory over time of all ways, and along their steps.
 """
 
 import argparse
