@@ -33,7 +33,7 @@ from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
 from fba_mm.config import load_config
-from fba_mm.engine.gradient_reducer import _Bucket
+from fba_mm.distributed.gradient_reducer import _Bucket
 
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 BUCKET_MB = 25

@@ -61,7 +61,11 @@ def module_seconds(cfg: Config, batch: int, size: int) -> List[float]:
     data = synthetic_batch(step.model, (batch, 3, size, size))
     step(data)
     entered: List[float] = []
-    backbone.before_module = lambda index: entered.append(time.perf_counter())
+    for module in backbone.module_segments:
+        first = backbone.segments[module[0]].submodules[0]
+        backbone.backbone.get_submodule(first).register_forward_pre_hook(
+            lambda *_: entered.append(time.perf_counter())
+        )
     found = []
     for _ in range(3):
         entered.clear()

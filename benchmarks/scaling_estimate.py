@@ -35,7 +35,7 @@ from fba_mm.analysis.step_configs import trains_locally
 from fba_mm.analysis.step_phases import marked_phases
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
-from fba_mm.engine.gradient_reducer import GradientReducer
+from fba_mm.distributed.gradient_reducer import GradientReducer
 
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 

@@ -28,8 +28,8 @@ from wrapped_step import WrappedStep
 from fba_mm import LocalDataParallel, LocalShardedDataParallel, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.config import load_config
+from fba_mm.distributed.sharded_part import ShardedPart
 from fba_mm.engine.local_optim_wrapper import LocalOptimWrapper
-from fba_mm.engine.sharded_part import ShardedPart
 
 MODELS = {
     'RetinaNet-R50': ('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', 'light', 64),
@@ -138,7 +138,7 @@ def measure(rank: int, args: argparse.Namespace, folder: str) -> None:
 
 
 def _held_together(model: LocalShardedDataParallel) -> List[list]:
-    *modules, rest = [part.pieces for part in model._parts]
+    *modules, rest = [part.pieces for part in model.placement.parts]
     return [*modules[:-1], modules[-1] + rest]
 
 

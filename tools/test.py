@@ -13,7 +13,12 @@ from mmengine.evaluator import DumpResults
 from fba_mm import command_line
 from fba_mm.checkpoint import check_fit, guard_checkpoints
 from fba_mm.config import settings_of, type_name
-from fba_mm.engine.processes import check_agreement, init_processes, joint_errors, lost_processes
+from fba_mm.distributed.processes import (
+    check_agreement,
+    init_processes,
+    joint_errors,
+    lost_processes,
+)
 from fba_mm.errors import LocalLearningError
 from fba_mm.preflight.building import build_model, readable_errors
 from fba_mm.preflight.data import check_data

@@ -22,8 +22,7 @@ from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.checkpoint import check_fit, find_resumable, guard_checkpoints
 from fba_mm.config import settings_of
-from fba_mm.engine.iteration_seed_hook import add_iteration_seeds
-from fba_mm.engine.processes import (
+from fba_mm.distributed.processes import (
     check_agreement,
     check_equal_data,
     from_first_process,
@@ -31,6 +30,7 @@ from fba_mm.engine.processes import (
     joint_errors,
     lost_processes,
 )
+from fba_mm.engine.iteration_seed_hook import add_iteration_seeds
 from fba_mm.engine.work_dir_lock import work_dir_lock
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize, localize_optimizer

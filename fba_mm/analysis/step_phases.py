@@ -8,7 +8,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from ..local import LocalBackbone
+from ..local import LocalBackbone, local_backbones
 from .memory import mark
 
 
@@ -51,7 +51,7 @@ def marked_phases(model: nn.Module, optim_wrapper: OptimWrapper) -> Iterator[Non
 
     with ExitStack() as stack:
         _do_before_forward(stack, model.data_preprocessor, lambda: enter('forward'))
-        local = next((m for m in model.modules() if isinstance(m, LocalBackbone)), None)
+        local = next(iter(local_backbones(model).values()), None)
         if local is not None and local.num_modules > 1:
             for number, first in enumerate(_first_layers(local), 1):
                 _do_before_forward(stack, first, partial(enter_module, f'module {number}'))

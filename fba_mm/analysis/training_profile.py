@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..engine.fba_hook import check_local_training
 from ..errors import LocalLearningError
-from ..local import LocalBackbone
+from ..local import LocalBackbone, local_backbones
 from ..preflight.building import readable_errors
 from .memory import StepMemory, measure_step
 from .peak_split import PeakSplit, resident_bytes
@@ -209,7 +209,7 @@ def check_device(device: str) -> None:
 
 
 def _measure(variant: Variant, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
-    local = next((m for m in step.model.modules() if isinstance(m, LocalBackbone)), None)
+    local = next(iter(local_backbones(step.model).values()), None)
     auxiliary = [] if local is None else [local.auxiliary]
     optimizer = step.optim_wrapper.optimizer
     split = PeakSplit(step.model, optimizer, auxiliary, lambda: _banked(step, local))

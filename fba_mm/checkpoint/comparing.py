@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import LocalLearningError
-from ..local import LocalBackbone
+from ..local import LocalBackbone, local_backbones
 from .resume_state import absent_entries, check_resume_state
 from .safe_reading import read_checkpoint
 
@@ -59,11 +59,7 @@ def compare(model: nn.Module, state_dict: Mapping[str, Tensor]) -> CheckpointDif
     """
     expected = dict(model.state_dict())
     given = dict(state_dict)
-    wrapped = {
-        f'{name}.' if name else '': m
-        for name, m in model.named_modules()
-        if isinstance(m, LocalBackbone)
-    }
+    wrapped = {f'{name}.' if name else '': m for name, m in local_backbones(model).items()}
     for prefix in wrapped:
         given = LocalBackbone.wrapped_keys(given, prefix, expected)
         if not any(k.startswith(f'{prefix}auxiliary.') for k in given):

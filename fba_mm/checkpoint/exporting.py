@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import LocalLearningError
-from ..local import LocalBackbone
+from ..local import local_backbones
 from .atomic_backend import replacing
 from .comparing import state_dict_of
 
@@ -26,7 +26,7 @@ def export_checkpoint(model: nn.Module, checkpoint: Mapping) -> dict:
     Raises:
         LocalLearningError: The model has no :class:`LocalBackbone`.
     """
-    prefixes = [name for name, m in model.named_modules() if isinstance(m, LocalBackbone)]
+    prefixes = list(local_backbones(model))
     if not prefixes:
         raise LocalLearningError(
             'the config has no LocalBackbone: its checkpoints are stock ones already'

@@ -11,9 +11,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from ..checkpoint import OwnCheckpoints, check_schedulers, replacing
+from ..distributed import placement_of, weight_averages
+from ..distributed.processes import from_first_process
 from ..errors import LocalLearningError
-from .processes import from_first_process
-from .whole_model import whole_model, whole_weights
 
 
 @HOOKS.register_module()
@@ -149,7 +149,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self._make_way(name)
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        with whole_model(runner):
+        placement = placement_of(runner.model)
+        with placement.whole_model(runner.optim_wrapper, weight_averages(runner)):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -187,7 +188,7 @@ class AtomicCheckpointHook(CheckpointHook):
             key = next(iter(metrics)) if key == 'auto' else key
             self._make_way(f'best_{key}_{name}'.replace('/', '_'))
         try:
-            with whole_weights(runner):
+            with placement_of(runner.model).whole_weights():
                 super()._save_best_checkpoint(runner, metrics)
         except OSError:
             self._set_best(before)

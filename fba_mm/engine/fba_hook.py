@@ -1,66 +1,34 @@
 """``FBAHook``: what a module may see while it trains."""
 
-from contextlib import ExitStack
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from contextlib import ExitStack, contextmanager
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
-from mmengine.dist import get_rank
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
+from ..distributed import Placement, Whole, placement_of, weight_averages
+from ..distributed.processes import joint_errors
 from ..errors import LocalLearningError
-from ..local import AssignedTargets, FeatureBank, HeadSettings, LocalBackbone, LocalStep
+from ..local import (
+    AssignedTargets,
+    FeatureBank,
+    HeadSettings,
+    LocalBackbone,
+    LocalStep,
+    find_local_backbone,
+    local_backbones,
+)
+from ..local.local_step import Idle
 from ..local.task_loss import Losses
 from ..tasks import task_of_model
 from .iteration_seed_hook import IterationSeedHook
-from .local_data_parallel import LocalDataParallel
 from .local_optim_wrapper import LocalOptimWrapper
 from .local_optim_wrapper_constructor import check_settings
-from .local_sharded_data_parallel import LocalShardedDataParallel, check_sharded
 from .loss_check import LossCheck
-from .module_parallel import LocalModuleParallel, begin_module_parallel, check_module_parallel
 from .optimizer_settings import check_keys, check_param_groups
-from .processes import joint_errors
-from .whole_model import gather_weights
-
-_WRAPPERS = (LocalDataParallel, LocalModuleParallel)
-
-
-def find_local_backbone(model: nn.Module) -> LocalBackbone:
-    """The one :class:`LocalBackbone` of a model.
-
-    Args:
-        model: A model of any OpenMMLab project.
-
-    Raises:
-        LocalLearningError: There is none, or more than one.
-    """
-    found = {name: m for name, m in model.named_modules() if isinstance(m, LocalBackbone)}
-    if not found:
-        raise LocalLearningError(
-            'FBAHook found no LocalBackbone in the model: wrap the backbone, model = dict(backbone='
-            "dict(_delete_=True, type='LocalBackbone', backbone=_base_.model.backbone)), or in the "
-            "same way mmagic's generator"
-        )
-    outer = [
-        name
-        for name in found
-        if not any(name.startswith(f'{other}.') for other in found if other != name)
-    ]
-    if len(outer) > 1:
-        raise LocalLearningError(
-            f'the model has its backbone {len(outer)} times ({", ".join(outer)}) and runs all of '
-            'them for one loss, as momentum-contrast and teacher-student models do; local learning '
-            'follows one pass of one backbone: train this model without LocalBackbone'
-        )
-    if len(found) > 1:
-        raise LocalLearningError(
-            f'the model has {len(found)} LocalBackbones ({", ".join(found)}): wrap one backbone '
-            'only, a module inside a module cannot be trained'
-        )
-    return next(iter(found.values()))
 
 
 def check_local_training(
@@ -90,29 +58,23 @@ def check_local_training(
     return local_backbone
 
 
-def _check_checkpointing(paths: Union[None, str, Sequence[str]], model: nn.Module) -> None:
+def _check_checkpointing(paths: Union[None, str, Sequence[str]], name: str) -> None:
     """Refuse MMEngine's wrapping of layers: the first of a module would get no gradients."""
     paths = [paths] if isinstance(paths, str) else paths or ()
-    names = [
-        name
-        for name, module in _unwrapped(model).named_modules()
-        if isinstance(module, LocalBackbone)
-    ]
     for path in paths:
-        if any(f'{path}.'.startswith(f'{name}.') for name in names):
+        if f'{path}.'.startswith(f'{name}.'):
             raise LocalLearningError(
                 f'activation_checkpointing={path!r} leaves layers of a local module without '
                 'gradients: set with_cp=True of the wrapped backbone instead'
             )
 
 
-def _check_as_the_tool_does(runner, optim_wrapper: dict) -> None:
+def _check_as_the_tool_does(runner, model: nn.Module, optim_wrapper: dict) -> None:
     """What ``tools/train.py`` finds wrong with settings and data, for other tools and Python."""
     # Of the layer above, which imports this one.
     from ..preflight.classes import check_classes
     from ..preflight.data import check_data
 
-    model = _unwrapped(runner.model)
     with joint_errors():
         check_keys(optim_wrapper, model)
         check_param_groups(runner.optim_wrapper, model)
@@ -121,15 +83,11 @@ def _check_as_the_tool_does(runner, optim_wrapper: dict) -> None:
             check_classes(runner.cfg, model, 'train', 'val')
 
 
-def _advise_own_heads(runner, local_backbone: LocalBackbone) -> None:
+def _advise_own_heads(runner, model: nn.Module, local_backbone: LocalBackbone) -> None:
     """Say so where modules learn far less from one head that all of them share."""
-    advice = task_of_model(_unwrapped(runner.model)).shared_head_advice
+    advice = task_of_model(model).shared_head_advice
     if advice is not None and any(one.shares_head for one in local_backbone.auxiliary):
         runner.logger.warning(advice)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, _WRAPPERS) else model
 
 
 @HOOKS.register_module()
@@ -180,16 +138,17 @@ class FBAHook(IterationSeedHook):
         self._check: Optional[LossCheck] = None
         self.bank = FeatureBank(scope, bank_dtype)
         self.log_terms = log_terms
-        self._model: Optional[nn.Module] = None
+        self._placement: Placement = Whole(nn.Identity())
         self._local_backbone: Optional[LocalBackbone] = None
         self._optim_wrapper: Optional[LocalOptimWrapper] = None
+        self._unread: FrozenSet[int] = frozenset()
         self._handles: list = []
         self._generator = torch.Generator()
         self._log: Dict[str, Tensor] = {}
         self._heads: List[nn.Module] = []
-        self._answering = ExitStack()
         self._settings: Optional[HeadSettings] = None
-        self._own_images = True
+        # What is open during the model's pass for a loss.
+        self._open = ExitStack()
 
     def __deepcopy__(self, memo: dict) -> 'FBAHook':
         # The model holds this hook's callbacks. A copy of the model, for EMA say, is not trained.
@@ -199,32 +158,25 @@ class FBAHook(IterationSeedHook):
         """Check everything that a local step needs, before checkpoints are touched."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             return  # Validation or testing alone: the runner builds no optimizer then.
-        if is_model_wrapper(runner.model) and not isinstance(runner.model, _WRAPPERS):
-            raise LocalLearningError(
-                f'{type(runner.model).__name__} would not reduce the gradients of local losses '
-                "between processes: set model_wrapper_cfg=dict(type='LocalDataParallel') in the "
-                'config, or inherit configs/_base_/fba.py'
-            )
         if sum(isinstance(hook, FBAHook) for hook in runner.hooks) > 1:
             raise LocalLearningError(
                 'custom_hooks has several FBAHooks: modules would be trained as many times, leave '
                 'one'
             )
-        local_backbone = check_local_training(
-            _unwrapped(runner.model), type(runner.optim_wrapper), self.bank.scope
-        )
-        name = next(n for n, m in _unwrapped(runner.model).named_modules() if m is local_backbone)
+        placement = placement_of(runner.model)
+        model = placement.model
+        local_backbone = check_local_training(model, type(runner.optim_wrapper), self.bank.scope)
+        placement.check(runner, self.bank.scope)
+        (name,) = local_backbones(model)
         settings = runner.cfg.get('optim_wrapper') or {}
         check_settings(local_backbone, name, settings)
+        _check_checkpointing(runner.cfg.get('activation_checkpointing'), name)
         if not getattr(runner, 'is_checked', False):
-            _check_as_the_tool_does(runner, settings)
-        _advise_own_heads(runner, local_backbone)
+            _check_as_the_tool_does(runner, model, settings)
+        _advise_own_heads(runner, model, local_backbone)
         self._check = self._loss_check(runner, local_backbone)
         # Before other hooks' before_train, where some set what a resumed training has come to.
-        self._settings = HeadSettings(
-            _unwrapped(runner.model), local_backbone, local_backbone.auxiliary
-        )
-        _check_checkpointing(runner.cfg.get('activation_checkpointing'), runner.model)
+        self._settings = HeadSettings(model, local_backbone, local_backbone.auxiliary)
         count = local_backbone.num_modules
         what = (
             f'Local learning in {count} modules, feature bank {self.bank.scope!r}'
@@ -232,11 +184,8 @@ class FBAHook(IterationSeedHook):
             else 'num_modules=1'
         )
         runner.logger.info(f'{what}:\n{local_backbone.describe()}')
-        if isinstance(runner.model, LocalModuleParallel):
-            check_module_parallel(runner, self.bank.scope)
-            runner.logger.info(runner.model.describe())
-        if isinstance(runner.model, LocalShardedDataParallel):
-            check_sharded(runner, self.bank.scope)
+        if placement.describe():
+            runner.logger.info(placement.describe())
 
     def _loss_check(self, runner, local_backbone: LocalBackbone) -> LossCheck:
         mode = self.invalid_loss
@@ -258,8 +207,7 @@ class FBAHook(IterationSeedHook):
         """Attach to the model that is trained, and find the place where training goes on."""
         self.attach(runner.model, runner.optim_wrapper)
         super().before_train(runner)
-        if isinstance(runner.model, LocalModuleParallel):
-            begin_module_parallel(runner)
+        self._placement.begin(runner)
 
     def attach(self, model: nn.Module, optim_wrapper: LocalOptimWrapper) -> None:
         """Train ``model`` locally from now on, whoever calls its ``train_step``.
@@ -272,31 +220,28 @@ class FBAHook(IterationSeedHook):
         Raises:
             LocalLearningError: The model has no or several LocalBackbones.
         """
-        self._own_images = not isinstance(model, LocalModuleParallel)
-        if not self._own_images:
-            model.log = self._log
-        self._local_backbone = find_local_backbone(_unwrapped(model))
-        if self._own_images:  # Otherwise maps travel between processes.
-            self._local_backbone.forget_unread_levels(_unwrapped(model))
-        if isinstance(model, LocalShardedDataParallel):
-            model.shard(optim_wrapper)
-        self._model = model = _unwrapped(model)
+        self._placement = placement = placement_of(model)
+        model = placement.model
+        self._local_backbone = find_local_backbone(model)
+        if placement.modules_here is None:  # Otherwise levels travel between processes.
+            self._unread = self._local_backbone.unread_levels(model)
+        placement.attach(optim_wrapper, self._opened)
         if self._settings is None:
             self._settings = HeadSettings(
                 model, self._local_backbone, self._local_backbone.auxiliary
             )
         self._optim_wrapper = optim_wrapper
         if self._check is not None:
-            optim_wrapper.loss_check = self._check
+            optim_wrapper.check_with(self._check)
         self._parameters = [
             self._local_backbone.local_parameters(i)
             for i in range(self._local_backbone.num_modules - 1)
         ]
-        self._local_backbone.trained_locally = True
+        self._local_backbone.step = Idle()
         self._heads = AssignedTargets.heads_of(model)
         self._handles = [
-            model.register_forward_pre_hook(self._open, with_kwargs=True),
-            model.register_forward_hook(self._close, always_call=True),
+            model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
+            model.register_forward_hook(self._after_forward, always_call=True),
         ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -309,8 +254,7 @@ class FBAHook(IterationSeedHook):
             self._check.begin(runner.iter)
 
     def _seed_rank(self) -> int:
-        # Processes with modules of one batch draw as one process does, others for their images.
-        return get_rank() if self._own_images else 0
+        return self._placement.seed_rank
 
     def after_train_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
@@ -331,7 +275,7 @@ class FBAHook(IterationSeedHook):
             index: 0 to K - 2.
             losses: What the module's auxiliary network made of the batch, by name.
         """
-        loss, terms = self._model.parse_losses(losses)
+        loss, terms = self._placement.model.parse_losses(losses)
         if self._check is None or self._check.trains(index, loss, terms):
             # Hooks may freeze layers, and make them trainable again, at any time.
             trained = [p for p in self._parameters[index] if p.requires_grad]
@@ -346,12 +290,12 @@ class FBAHook(IterationSeedHook):
 
     def before_val(self, runner) -> None:
         """Have all weights in all processes."""
-        gather_weights(runner)
+        placement_of(runner.model).gather_weights(weight_averages(runner))
 
     def before_val_epoch(self, runner) -> None:
         """Take what was set on the model up to now for settings."""
-        if self._handles:
-            self._follow()
+        if self._handles and self._settings.follow():
+            self._heads = AssignedTargets.heads_of(self._placement.model)
 
     def after_val_iter(
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -362,19 +306,22 @@ class FBAHook(IterationSeedHook):
 
     def after_train(self, runner) -> None:
         """Detach from the model."""
-        gather_weights(runner)
+        placement_of(runner.model).gather_weights(weight_averages(runner))
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _open(self, model: nn.Module, args: tuple, kwargs: dict) -> Optional[Tuple[tuple, dict]]:
-        if kwargs.get('mode') != 'loss' or not model.training:
-            return None
-        kwargs = {**dict(zip(('inputs', 'data_samples'), args)), **kwargs}
-        inputs, data_samples = kwargs['inputs'], kwargs['data_samples']
-        local_backbone = self._local_backbone
+    @contextmanager
+    def _opened(self, inputs: Any, data_samples: Any) -> Iterator[LocalStep]:
+        """Within this context, the backbone trains its modules on a batch.
+
+        Args:
+            inputs: See :class:`LocalStep`.
+            data_samples: The same.
+        """
+        local_backbone, placement = self._local_backbone, self._placement
         step = LocalStep(
-            model,
+            placement.model,
             local_backbone,
             inputs,
             data_samples,
@@ -382,32 +329,54 @@ class FBAHook(IterationSeedHook):
             self.train_module,
             self._accumulate,
             self._generator,
+            asked_for_slices=local_backbone.head_batch_size is not None,
+            modules_here=placement.modules_here,
+            received=placement.received,
+            enter=placement.enter,
+            unread=self._unread,
+            log=self._log,
         )
         if self.invalid_loss != 'skip':  # It is to know the whole loss before any gradient.
             step.head_batch_size = local_backbone.images_at_once(step.images)
-        step.asked_for_slices = local_backbone.head_batch_size is not None
         local_backbone.step = step
-        self._follow()
-        self._answering.enter_context(step.targets.answering(self._heads))
-        # The backbone handles all images but the last; the model's own loss() sees these only.
-        last = step.slices(model, local_backbone)[-1]
-        if last.start == 0:
-            return None
-        step.in_slices = True
-        self._answering.enter_context(step.targets.only(last))
-        return (), dict(kwargs, inputs=inputs[last], data_samples=data_samples[last])
-
-    def _close(self, model: nn.Module, args: tuple, output: Any) -> Any:
-        step, self._local_backbone.step = self._local_backbone.step, None
-        self.bank.clear()
-        self._answering.close()
-        if step is not None:
-            self._settings.note()
-        return output if step is None or output is None else step.joined(output)
-
-    def _follow(self) -> None:
         if self._settings.follow():
-            self._heads = AssignedTargets.heads_of(self._model)
+            self._heads = AssignedTargets.heads_of(placement.model)
+        try:
+            with step.targets.answering(self._heads):
+                yield step
+        finally:
+            local_backbone.step = Idle()
+            self.bank.clear()
+            self._settings.note()
+
+    def _before_forward(
+        self, model: nn.Module, args: tuple, kwargs: dict
+    ) -> Optional[Tuple[tuple, dict]]:
+        """Opens a step where the model is asked for its loss; see :class:`LocalBackbone`."""
+        # A copy of the model, for EMA say, has this hook too.
+        is_own = model is self._placement.model
+        if kwargs.get('mode') != 'loss' or not model.training or not is_own:
+            return None
+        kwargs = {**dict(zip(('inputs', 'data_samples'), args)), **kwargs}
+        local_backbone = self._local_backbone
+        step = self._open.enter_context(self._opened(kwargs['inputs'], kwargs['data_samples']))
+        parts = step.slices(model, local_backbone)
+        if len(parts) == 1:
+            return None
+        # The modules see the batch together, and the model's neck and head a slice at a time: all
+        # but the last now. What the model's own loss() is left with is the last.
+        features = local_backbone.train_modules(step.images, step)
+        features, inputs, data_samples = step.feed_model(features, parts)
+        self._open.enter_context(local_backbone.answering(features))
+        self._open.enter_context(step.targets.only(parts[-1]))
+        return (), dict(kwargs, inputs=inputs, data_samples=data_samples)
+
+    def _after_forward(self, model: nn.Module, args: tuple, output: Any) -> Any:
+        if model is not self._placement.model:
+            return output
+        step = self._local_backbone.step
+        self._open.close()
+        return step.joined(output) if isinstance(step, LocalStep) and output is not None else output
 
     def _accumulate(self, losses: Losses) -> None:
-        self._optim_wrapper.accumulate_local(self._model.parse_losses(losses)[0])
+        self._optim_wrapper.accumulate_local(self._placement.model.parse_losses(losses)[0])

@@ -5,13 +5,12 @@ from typing import Any, Dict, List, Optional
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor
 
+from ..distributed import placement_of
 from ..errors import LocalLearningError
-from ..local import FeatureBank, LocalStep
-from .fba_hook import find_local_backbone
+from ..local import FeatureBank, LocalStep, find_local_backbone
 
 
 @HOOKS.register_module()
@@ -45,7 +44,7 @@ class LocalAccuracyHook(Hook):
         self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[List] = None
     ) -> None:
         """Ask every module about the batch."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = placement_of(runner.model).model
         local_backbone = find_local_backbone(model)
         if local_backbone.num_modules == 1:
             return

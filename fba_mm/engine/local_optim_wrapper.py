@@ -11,10 +11,9 @@ from torch.optim import Optimizer
 
 from ..arguments import check_number
 from ..compat.torch_versions import GradScaler, autocast_dtype, autocasts_to
+from ..distributed import GradientReducer, ShardedReducer
 from ..errors import LocalLearningError
-from .gradient_reducer import GradientReducer
 from .loss_check import LossCheck
-from .sharded_reducer import ShardedReducer
 
 # Gradients that eager steps collect before the optimizer is called: few calls, little memory.
 _EAGER_BYTES = 4 * 2**20
@@ -63,11 +62,27 @@ class LocalOptimWrapper(OptimWrapper):
             'eager' if self.by_parameter and not self.clip_grad_kwargs else 'end'
         )
         self._groups: Dict[nn.Parameter, int] = {}
-        # LocalDataParallel and LocalShardedDataParallel set this: it takes the gradients' means
-        # over all processes.
-        self.reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
-        # FBAHook sets this: it looks for losses that are NaN.
-        self.loss_check: Optional[LossCheck] = None
+        self._reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
+        self._loss_check: Optional[LossCheck] = None
+
+    # Whether losses are scaled, so that an overflow anywhere undoes the whole step.
+    scales_losses = False
+
+    def reduce_with(self, reducer: Union[GradientReducer, ShardedReducer]) -> None:
+        """From now on, apply the means of gradients over several processes.
+
+        Args:
+            reducer: Takes the means.
+        """
+        self._reducer = reducer
+
+    def check_with(self, loss_check: LossCheck) -> None:
+        """From now on, look for losses that are no numbers.
+
+        Args:
+            loss_check: Looks at the model's own loss, and at those of modules not yet seen.
+        """
+        self._loss_check = loss_check
 
     def accumulate_local(self, loss: Tensor) -> None:
         """Compute the gradients of a part of a module's loss now, and add them up.
@@ -90,7 +105,7 @@ class LocalOptimWrapper(OptimWrapper):
         if self._reduces:
             # Those of the module before were under way during this module's forward pass.
             self._apply_reduced()
-            with self.reducer.reducing(parameters):
+            with self._reducer.reducing(parameters):
                 self.accumulate_local(loss)
         else:
             with self._applying_eagerly(parameters):
@@ -107,7 +122,7 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The scaled loss.
             **kwargs: Arguments of ``torch.Tensor.backward``.
         """
-        if self.loss_check is not None and not self.loss_check.finishes(loss):
+        if self._loss_check is not None and not self._loss_check.finishes(loss):
             self._inner_count += 1
             return
         parameters = [
@@ -120,9 +135,9 @@ class LocalOptimWrapper(OptimWrapper):
         self._apply_reduced()
         # Asked first, as the backward pass counts the iteration.
         in_parts = self._applies_in_backward
-        with self.reducer.reducing(parameters):
+        with self._reducer.reducing(parameters):
             self._backward(loss, **kwargs)
-        for complete in self.reducer.finish():
+        for complete in self._reducer.finish():
             if in_parts:
                 self._apply_to(complete)
 
@@ -131,8 +146,8 @@ class LocalOptimWrapper(OptimWrapper):
 
         With ``update_params`` in that process, gradients accumulate over as many iterations here.
         """
-        if self.loss_check is not None:
-            self.loss_check.finishes()
+        if self._loss_check is not None:
+            self._loss_check.finishes()
         self._inner_count += 1
         if self.should_update():
             self.step()
@@ -141,19 +156,19 @@ class LocalOptimWrapper(OptimWrapper):
     @property
     def _completes(self) -> bool:
         """Whether gradients will be complete with this iteration, and may be applied."""
-        return self.should_sync() and (self.reducer is None or self.reducer.enabled)
+        return self.should_sync() and (self._reducer is None or self._reducer.enabled)
 
     @property
     def _reduces(self) -> bool:
         """Whether gradients become means over processes in this iteration."""
-        return self.reducer is not None and (self._completes or self.reducer.each_iteration)
+        return self._reducer is not None and (self._completes or self._reducer.each_iteration)
 
     def _apply_reduced(self) -> None:
         """With eager steps, wait for a module's reduced gradients, and apply them."""
         if self.apply != 'eager' or not self._completes:
             return
         whole: List[nn.Parameter] = []
-        for complete in self.reducer.finish():
+        for complete in self._reducer.finish():
             if self._applies_in_backward:
                 self._apply_to(complete)
             else:
@@ -316,6 +331,11 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         self.loss_scaler = GradScaler(device, enabled=self.cast_dtype == torch.float16, **settings)
         # Kept until the scaler's update, which tells them apart by identity.
         self._scaled_steps: List[_ScaledStep] = []
+
+    @property
+    def scales_losses(self) -> bool:
+        """Whether losses are scaled, so that an overflow anywhere undoes the whole step."""
+        return self.loss_scaler.is_enabled()
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:

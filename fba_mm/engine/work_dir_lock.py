@@ -11,8 +11,8 @@ from typing import Iterator
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
+from ..distributed.processes import joint_errors
 from ..errors import LocalLearningError
-from .processes import joint_errors
 
 try:
     import fcntl

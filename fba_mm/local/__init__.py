@@ -7,6 +7,7 @@ Knows torch and the registries, but no runner: training a loss is a callable tha
 from .assigned_targets import AssignedTargets
 from .auxiliary import SLM, Auxiliary
 from .feature_bank import FeatureBank
+from .find_local_backbone import find_local_backbone, local_backbones
 from .head_settings import HeadSettings
 from .local_backbone import LocalBackbone
 from .local_step import LocalStep
@@ -19,4 +20,6 @@ __all__ = [
     'LocalBackbone',
     'LocalStep',
     'SLM',
+    'find_local_backbone',
+    'local_backbones',
 ]

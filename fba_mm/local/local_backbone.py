@@ -4,12 +4,12 @@ from typing import (
     Any,
     Callable,
     Dict,
+    FrozenSet,
     Iterable,
     List,
     Mapping,
     Optional,
     Sequence,
-    Set,
     Tuple,
     Union,
 )
@@ -26,7 +26,7 @@ from ..errors import LocalLearningError
 from ..memory_budget import check_budget
 from .kept_state import unchanged_state
 from .level_reads import levels_read
-from .local_step import LocalStep
+from .local_step import Idle, LocalStep
 from .partition import (
     IMAGES,
     Recompute,
@@ -39,9 +39,18 @@ from .partition import (
 )
 from .partition.reconstruction import in_slices
 from .recompute import run_recomputing, run_segments
-from .stage_state import HandedOver, StageState
+from .stage_state import StageState
 from .task_loss import SEVERAL_PASSES, Features, StubbableBackbone
 
+WITHOUT_HOOK = (
+    "LocalBackbone does not train without FBAHook: add custom_hooks = [dict(type='FBAHook')] to "
+    'the config'
+)
+_OTHER_IMAGES = (
+    "the model's loss runs its backbone on other images for each module, as one that mixes or "
+    'augments images itself does: augment in the pipeline or in the data_preprocessor, or train '
+    'with num_modules=1 (back-propagation)'
+)
 # What neck and head see at once, at least: with less, passes aren't worth what they cost.
 _HEAD_PIXELS = 2**18
 
@@ -152,17 +161,8 @@ class LocalBackbone(StubbableBackbone):
             head = auxiliary.get('head')
             reserve = 0.2 if isinstance(head, dict) and 'head' not in head else 0.0
         check_number('reserve', reserve, least=0)
-        # FBAHook sets these: the first for good, the second for the length of a forward pass.
-        self.trained_locally = False
-        self.step: Optional[LocalStep] = None
-        # LocalModuleParallel sets these: the modules of this process, and what the process before
-        # has made of the batch.
-        self.modules_here: Optional[range] = None
-        self.received: Optional[StageState] = None
-        # LocalShardedDataParallel sets this, to be called with a module's index before it runs.
-        self.before_module: Callable[[int], None] = _nothing
-        # Levels of the output that no neck looks at: what is left of them is their shape.
-        self._unread: Set[int] = set()
+        # FBAHook sets this: the iteration, during the model's pass for a loss; None without a hook.
+        self.step: Union[LocalStep, Idle, None] = None
         self._initialize_auxiliary_at: Optional[str] = None
         self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
 
@@ -281,17 +281,18 @@ class LocalBackbone(StubbableBackbone):
             return None  # Views of self-supervised learning: their loss sees all of them.
         return max(_HEAD_PIXELS // images[0, 0].numel(), 1)
 
-    def forget_unread_levels(self, model: nn.Module) -> None:
-        """From now on, keep no levels that neither the model nor any auxiliary network looks at.
+    def unread_levels(self, model: nn.Module) -> FrozenSet[int]:
+        """Levels that neither the model nor any auxiliary network looks at.
 
         Args:
             model: The model around this backbone.
         """
-        if self.num_modules > 1:
-            read = levels_read(model, self, self._levels)
-            for auxiliary in self.auxiliary:
-                read |= auxiliary.levels_read(model, self)
-            self._unread = {stage.level for stage in self._levels} - read
+        if self.num_modules == 1:
+            return frozenset()
+        read = levels_read(model, self, self._levels)
+        for auxiliary in self.auxiliary:
+            read |= auxiliary.levels_read(model, self)
+        return frozenset({stage.level for stage in self._levels} - read)
 
     def head_layers(self) -> Tuple[str, ...]:
         """Dotted names of the wrapped network's layers that are the task's own head.
@@ -367,7 +368,6 @@ class LocalBackbone(StubbableBackbone):
         Raises:
             LocalLearningError: In training, if no :class:`FBAHook` is there to train it, or if the
                 model runs it several times for one loss.
-            HandedOver: The last module is in another process.
         """
         if self._answer is not None:
             features = self.answer(x)
@@ -375,36 +375,43 @@ class LocalBackbone(StubbableBackbone):
             return features
         if not (self.training and torch.is_grad_enabled()):
             return self.backbone(x, *args, **kwargs)
-        if self.num_modules > 1 and not self.trained_locally:
-            raise LocalLearningError(
-                'LocalBackbone does not train without FBAHook: add '
-                "custom_hooks = [dict(type='FBAHook')] to the config"
-            )
-        if self.step is None:
+        if self.step is None and self.num_modules > 1:
+            raise LocalLearningError(WITHOUT_HOOK)
+        if self.num_modules == 1 or not isinstance(self.step, LocalStep):
             # Back-propagation, or a pass that asks for outputs, not for losses.
             return self._forward_whole(x, *args, **kwargs)
-        # Where the head is fed in slices, the model around was given the last one only.
-        x = self.step.images if self.step.in_slices else x
+        return self.train_modules(x, self.step)
+
+    def train_modules(self, x: Tensor, step: LocalStep) -> Union[Features, StageState]:
+        """Train all modules but the last on a batch; of those in other processes, none.
+
+        Args:
+            x: Images after preprocessing, (N, C, H, W).
+            step: The iteration.
+
+        Returns:
+            What the backbone returns, attached to the last module's graph; if that module is in
+            another process, what is to go there.
+
+        Raises:
+            LocalLearningError: They were trained in this iteration already.
+        """
         if self.num_modules == 1:
-            features = self._forward_whole(x, *args, **kwargs)
-        elif self.step.seen is not None:
+            return self._forward_whole(x)
+        if step.expected is not None:
             raise LocalLearningError(SEVERAL_PASSES)
-        else:
-            self.step.seen = x
-            features = self._forward_local(x, self.step)
-        return self.step.feed_model(features)
+        # Where other modules have run before, this is what they ran on.
+        step.expected = x if step.received is None else step.received.kept[IMAGES]
+        self._check_images(x)
+        return self._run_modules(x, step)
 
     def _check_images(self, x: Tensor) -> None:
-        """Refuse images for a local loss that are others than those that the modules run on."""
-        seen = None if self.step is None else self.step.seen
-        if seen is None or x is seen or self.step.in_slices or not isinstance(x, Tensor):
+        """Refuse images for a loss that are others than those that the modules run on."""
+        expected = self.step.expected if isinstance(self.step, LocalStep) else None
+        if expected is None or x is expected or not isinstance(x, Tensor):
             return
-        if x.shape != seen.shape or not torch.equal(x, seen):
-            raise LocalLearningError(
-                "the model's loss runs its backbone on other images for each module, as one that "
-                'mixes or augments images itself does: augment in the pipeline or in the '
-                'data_preprocessor, or train with num_modules=1 (back-propagation)'
-            )
+        if x.shape != expected.shape or not torch.equal(x, expected):
+            raise LocalLearningError(_OTHER_IMAGES)
 
     def _forward_whole(self, x: Tensor, *args, **kwargs) -> Features:
         if not self.spans or self.num_modules > 1:
@@ -432,52 +439,55 @@ class LocalBackbone(StubbableBackbone):
             logits.append(self.auxiliary[index].logits(x, levels, step))
 
         with torch.no_grad():
-            self._forward_local(x, step, ask)
+            self._run_modules(x, step, ask)
         return logits
 
     def _train(self, index: int, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> None:
         step.train(index, self.auxiliary[index].loss(x, levels, step))
         self.auxiliary[index].after_backward(step)
 
-    def _forward_local(
+    def _run_modules(
         self, x: Tensor, step: LocalStep, visit: Optional[Callable] = None
-    ) -> Features:
+    ) -> Union[Features, StageState]:
+        """Runs the modules here one after the other, and has each trained, or visited."""
         if step.bank.scope == 'all':
             self._look_ahead(x, step)
-        outputs: Dict[int, Tensor] = {}
-        kept: Dict[str, Tensor] = {IMAGES: x}
         last = self.num_modules - 1
-        here = range(self.num_modules) if self.modules_here is None else self.modules_here
-        if self.received is not None:
-            x, outputs, kept = self.received.x, self.received.outputs, self.received.kept
-            self.received.restore(step)
+        here = range(self.num_modules) if step.modules_here is None else step.modules_here
+        state = (
+            StageState(x, kept={IMAGES: x})
+            if step.received is None
+            else step.received.restore(step)
+        )
         reads_pooled = any(auxiliary.reads_pooled for auxiliary in self.auxiliary)
         for k in range(here.start, min(here.stop, last)):
             # A frozen module has nothing to learn from a loss, and needs no graph.
             learns = visit is not None or self._is_trained(k)
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                x, levels, step.kept = self._run_module(k, x, kept)
+                step.enter(k)
+                state.x, levels, step.kept = self._run_module(k, state.x, state.kept)
             if learns:
-                (visit or self._train)(k, x, levels, step)
+                (visit or self._train)(k, state.x, levels, step)
             # What the next module and the bank see is the same storage, without the graph.
-            x = x.detach()
+            state.x = state.x.detach()
             for level, feature in levels.items():
                 feature = feature.detach()
-                if level in self._unread:
+                if level in step.unread:
                     feature = feature.new_zeros(()).expand_as(feature)
-                outputs[level] = feature
-                step.bank.put(level, outputs[level])
+                state.outputs[level] = feature
+                step.bank.put(level, feature)
             for name, feature in step.kept.items():
-                kept[name] = feature.detach()
-                step.bank.put(name, kept[name])
+                state.kept[name] = feature.detach()
+                step.bank.put(name, state.kept[name])
             if reads_pooled:
-                step.bank.put_pooled(self.auxiliary[k].cut_point.as_map(x))
+                step.bank.put_pooled(self.auxiliary[k].cut_point.as_map(state.x))
             del levels
             step.kept = {}
         if here.stop <= last:
-            raise HandedOver(StageState.after(x, outputs, kept, step))
-        _, levels, _ = self._run_module(last, x, kept)
-        outputs.update(levels)
+            return state.hand_over(step)
+        step.enter(last)
+        _, levels, _ = self._run_module(last, state.x, state.kept)
+        outputs = {**state.outputs, **levels}
         seen = tuple(outputs[level].detach() for level in sorted(outputs))
         for auxiliary in self.auxiliary:
             auxiliary.observe(seen, step)
@@ -487,7 +497,6 @@ class LocalBackbone(StubbableBackbone):
         self, index: int, x: Tensor, kept: Dict[str, Tensor]
     ) -> Tuple[Tensor, Dict[int, Tensor], Dict[str, Tensor]]:
         """Returns the module's output, the levels among its maps, and what it keeps for others."""
-        self.before_module(index)
         if not self.spans:
             module = self.module_segments[index]
             return run_segments(self.backbone, self.segments[module.start : module.stop], x, kept)
@@ -556,10 +565,6 @@ class LocalBackbone(StubbableBackbone):
 def _wrapped(local_backbone: LocalBackbone) -> Optional[nn.Module]:
     """The wrapped backbone; None as long as there is none."""
     return vars(local_backbone).get('_modules', {}).get('backbone')
-
-
-def _nothing(index: int) -> None:
-    pass
 
 
 def _expect_missing_auxiliary(module: LocalBackbone, incompatible_keys) -> None:

@@ -1,7 +1,7 @@
 """What a module may use while it trains."""
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, Optional, Tuple, Union
+from typing import Callable, Dict, FrozenSet, List, Optional, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,16 @@ from .assigned_targets import AssignedTargets
 from .feature_bank import FeatureBank
 from .head_batches import add_losses, can_be_split, feed, is_image_mean, is_known, slices_of
 from .kept_state import unchanged_state
+from .stage_state import StageState
 from .task_loss import Features, Losses, StubbableBackbone, map_losses, task_loss
+
+
+def _nothing(index: int) -> None:
+    pass
+
+
+class Idle:
+    """In the place of a :class:`LocalStep` between the iterations of a training."""
 
 
 @dataclass
@@ -34,10 +43,15 @@ class LocalStep:
             the whole batch.
         asked_for_slices: Whether a user has set that. Otherwise heads of classes that may keep
             something from batch to batch see the whole batch.
+        modules_here: The modules that run in this process, from 0; None for all of them.
+        received: What the process with the modules before these has made of the batch.
+        enter: ``enter(i)`` is called before module i runs.
+        unread: Levels of the backbone's output that nothing looks at: their shape is kept alone.
+        log: The local losses so far, by the names that the log has for them.
         targets: Targets that heads have assigned in this iteration.
         fed: Losses of the model's own head on the images that :meth:`feed_model` has dealt with.
-        in_slices: Whether the model around was given the last slice of the batch only.
-        seen: What the backbone has run on in this iteration, if it has.
+        expected: The images that losses are to ask features of, once modules have run: those that
+            they have run on, or the slice of these that a loss is given.
         kept: Maps that segments of the module now in training keep for later ones, by name,
             attached to its graph. Those of earlier modules are in the bank.
     """
@@ -52,10 +66,14 @@ class LocalStep:
     generator: Optional[torch.Generator] = None
     head_batch_size: Optional[int] = None
     asked_for_slices: bool = True
+    modules_here: Optional[range] = None
+    received: Optional[StageState] = None
+    enter: Callable[[int], None] = _nothing
+    unread: FrozenSet[int] = frozenset()
+    log: Dict[str, Tensor] = field(default_factory=dict)
     targets: AssignedTargets = field(init=False)
     fed: Losses = field(init=False, default_factory=dict)
-    in_slices: bool = field(init=False, default=False)
-    seen: Optional[Tensor] = field(init=False, default=None, repr=False)
+    expected: Optional[Tensor] = field(init=False, default=None, repr=False)
     kept: Dict[str, Tensor] = field(init=False, default_factory=dict)
     _labels: Optional[Tensor] = field(init=False, default=None, repr=False)
     _sample_indices: Optional[Tuple[Tensor, int, int]] = field(init=False, default=None, repr=False)
@@ -183,24 +201,26 @@ class LocalStep:
                 self._network_logits = self.logits(self.model, self.source, features)
         return self._network_logits
 
-    def feed_model(self, features: Features) -> Features:
+    def feed_model(
+        self, features: Features, parts: List[slice]
+    ) -> Tuple[Features, Union[Tensor, Dict[str, Tensor]], list]:
         """Train the model's own neck and head on all but the last slice of the batch.
 
         Args:
             features: The whole batch's.
+            parts: From :meth:`slices`, for this model.
 
         Returns:
-            The last slice's features. The gradient on them takes along that of all other images.
+            What the model's own loss is left with: features, images and targets of the last slice.
+            The gradient on the features takes along that of all other images.
         """
 
         def loss_of(features: Tuple[Tensor, ...], images: slice) -> Losses:
             return self._loss_of(self.model, self.source, features, images)
 
-        images = self.slices(self.model, self.source)
-        if len(images) == 1:
-            return features
-        rest, self.fed = feed(features, images, loss_of, self.accumulate)
-        return rest
+        rest, self.fed = feed(features, parts, loss_of, self.accumulate)
+        self.expected = self.inputs[parts[-1]]
+        return rest, self.expected, self.data_samples[parts[-1]]
 
     def _loss_of(
         self,
@@ -218,7 +238,9 @@ class LocalStep:
                 )
             else:
                 inputs, data_samples = inputs[images], data_samples[images]
+                whole, self.expected = self.expected, inputs
                 losses = self._stateless_loss(model, source, features, inputs, data_samples)
+                self.expected = whole
         factor = loss_weight * self._share(model, len(inputs))
         return losses if factor == 1 else map_losses(losses, lambda loss: loss * factor)
 
@@ -244,7 +266,7 @@ class LocalStep:
         """The model's own losses on the whole batch.
 
         Args:
-            losses: Those on the last slice, after :meth:`feed_model` has seen to the others.
+            losses: Those on the last slice, if :meth:`feed_model` has seen to the others.
         """
         if not self.fed:
             return losses

@@ -1,12 +1,14 @@
 """What goes from one process to the next where the modules of a backbone are in several."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional
+from typing import TYPE_CHECKING, Dict, List, Optional
 
 from torch import Tensor
 
-from .local_step import LocalStep
 from .partition import IMAGES
+
+if TYPE_CHECKING:
+    from .local_step import LocalStep
 
 
 @dataclass
@@ -14,10 +16,11 @@ class StageState:
     """What the modules that have run leave to those after them, without any graph.
 
     Attributes:
-        x: Output of the last module that has run.
+        x: Output of the last module that has run; at first, the images.
         outputs: Maps that the backbone returns, as far as they are there, by their index.
         kept: Maps that later segments read, by name, and the images.
         pooled: The bank's averages of the modules' outputs.
+        log: The local losses.
         chance: State of the step's generator.
     """
 
@@ -25,24 +28,21 @@ class StageState:
     outputs: Dict[int, Tensor] = field(default_factory=dict)
     kept: Dict[str, Tensor] = field(default_factory=dict)
     pooled: List[Tensor] = field(default_factory=list)
+    log: Dict[str, Tensor] = field(default_factory=dict)
     chance: Optional[Tensor] = None
 
-    @classmethod
-    def after(
-        cls, x: Tensor, outputs: Dict[int, Tensor], kept: Dict[str, Tensor], step: LocalStep
-    ) -> 'StageState':
-        """What is there when some modules have run.
+    def hand_over(self, step: 'LocalStep') -> 'StageState':
+        """This, with what the modules have left in the step, which is about to end.
 
         Args:
-            x: Output of the last of them, detached.
-            outputs: See the attributes.
-            kept: See the attributes.
-            step: The iteration; its bank is about to be emptied.
+            step: The iteration in the process of the modules that have run.
         """
-        chance = None if step.generator is None else step.generator.get_state()
-        return cls(x, outputs, kept, list(step.bank.pooled()), chance)
+        self.pooled, self.log = list(step.bank.pooled()), dict(step.log)
+        if step.generator is not None:
+            self.chance = step.generator.get_state()
+        return self
 
-    def restore(self, step: LocalStep) -> None:
+    def restore(self, step: 'LocalStep') -> 'StageState':
         """Let the modules that are to come find what they would have found in one process.
 
         Args:
@@ -54,17 +54,7 @@ class StageState:
             if name != IMAGES:
                 step.bank.put(name, feature)
         step.bank.pooled().extend(self.pooled)
+        step.log.update(self.log)
         if self.chance is not None and step.generator is not None:
             step.generator.set_state(self.chance)
-
-
-class HandedOver(Exception):
-    """Ends a model's forward pass where the modules of this process end.
-
-    Args:
-        state: For the process with the next module.
-    """
-
-    def __init__(self, state: StageState):
-        super().__init__('the next module is in another process')
-        self.state = state
+        return self

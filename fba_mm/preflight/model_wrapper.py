@@ -6,9 +6,8 @@ from mmengine.registry import DATA_SAMPLERS, MODEL_WRAPPERS
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import custom_hooks, type_name
-from ..engine.local_data_parallel import LocalDataParallel
-from ..engine.module_parallel import LocalModuleParallel
-from ..engine.undivided_samplers import UNDIVIDED
+from ..distributed import LocalDataParallel, LocalModuleParallel, PlacedModel
+from ..distributed.undivided_samplers import UNDIVIDED
 from ..errors import LocalLearningError
 from .building import registered
 
@@ -47,7 +46,7 @@ def choose_model_wrapper(cfg: Config, training: bool = True) -> None:
             wrapper, kind = dict(type='LocalDataParallel'), LocalDataParallel
     elif cfg.get('find_unused_parameters'):
         wrapper.setdefault('find_unused_parameters', True)
-    if local and training and not issubclass(kind, (LocalDataParallel, LocalModuleParallel)):
+    if local and training and not issubclass(kind, PlacedModel):
         raise LocalLearningError(
             f'model_wrapper_cfg.type={type_name(wrapper["type"])} would not reduce the gradients '
             "of local losses between processes: set it to 'LocalDataParallel', or leave "

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner, autocast
 from torch.utils.data import DataLoader
 
-from ..engine.local_data_parallel import LocalDataParallel
+from ..distributed import placement_of
 from ..errors import LocalLearningError
 from .building import readable_errors, reason_of
 
@@ -145,11 +144,7 @@ class _Start(Hook):
         self.what = what
 
     def before_train(self, runner: Runner) -> None:
-        # Other wrappers have parts of the model in each process.
-        whole = not is_model_wrapper(runner.model) or type(runner.model) in (
-            LocalDataParallel,
-            MMDistributedDataParallel,
-        )
+        whole = placement_of(runner.model).is_whole
         if runner.cfg.get('val_dataloader') is not None and whole:
             self.what = 'one image was validated on before training, and failed'
             validate_one(runner)

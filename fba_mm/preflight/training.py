@@ -9,7 +9,7 @@ from ..config import custom_hooks, type_name
 from ..engine.fba_hook import check_local_training
 from ..engine.optimizer_settings import check_keys, check_param_groups
 from ..errors import LocalLearningError
-from ..local import LocalBackbone
+from ..local import local_backbones
 from .building import config_scope, readable_errors, registered
 from .classes import check_classes
 from .data import check_data
@@ -39,7 +39,7 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
             f'custom_hooks has {len(fba_hooks)} FBAHooks: modules would be trained as many times, '
             'leave one'
         )
-    local = [m for m in model.modules() if isinstance(m, LocalBackbone)]
+    local = local_backbones(model).values()
     if not fba_hooks and any(m.num_modules > 1 for m in local):
         raise LocalLearningError(
             'the model has a LocalBackbone, but custom_hooks has no FBAHook to train it: add '

@@ -36,7 +36,7 @@ class SavingRunner:
             self.epoch, self.iter = checkpoint['meta']['epoch'], checkpoint['meta']['iter']
             self.message_hub.load_state_dict(checkpoint['message_hub'])
         self.train_loop = SimpleNamespace(stop_training=False)
-        self.model = torch.nn.Module()
+        self.model, self.optim_wrapper = torch.nn.Module(), None
 
     def save_checkpoint(self, out_dir, filename, *_, meta=None, backend_args=None, **__):
         if is_main_process():

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from fba_mm import AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper, localize
-from fba_mm.local import SLM
+from fba_mm.local import SLM, LocalStep
 from fba_mm.preflight.building import build_model
 
 from ..conftest import batch, build, own_head, retinanet
@@ -214,7 +214,7 @@ def test_the_bank_is_emptied(scope):
     bank, wrapped = trainer.hook.bank, trainer.model.backbone
     trainer.step(batch())
     assert all(bank.get(level) is None for level in range(4))
-    assert wrapped.step is None and wrapped._answer is None
+    assert not isinstance(wrapped.step, LocalStep) and wrapped._answer is None
 
     failing = mock.patch.object(trainer.model.bbox_head, 'loss', side_effect=MemoryError)
     for _ in range(2):
@@ -222,7 +222,7 @@ def test_the_bank_is_emptied(scope):
             trainer.step(batch())
         assert loss.called
         assert all(bank.get(level) is None for level in range(4))
-        assert wrapped.step is None and wrapped._answer is None
+        assert not isinstance(wrapped.step, LocalStep) and wrapped._answer is None
     assert all(
         norm.track_running_stats
         for norm in trainer.model.modules()
@@ -234,7 +234,7 @@ def test_the_bank_is_emptied(scope):
 def test_processes_draw_for_their_own_images():
     def draw(rank):
         hook = FBAHook()
-        with mock.patch('fba_mm.engine.fba_hook.get_rank', lambda: rank):
+        with mock.patch('fba_mm.distributed.placement.get_rank', lambda: rank):
             hook.before_train_iter(SimpleNamespace(seed=3, iter=7), 0)
         return torch.rand(4, generator=hook._generator)
 

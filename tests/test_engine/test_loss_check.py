@@ -118,7 +118,8 @@ def test_all_are_looked_at_once_where_looking_means_waiting(monkeypatch):
 
     for settings in (dict(apply='end', clip_grad=dict(max_norm=1.0)), dict(apply='eager')):
         trainer, switch = spoiled(own_head(), 0, **settings)
-        check = trainer.optim_wrapper.loss_check = trainer.hook._check = Elsewhere('stop', 3)
+        check = trainer.hook._check = Elsewhere('stop', 3)
+        trainer.optim_wrapper.check_with(check)
         check.begin(0)
         looks.clear()
         trainer.step(batch())
@@ -174,4 +175,4 @@ def test_settings():
     with pytest.raises(LocalLearningError, match='does not go with head_batch_size'):
         trainer.hook.before_run(trainer.runner)
     wrapper = LocalOptimWrapper(torch.optim.SGD(trainer.model.parameters(), lr=0.1))
-    assert wrapper.loss_check is None
+    assert wrapper._loss_check is None

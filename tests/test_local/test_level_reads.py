@@ -58,7 +58,7 @@ def test_training_is_the_same_without_them(auxiliary, scope, monkeypatch):
         model.load_state_dict(state)
         trainer = Trainer(model, scope=scope)
         if not forgets:
-            model.backbone._unread = set()
+            trainer.hook._unread = frozenset()
         found.append(trainer.gradients(batch()))
         trainer.hook.after_train(trainer.runner)
         # One number instead of (2, 8, 16, 16).
@@ -73,7 +73,7 @@ def test_what_reads_all():
     """A neck from the finest level on, and features of an auxiliary network that doesn't say."""
     config = retinanet(num_modules=4, auxiliary=LIGHT)
     config['neck']['start_level'] = 0
-    assert Trainer(build(config)).model.backbone._unread == set()
+    assert Trainer(build(config)).hook._unread == frozenset()
     dgl = dict(type='DGLFPN', head=LIGHT['head'])
     model = build(retinanet(num_modules=4, auxiliary=dgl))
-    assert Trainer(model).model.backbone._unread == set()
+    assert Trainer(model).hook._unread == frozenset()

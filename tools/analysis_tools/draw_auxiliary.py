@@ -26,8 +26,8 @@ from fba_mm import command_line
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
 from fba_mm.config import load_config
-from fba_mm.engine.fba_hook import find_local_backbone
 from fba_mm.errors import LocalLearningError
+from fba_mm.local import find_local_backbone
 from fba_mm.local.auxiliary.base import Auxiliary
 from fba_mm.local.task_loss import StubbableBackbone
 from fba_mm.localize import localize

@@ -2,7 +2,7 @@
 
 import torch
 
-from fba_mm.engine.message_channel import MessageChannel
+from fba_mm.distributed.message_channel import MessageChannel
 
 from ..several_processes import run_in_processes
 

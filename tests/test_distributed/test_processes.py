@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from fba_mm import LocalLearningError
 from fba_mm.config import settings_of
-from fba_mm.engine.processes import (
+from fba_mm.distributed.processes import (
     check_agreement,
     check_equal_data,
     from_first_process,
@@ -78,7 +78,7 @@ def test_a_launcher_that_has_not_launched(launcher, fix, monkeypatch):
 def test_more_processes_than_gpus(monkeypatch):
     for name, value in dict(RANK=2, LOCAL_RANK=2, WORLD_SIZE=4).items():
         monkeypatch.setenv(name, str(value))
-    with mock.patch('fba_mm.engine.processes.get_device', lambda: 'cuda'), mock.patch(
+    with mock.patch('fba_mm.distributed.processes.get_device', lambda: 'cuda'), mock.patch(
         'torch.cuda.device_count', lambda: 2
     ), pytest.raises(LocalLearningError, match='machine with 2 GPUs: start as many'):
         init_processes('pytorch')

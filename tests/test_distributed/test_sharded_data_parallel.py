@@ -18,11 +18,11 @@ from fba_mm import (
     LocalShardedDataParallel,
 )
 from fba_mm.compat.torch_versions import DTensor, fully_shard
-from fba_mm.engine.processes import lost_processes
+from fba_mm.distributed.processes import lost_processes
 
 from ..local_training import Trainer
 from ..several_processes import run_in_processes
-from .test_local_data_parallel import IMAGES, SETTINGS, assert_same, joint_batch, model_of, part_of
+from .test_data_parallel import IMAGES, SETTINGS, assert_same, joint_batch, model_of, part_of
 from .test_module_parallel import MODULES, OWN_HEAD, Lamb, adam, batch
 from .test_module_parallel import network as small
 
@@ -89,7 +89,7 @@ def trained(rank, count, head, settings, counts):
         trainer.step(part_of(joint_batch(step, IMAGES), rank, count))
     if count == 1:
         return model.state_dict(), wrapper.state_dict()
-    with model.whole_state_dict(), model.whole_optimizer(wrapper):
+    with model.placement.whole_model(wrapper):
         return copy.deepcopy(model.module.state_dict()), copy.deepcopy(wrapper.state_dict())
 
 
@@ -127,7 +127,7 @@ def whole_modules(head):
     whole = [weakref.ref(p) for p in model.parameters()]
     trainer = Trainer(model, optimizer=adam, apply='eager')
     assert [p for p in whole if p() is not None] == []
-    parts, backbone, found = model._parts, model.module.backbone, []
+    parts, backbone, found = model.placement.parts, model.module.backbone, []
 
     def gathered():
         return [k for k, part in enumerate(parts) if part.gathered]
@@ -163,18 +163,18 @@ def validated(rank):
     trainer = Trainer(model, optimizer=adam)
     inputs = batch()['inputs']
     before = small().eval()(inputs)
-    model.gather_weights()
+    model.placement.gather_weights()
     model.eval()
     divided = model(inputs)
     model.train()
     trainer.step(batch())
-    model.gather_weights()
-    with model.whole_state_dict():
+    model.placement.gather_weights()
+    with model.placement.whole_weights():
         # One process alone saves.
         saved = copy.deepcopy(model.module.state_dict()) if rank == 0 else None
     if rank == 0:
         model.module.state_dict()
-    model.gather_weights()
+    model.placement.gather_weights()
     model.eval()
     after = model(inputs)
     return [tuple(x.detach() for x in maps) for maps in (before, divided, after)], saved
@@ -232,7 +232,7 @@ def trained_branches(find_unused):
     model = LocalShardedDataParallel(model, find_unused_parameters=find_unused)
     trainer = Trainer(model, optimizer=lambda p: torch.optim.SGD(p, lr=1.0, weight_decay=0.5))
     trainer.step(batch())
-    model.gather_weights()
+    model.placement.gather_weights()
     return fc.some.detach(), fc.none.detach()
 
 

@@ -180,15 +180,14 @@ def trained(rank, count, case, **where):
     for step in range(STEPS):
         wrapper.param_groups[0]['lr'] = 0.01 / (step + 1)
         # Batches of different sizes; those of other processes are not looked at.
-        reads = count == 1 or model.reads_data
+        reads = count == 1 or model.placement.reads_data
         log = trainer.step(batch(step, 16 + 16 * (step % 2), 4 + step) if reads else None)
         logs.append({**log, **{k: float(v) for k, v in trainer.log.items()}})
     if count == 1:
         states = wrapper.state_dict()['state']
     else:
         own = wrapper.state_dict()['state'].keys()
-        model.gather_weights()
-        with model.whole_optimizer(wrapper):
+        with model.placement.whole_model(wrapper):
             states = copy.deepcopy(wrapper.state_dict()['state'])
         assert wrapper.state_dict()['state'].keys() == own
         model = model.module
@@ -237,11 +236,11 @@ def placed(rank, **where):
     model = LocalModuleParallel(network(), **where)
     trainer = Trainer(model)
     for step in range(2):
-        trainer.step(batch(step) if model.reads_data else None)
+        trainer.step(batch(step) if model.placement.reads_data else None)
     states = set(trainer.optim_wrapper.optimizer.state)
     owned = {name for name, p in model.module.named_parameters() if p in states}
-    model.gather_weights()
-    return list(model.modules_here), owned, model.describe()
+    model.placement.gather_weights()
+    return list(model.placement.modules_here), owned, model.placement.describe()
 
 
 def test_a_process_holds_the_optimizer_state_of_its_modules_alone():
@@ -284,12 +283,12 @@ def filled(rank, count):
             store.wait([f'{rank + 1} in {step + 1}'], timedelta(seconds=60))
 
     local_backbone = model.module.backbone
-    module = local_backbone.module_segments[model.modules_here[0]]
+    module = local_backbone.module_segments[model.placement.modules_here[0]]
     path = local_backbone.segments[module[0]].submodules[0]
     local_backbone.backbone.get_submodule(path).register_forward_pre_hook(on_forward)
     for step in range(3):
-        trainer.step(batch(step) if model.reads_data else None)
-    model.gather_weights()
+        trainer.step(batch(step) if model.placement.reads_data else None)
+    model.placement.gather_weights()
     return at_work
 
 

@@ -19,7 +19,7 @@ from fba_mm import (
     LocalOptimWrapper,
     LocalShardedDataParallel,
 )
-from fba_mm.engine.gradient_reducer import _Bucket
+from fba_mm.distributed.gradient_reducer import _Bucket
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -87,7 +87,7 @@ def trained(rank, count, head, settings, counts, norm='GN', size=32, images=IMAG
     for step in range(STEPS * counts):
         trainer.step(part_of(joint_batch(step, images, size), rank, count))
     if isinstance(model, LocalShardedDataParallel):
-        model.gather_weights()
+        model.placement.gather_weights()
     return {
         name.replace('module.', '', 1) if count > 1 else name: p.detach()
         for name, p in model.named_parameters()
