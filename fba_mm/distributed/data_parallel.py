@@ -114,6 +114,8 @@ class LocalDataParallel(PlacedModel):
         >>> model_wrapper_cfg = dict(type='LocalDataParallel')
     """
 
+    placement: DataParallel
+
     def __init__(
         self,
         module: nn.Module,

@@ -10,7 +10,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from ..arguments import check_count
@@ -83,7 +83,7 @@ class ModuleParallel(Placement):
             for s, span in enumerate(self.spans)
         )
 
-    def check(self, runner, scope: str) -> None:
+    def check(self, runner: Runner, scope: str) -> None:
         """Refuse, before training, what can't be the same as in one process.
 
         Args:
@@ -148,7 +148,7 @@ class ModuleParallel(Placement):
         """
         self._open_step = open_step
 
-    def begin(self, runner) -> None:
+    def begin(self, runner: Runner) -> None:
         """Free what other processes need, and read data where it is used.
 
         Args:
@@ -444,6 +444,8 @@ class LocalModuleParallel(PlacedModel):
     Example:
         >>> model_wrapper_cfg = dict(type='LocalModuleParallel')
     """
+
+    placement: ModuleParallel
 
     def __init__(self, module: nn.Module, modules_per_process: Optional[Sequence[int]] = None):
         super().__init__(module)

@@ -18,8 +18,9 @@ from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, Opti
 
 from mmengine.dist import get_rank, is_distributed
 from mmengine.hooks import EMAHook
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+from mmengine.model import BaseModel, MMDistributedDataParallel, is_model_wrapper
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import LocalLearningError
@@ -66,7 +67,7 @@ class Placement:
         """A line for the log that says what is where, or nothing."""
         return ''
 
-    def check(self, runner, scope: str) -> None:
+    def check(self, runner: Runner, scope: str) -> None:
         """Refuse, before training, what would not be the same as in one process.
 
         Args:
@@ -85,7 +86,7 @@ class Placement:
             open_step: For a process that runs modules without the model around them.
         """
 
-    def begin(self, runner) -> None:
+    def begin(self, runner: Runner) -> None:
         """Before the first iteration: free what is other processes' part.
 
         Args:
@@ -147,11 +148,11 @@ class Whole(Placement):
 
     def __init__(self, model: nn.Module):
         self._wrapper = type(model) if is_model_wrapper(model) else None
-        super().__init__(model if self._wrapper is None else model.module)
+        super().__init__(model if self._wrapper is None else model.get_submodule('module'))
         # Other wrappers may have pieces in each process.
         self.is_whole = self._wrapper in (None, MMDistributedDataParallel)
 
-    def check(self, runner, scope: str) -> None:
+    def check(self, runner: Runner, scope: str) -> None:
         """Refuse a wrapper that would leave each process with the gradients of its own images."""
         if self._wrapper is not None:
             raise LocalLearningError(
@@ -172,8 +173,9 @@ class PlacedModel(nn.Module):
     """
 
     placement: Placement
+    module: BaseModel
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: BaseModel):
         super().__init__()
         if not is_distributed():
             raise LocalLearningError(
@@ -218,7 +220,7 @@ class PlacedModel(nn.Module):
         """
         return self.module.test_step(data)
 
-    def forward(self, *args, **kwargs) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own forward pass."""
         return self.module(*args, **kwargs)
 
@@ -232,7 +234,7 @@ def placement_of(model: nn.Module) -> Placement:
     return model.placement if isinstance(model, PlacedModel) else Whole(model)
 
 
-def weight_averages(runner) -> Iterator[nn.Module]:
+def weight_averages(runner: Runner) -> Iterator[nn.Module]:
     """Averages of the weights that hooks keep, models of the same kind.
 
     Args:

@@ -8,6 +8,7 @@ from mmengine.dist import get_rank
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODEL_WRAPPERS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -63,7 +64,7 @@ class Sharded(DataParallel):
         self._part_of_module: Dict[int, ShardedPart] = {}
         self._rest: Optional[ShardedPart] = None
 
-    def check(self, runner, scope: str) -> None:
+    def check(self, runner: Runner, scope: str) -> None:
         """Refuse, before training, what needs more than one module at a time.
 
         Args:
@@ -359,6 +360,8 @@ class LocalShardedDataParallel(PlacedModel):
     Example:
         >>> model_wrapper_cfg = dict(type='LocalShardedDataParallel')
     """
+
+    placement: Sharded
 
     def __init__(
         self,
