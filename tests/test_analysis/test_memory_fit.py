@@ -158,15 +158,19 @@ def test_what_cannot_be_simulated():
 @pytest.mark.slow
 def test_the_fewest_that_fit():
     cfg = local_detector(1, light=True)
-    before = copy.deepcopy(cfg)
-    totals = {}
+    predictions = {}
     for num_modules in (1, 2, 3, 4, 6, 'blocks'):
-        cfg.model.backbone.num_modules = num_modules
-        totals[num_modules] = predict_memory(cfg, SHAPE).total
-    cfg = before
+        local = copy.deepcopy(cfg)
+        local.model.backbone.num_modules = num_modules
+        predictions[num_modules] = predict_memory(local, SHAPE)
+    totals = {number: predicted.total for number, predicted in predictions.items()}
     for wanted in (2, 'blocks'):
         lines = []
-        found = fit_modules(cfg, totals[wanted], SHAPE, lines.append)
+        with mock.patch(
+            'fba_mm.analysis.memory_fit.predict_memory',
+            lambda cfg, shape: predictions[cfg.model.backbone.num_modules],
+        ):
+            found = fit_modules(cfg, totals[wanted], SHAPE, lines.append)
         fewest = next(number for number in totals if totals[number] <= totals[wanted])
         assert found.model.backbone.num_modules == fewest
         lines = [line for line in lines if line.startswith('num_modules=')]

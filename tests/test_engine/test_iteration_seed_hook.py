@@ -1,5 +1,6 @@
 """Stopped after any iteration and resumed is never stopped, whatever is drawn at random."""
 
+import gc
 import random
 from types import SimpleNamespace
 from unittest import mock
@@ -24,6 +25,14 @@ from fba_mm.engine.seeded_batches import SeededBatches
 from ..test_tools.in_process import untouched_process
 
 IMAGES, BATCH = 10, 2
+
+
+@pytest.fixture(autouse=True)
+def _workers_end_soon():
+    """Persistent workers of a loader that is gone are waited for five seconds each."""
+    with mock.patch('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.2):
+        yield
+        gc.collect()
 
 
 class Augmented(Dataset):
