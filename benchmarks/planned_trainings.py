@@ -1,11 +1,11 @@
-"""What the planner chooses for four budgets on four tasks, and what a training iteration then takes.
+"""What the planner chooses for four budgets on four tasks, and what an iteration then takes.
 
     python benchmarks/planned_trainings.py [--works retinanet_r50 edsr ...]
 
 Stock configs of MMDetection, MMPretrain, mmsegmentation and mmagic on batches that a small machine
-can do, from scratch, float32, on the CPU. The budgets: what the config takes as shipped, 0.8 and 0.6
-of it, and the least that the planner finds. What it chooses then trains for two iterations; the second
-is measured, with all tensors, parameters and optimizer state included.
+can do, from scratch, float32, on the CPU. The budgets: what the config takes as shipped, 0.8 and
+0.6 of it, and the least that the planner finds. What it chooses then trains for two iterations; the
+second is measured, with all tensors, parameters and optimizer state included.
 """
 
 import argparse

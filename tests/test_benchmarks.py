@@ -15,6 +15,8 @@ from rich.console import Console
 from fba_mm import LocalLearningError
 from fba_mm.config import load_config
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py'))
 

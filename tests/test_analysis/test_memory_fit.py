@@ -101,6 +101,7 @@ def test_gradients_that_wait_are_counted():
     assert once.peak < twice.peak <= once.peak + once.parameters
 
 
+@pytest.mark.slow
 def test_nothing_is_computed():
     """More than any machine has."""
     stock = classifier('BN', base_channels=64, stem_channels=64)
@@ -138,6 +139,7 @@ def test_copies_of_simulated_tensors():
         assert copy.deepcopy(tensor).fake_mode is tensor.fake_mode
 
 
+@pytest.mark.slow
 def test_what_cannot_be_simulated():
     class StubbornHead(RetinaHead):
         def forward(self, x):

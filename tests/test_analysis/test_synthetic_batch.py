@@ -108,6 +108,7 @@ def with_channels(cfg, channels):
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'cfg, channels, auxiliary',
     [

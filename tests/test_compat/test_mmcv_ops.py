@@ -199,6 +199,7 @@ print('imported')
     assert 'not compiled' not in output, output
 
 
+@pytest.mark.slow
 def test_modules_that_were_imported_too_early_get_the_ops():
     run_python("""
 import sys

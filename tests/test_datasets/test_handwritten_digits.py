@@ -32,6 +32,7 @@ def test_samples_and_labels(splits):
             assert np.corrcoef(small.ravel(), digits.images[index].ravel())[0, 1] > 0.97
 
 
+@pytest.mark.slow
 def test_no_sample_and_no_form_is_in_both_splits(splits):
     train, test = (
         [item['digit_index'] for item in _items(splits[split])] for split in ('train', 'test')

@@ -35,6 +35,7 @@ def sizes(folder):
     return {path.name: Image.open(path).size for path in folder.glob('*.png')}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_pairs_have_the_same_names_and_fitting_sizes(split, carried):
     high = sizes(carried / split / 'GTmod12')

@@ -121,6 +121,7 @@ def test_evaluation_is_untouched():
     assert 'get_anchors' not in vars(model.bbox_head)
 
 
+@pytest.mark.slow
 def test_memory_of_the_head_does_not_grow_with_the_batch():
     peaks = {}
     for size in (None, 1):

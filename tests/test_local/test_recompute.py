@@ -221,6 +221,7 @@ def peak(cfg: dict, data: dict, local: bool = False) -> int:
     return tracker.peak
 
 
+@pytest.mark.slow
 def test_it_saves_memory():
     cfg = retinanet(50, None, base_channels=16, stem_channels=16)
     data = batch(128)

@@ -187,6 +187,7 @@ def test_synchronized_norms_are_cut_in_a_distributed_job():
     assert isinstance(model.backbone.backbone.layer1[0].bn1, nn.SyncBatchNorm)
 
 
+@pytest.mark.slow
 def test_peak_memory():
     cfg = training(backbone=dilated_resnet(50))
     variants = baselines(localize(cfg, 4, auxiliary=LIGHT), 2, ['bp'])

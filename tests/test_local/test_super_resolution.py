@@ -126,6 +126,7 @@ def test_images_in_a_dict():
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', AUXILIARIES)
 @pytest.mark.parametrize('scope', ['past', 'off'])
 def test_losses_fall(name, scope):
@@ -338,10 +339,12 @@ def test_below_back_propagation(peak, scale, four, finest):
     assert peak('blocks', scale) < finest * bp
 
 
+@pytest.mark.slow
 def test_the_networks_own_head_takes_more(peak):
     assert peak('blocks') < peak('blocks', head='shared') < 0.5 * peak(None)
 
 
+@pytest.mark.slow
 def test_does_not_grow_with_depth(peak):
     assert peak('blocks', num_blocks=32) == pytest.approx(peak('blocks'), rel=0.02)
     assert peak(None, num_blocks=32) > 1.5 * peak(None)

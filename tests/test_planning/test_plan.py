@@ -182,6 +182,7 @@ def test_what_is_chosen_keeps_within_the_budget(make, shape, name):
     assert taken == pytest.approx(found.memory.total, rel=0.001)
 
 
+@pytest.mark.slow
 def test_the_copy_of_an_ema_hook_counts():
     cfg = classifier()
     plain = predict_memory(cfg, (2, 3, 32, 32))

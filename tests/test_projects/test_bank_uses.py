@@ -19,7 +19,7 @@ from ..conftest import build, retinanet
 from ..local_training import Trainer
 from ..test_analysis.small_configs import classifier
 
-pytestmark = pytest.mark.filterwarnings('ignore:bank_use of type')
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings('ignore:bank_use of type')]
 CLASSES = 5
 USES = {
     'GatedContext': dict(type='GatedContext', dropout=0.0),

@@ -25,6 +25,7 @@ def written(tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_a_stock_config_made_local(written, tmp_path, capsys):
     result = run_tool(
         TOOL,
@@ -176,6 +177,7 @@ def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsy
         assert (folder / 'memory.png').exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options, words',
     [

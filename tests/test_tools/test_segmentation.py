@@ -86,6 +86,7 @@ def test_figures_pictures_and_export(masks, trained, tmp_path, capfd):
     assert miou_in(stock) == miou_in(result) > 0
 
 
+@pytest.mark.slow
 def test_pictures_without_a_visualizer(masks, trained, tmp_path, capfd):
     config = tmp_path / 'config.py'
     config.write_text(f'_base_ = {str(CONFIGS["fba"])!r}\nvisualizer = None\n')

@@ -78,6 +78,7 @@ def test_exported_config_is_stock(exported):
     assert set(checkpoint) == {'meta', 'state_dict'}
 
 
+@pytest.mark.slow
 def test_exported_model_trains_on_locally(exported, trained, config, tmp_path, capsys):
     """From a stock checkpoint, the auxiliary networks alone start anew."""
     result = run_tool(
@@ -110,6 +111,7 @@ def test_missing_neck_is_reported(exported, config, tmp_path, capsys):
     assert 'auxiliary.0' not in mismatch.splitlines()[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'options, expected',
     [
@@ -161,6 +163,7 @@ def test_local_makes_a_stock_config_local(options, expected, config, tmp_path, c
     )
 
 
+@pytest.mark.slow
 def test_exact_checkpointing(config, tmp_path):
     """The losses of plain training, bit by bit; what it saves is exported to a stock checkpoint."""
     path = config(

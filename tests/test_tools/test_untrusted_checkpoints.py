@@ -17,6 +17,8 @@ from .in_process import ROOT, run_tool
 from .payloads import CONFIG_TEXTS, PAYLOADS, write_payload
 from .test_bad_input import assert_refused
 
+pytestmark = pytest.mark.slow
+
 USES = ['load', 'resume', 'auto', 'initialization', 'test', 'export']
 # Each way in meets the subtlest payload and a plain one, one way in meets them all.
 PAIRS = [

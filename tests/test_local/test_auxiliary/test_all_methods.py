@@ -81,6 +81,7 @@ def test_a_module_trains_itself_and_its_auxiliary_network(auxiliary):
     }
 
 
+@pytest.mark.slow
 @each_method
 def test_saved_loaded_and_copied_models_train_on_alike(auxiliary):
     model = model_of(auxiliary)

@@ -104,6 +104,7 @@ def test_reduced_block(name, activation):
     assert expand.norm.eps == built(BACKBONES[name]).norm_cfg.get('eps', 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name, indices, channels',
     [('v2', (4, 7), 1280), ('v3', (3, 12), 288), ('EfficientNet', (4, 6), 1280)],
