@@ -12,10 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import check_count
 from ..errors import LocalLearningError
-from ..local import LocalBackbone
+from ..local import local_backbones
 from ..local.assigned_targets import AssignedTargets
 from ..local.head_batches import add_losses, can_be_split, is_image_mean, slices_of
 from ..local.task_loss import Losses, map_losses
+from ..method_owner import is_method_of
 from ..models.in_slices import has_plain_loss
 from .local_optim_wrapper import LocalOptimWrapper
 
@@ -85,7 +86,7 @@ class SplitBatchHook(Hook):
                 f'SplitBatchHook does not go with {type(optim_wrapper).__name__}: set '
                 "optim_wrapper.type='LocalOptimWrapper', with --amp 'AmpLocalOptimWrapper'"
             )
-        if any(isinstance(m, LocalBackbone) and m.num_modules > 1 for m in model.children()):
+        if any(m.num_modules > 1 for m in local_backbones(model).values()):
             raise LocalLearningError(
                 'SplitBatchHook is for back-propagation: with local learning, set head_batch_size '
                 'of the LocalBackbone'
@@ -192,15 +193,15 @@ def _is_sum(model: nn.Module) -> bool:
 
 def _is_mean(model: nn.Module) -> bool:
     """Whether a model's loss is a mean of elements that belong to one image each."""
-    if _is_stock(model, 'mmpretrain', 'loss', ('ImageClassifier',)):
+    if is_method_of(model, 'loss', ('mmpretrain',), ('ImageClassifier',)):
         head = getattr(model, 'head', None)
-        return _is_stock(head, 'mmpretrain', 'loss', ('ClsHead',)) and _is_mean_loss(
+        return is_method_of(head, 'loss', ('mmpretrain',), ('ClsHead',)) and _is_mean_loss(
             getattr(head, 'loss_module', None), 'mmpretrain', _CLASSIFICATION
         )
-    if _is_stock(model, 'mmagic', 'forward_train', ('BaseEditModel',)):
+    if is_method_of(model, 'forward_train', ('mmagic',), ('BaseEditModel',)):
         loss = getattr(model, 'pixel_loss', None)
         return _is_mean_loss(loss, 'mmagic', _SUPER_RESOLUTION)
-    if _is_stock(model, 'mmseg', 'loss', ('EncoderDecoder',)):
+    if is_method_of(model, 'loss', ('mmseg',), ('EncoderDecoder',)):
         heads = [m for m in model.children() if hasattr(m, 'loss_decode')]
         heads += [m for c in model.children() if isinstance(c, nn.ModuleList) for m in c]
         return all(
@@ -211,15 +212,9 @@ def _is_mean(model: nn.Module) -> bool:
     return False
 
 
-def _is_stock(module: Any, package: str, method: str, owners: Tuple[str, ...]) -> bool:
-    """Whether a method of a module is that of one of a package's classes, not of a subclass."""
-    owner = next((c for c in type(module).__mro__ if method in vars(c)), object)
-    return owner.__name__ in owners and owner.__module__.partition('.')[0] == package
-
-
 def _is_mean_loss(loss: Any, package: str, names: Tuple[str, ...]) -> bool:
     return (
-        _is_stock(loss, package, 'forward', names)
+        is_method_of(loss, 'forward', (package,), names)
         and loss.reduction == 'mean'
         and not getattr(loss, 'sample_wise', False)
     )

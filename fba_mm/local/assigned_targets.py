@@ -10,11 +10,16 @@ from typing import Any, Callable, Dict, Hashable, Iterator, List, Optional
 
 from torch import Tensor, nn
 
+from ..method_owner import is_method_of
+
 # Heads whose loss is the sum over images of terms that get_targets decides on, divided by one
 # number that get_targets returns. They go by the class that defines the method, as subclasses may
 # well compute their losses in another way.
-_LOSS_OWNERS = ('AnchorHead', 'RPNHead')
-_TARGET_OWNERS = ('AnchorHead',)
+_OWNERS = {
+    'loss_by_feat': ('AnchorHead', 'RPNHead'),
+    'get_targets': ('AnchorHead',),
+    'get_anchors': ('AnchorHead',),
+}
 
 
 def is_anchor_based(head: nn.Module) -> bool:
@@ -25,19 +30,7 @@ def is_anchor_based(head: nn.Module) -> bool:
     """
     if getattr(head, 'is_sum_over_anchors', False) is True:
         return True
-    owners = {
-        name: next((c for c in type(head).__mro__ if name in vars(c)), None)
-        for name in ('loss_by_feat', 'get_targets', 'get_anchors')
-    }
-    return (
-        None not in owners.values()
-        and all(owner.__module__.startswith('mmdet.') for owner in owners.values())
-        and (
-            owners['loss_by_feat'].__name__ in _LOSS_OWNERS
-            and owners['get_targets'].__name__ in _TARGET_OWNERS
-            and owners['get_anchors'].__name__ in _TARGET_OWNERS
-        )
-    )
+    return all(is_method_of(head, name, ('mmdet',), owners) for name, owners in _OWNERS.items())
 
 
 class AssignedTargets:

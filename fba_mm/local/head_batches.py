@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..method_owner import is_method_of
 from .assigned_targets import is_anchor_based
 from .task_loss import Losses, StubbableBackbone, map_losses
 
@@ -33,6 +34,7 @@ _SUMS = frozenset(
         'SmoothL1Loss',
     ]
 )
+_PACKAGES = ('mmdet', 'fba_mm')
 # Packages whose dense heads and necks have no state but in the losses left out above.
 _STATELESS = ('fba_mm', 'mmcv', 'mmdet', 'mmengine', 'torch')
 
@@ -44,9 +46,11 @@ def can_be_split(model: nn.Module, source: StubbableBackbone) -> bool:
         model: A model, whose ``loss`` is meant.
         source: Its backbone.
     """
-    loss_owner = next((c for c in type(model).__mro__ if 'loss' in vars(c)), object)
-    features_owner = next((c for c in type(model).__mro__ if 'extract_feat' in vars(c)), object)
-    if not all(_is_of(owner, ('SingleStageDetector',)) for owner in (loss_owner, features_owner)):
+    # Its loss() hands its images to the backbone as they are.
+    if not all(
+        is_method_of(model, method, _PACKAGES, ('SingleStageDetector',))
+        for method in ('loss', 'extract_feat')
+    ):
         return False
     parts = {name: child for name, child in model.named_children() if child is not source}
     trained = {name for name, child in parts.items() if any(True for _ in child.parameters())}
@@ -85,7 +89,7 @@ def _is_sum_over_anchors(head: nn.Module) -> bool:
 
 def _is_of(cls: type, names: Container[str]) -> bool:
     """Whether a class is mmdet's or this package's of one of these names, not a user's namesake."""
-    return cls.__name__ in names and cls.__module__.partition('.')[0] in ('mmdet', 'fba_mm')
+    return cls.__name__ in names and cls.__module__.partition('.')[0] in _PACKAGES
 
 
 def is_image_mean(model: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from ..method_owner import is_method_of
 from .partition import StageMap
 from .task_loss import StubbableBackbone
 
@@ -54,10 +55,9 @@ def levels_read(
         Their indices; all of them for a model of which it isn't known.
     """
     everything = {stage.level for stage in levels}
-    owner = next((c for c in type(model).__mro__ if 'loss' in vars(c)), object)
     neck = getattr(model, 'neck', None)
     like = next((p for p in neck.parameters()), None) if isinstance(neck, nn.Module) else None
-    is_known = owner.__name__ in _LOSS_OWNERS and owner.__module__.startswith('mmdet.')
+    is_known = is_method_of(model, 'loss', ('mmdet',), _LOSS_OWNERS)
     if not is_known or like is None or any(s.pooled for s in levels):
         return everything
     sizes = [max(128 // stage.stride, 1) for stage in levels]

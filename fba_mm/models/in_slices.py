@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..compat.torch_versions import autocast_dtype, is_autocast_enabled
 from ..errors import LocalLearningError
+from ..method_owner import method_owner
 from .sliced_focal_loss import SlicedFocalLoss
 
 # Of one temporary. On the CPU a slice stays in the cache; elsewhere it must be worth its kernels.
@@ -178,7 +179,7 @@ def has_plain_loss(head: nn.Module) -> bool:
     Args:
         head: A decode head.
     """
-    owner = next((c for c in type(head).__mro__ if 'loss_by_feat' in vars(c)), object)
+    owner = method_owner(head, 'loss_by_feat')
     losses = getattr(head, 'loss_decode', None)
     losses = losses if isinstance(losses, nn.ModuleList) else [losses]
     return (

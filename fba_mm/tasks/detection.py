@@ -16,6 +16,7 @@ from ..datasets.coco_annotations import COCOFile
 from ..datasets.source import joined
 from ..datasets.voc_annotations import ANNOTATIONS, IMAGES, VOCFolder, refuse_or_skip
 from ..errors import LocalLearningError
+from ..method_owner import method_owner
 from .task import Size, Task, num_classes_of, register_task
 
 BOXES_PER_IMAGE = 8
@@ -183,18 +184,15 @@ def _map_classes(model: nn.Module) -> int:
 def _is_voc_folder(kind: Optional[type]) -> bool:
     # By name: mmdet is not imported for the sake of other tasks. A class that lists its files in a
     # way of its own, as WIDERFaceDataset does, has another layout.
-    return _owner(kind, 'load_data_list') in ('XMLDataset', 'CheckedVOCDataset')
+    return method_owner(kind, 'load_data_list').__name__ in ('XMLDataset', 'CheckedVOCDataset')
 
 
 def _is_coco_file(kind: Optional[type]) -> bool:
     # Panoptic segmentation reads files in another way.
-    return {_owner(kind, name) for name in ('load_data_list', 'parse_data_info')} == {'CocoDataset'}
-
-
-def _owner(kind: Optional[type], method: str) -> str:
-    """The name of the class that a data set's method is from."""
-    owner = next((base for base in getattr(kind, '__mro__', ()) if method in vars(base)), None)
-    return getattr(owner, '__name__', '')
+    return all(
+        method_owner(kind, name).__name__ == 'CocoDataset'
+        for name in ('load_data_list', 'parse_data_info')
+    )
 
 
 def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:

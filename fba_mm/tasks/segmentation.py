@@ -11,6 +11,7 @@ from ..config import class_of, type_name
 from ..datasets.class_count import class_counts
 from ..datasets.label_maps import check_label_maps, is_segmentation, labelled
 from ..errors import LocalLearningError
+from ..method_owner import method_owner
 from .task import Size, Task, num_classes_of, own_classes, register_task
 
 # What a light segmentor takes over from the model's decode head: what is a label, and its loss.
@@ -68,8 +69,7 @@ class Segmentation(Task):
             for loss in losses
         ):
             return False
-        classes = getattr(class_of(part, package), '__mro__', ())
-        owner = next((c for c in classes if 'loss_by_feat' in vars(c)), object)
+        owner = method_owner(class_of(part, package), 'loss_by_feat')
         return owner.__name__ == 'BaseDecodeHead'
 
     def synthetic_target(

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..datasets.image_pairs import check_pairs, pairs_of
 from ..errors import LocalLearningError
+from ..method_owner import method_owner
 from .task import Size, Task, no_targets, register_task
 
 
@@ -81,10 +82,5 @@ class SuperResolution(Task):
 
 
 def _learns_pairs(model: nn.Module) -> bool:
-    owners = {
-        name: next((c for c in type(model).__mro__ if name in vars(c)), object)
-        for name in ('forward_train', 'train_step')
-    }
-    return {name: owner.__name__ for name, owner in owners.items()} == dict(
-        forward_train='BaseEditModel', train_step='BaseModel'
-    )
+    owners = dict(forward_train='BaseEditModel', train_step='BaseModel')
+    return all(method_owner(model, name).__name__ == owner for name, owner in owners.items())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...arguments import check_count
 from ...errors import LocalLearningError
+from ...method_owner import method_owner
 from ..kept_state import unchanged_state
 from ..local_step import LocalStep
 from ..partition import IMAGES, CutPoint
@@ -125,8 +126,7 @@ class SLMReconstruction(Auxiliary):
 
     def check(self, model: nn.Module, source: StubbableBackbone) -> None:
         """See :class:`Auxiliary`."""
-        owner = next(c for c in type(model).__mro__ if 'train_step' in vars(c))
-        if owner.__name__ != 'BaseModel':
+        if method_owner(model, 'train_step').__name__ != 'BaseModel':
             raise LocalLearningError(
                 f'{type(model).__name__} trains in steps of its own, as GANs do, and local '
                 "learning follows the step of one loss: train the generator in mmagic's "
