@@ -21,7 +21,7 @@ _AT_PEAK = {
     'bank': 'bank',
     'parameters': 'parameters\nmade',
     'optimizer_state': 'state\nmade',
-    'allocator': 'allocator',
+    'allocator': 'allocator, difference',
 }
 _RESIDENT = {
     'parameters': 'parameters',

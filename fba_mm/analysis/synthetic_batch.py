@@ -125,7 +125,8 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
         seed: What the random numbers start from.
 
     Returns:
-        ``inputs``, uint8 images, and ``data_samples``.
+        ``inputs``, uint8 images, and ``data_samples``, on the model's device: a timed step should
+        not copy them.
 
     Raises:
         LocalLearningError: The task is another one, or the shape can't be.
@@ -143,7 +144,11 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
     samples = task_of_model(model).synthetic_targets(model, (height, width), generator, images)
     for index, sample in enumerate(samples):
         sample.set_metainfo(dict(sample_idx=index))  # as datasets do
-    return dict(inputs=inputs, data_samples=samples)
+    device = next(model.parameters()).device
+    return dict(
+        inputs=[image.to(device) for image in inputs],
+        data_samples=[sample.to(device) for sample in samples],
+    )
 
 
 def _checked(shape: Sequence[int], model: nn.Module) -> Sequence[int]:

@@ -74,8 +74,9 @@ class VariantProfile:
         kind: ``'local'`` or that of a baseline.
         memory: The step's memory; its ``peak_bytes`` is that of live tensors above parameters,
             buffers and optimizer state, and is the figure to compare.
-        at_peak: What the peak consists of, bytes by role. On CUDA ``allocator`` is what the
-            allocator holds beyond the live tensors: rounding, and workspaces of ops.
+        at_peak: What the peak consists of, bytes by role. On CUDA ``allocator`` is
+            the difference between the allocator's peak and that of live tensors in another step:
+            rounding and workspaces of ops, less what autograd adds while tensors are followed.
         resident: What lies below the peak all the time, bytes by role.
         modules: ``(what a local module consists of, the peak while it runs)``, in order.
         seconds: How long each timed step took.
@@ -263,13 +264,17 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
         run: What is timed.
         device: Where it computes.
     """
-    on_cuda = torch.device(device).type == 'cuda'
-    if on_cuda:
+    if torch.device(device).type == 'cuda':
+        # The device's own clock, between what it did before and what it does after.
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
     start = time.perf_counter()
     run()
-    if on_cuda:
-        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 

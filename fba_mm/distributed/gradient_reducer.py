@@ -40,10 +40,11 @@ class _Bucket:
         flags = len(self.parameters) if self._counts_users else 0
         flat = self._flat = first.new_empty(total + flags)
         offset = 0
-        for i, parameter in enumerate(self.parameters):
+        if flags:
+            used = torch.tensor([p.grad is not None for p in self.parameters], dtype=flat.dtype)
+            flat[total:].copy_(used, non_blocking=True)
+        for parameter in self.parameters:
             place = _like(parameter, flat, offset)
-            if flags:
-                flat[total + i] = parameter.grad is not None
             if parameter.grad is None:
                 place.zero_()
             else:

@@ -248,12 +248,27 @@ def test_on_cuda_the_allocator_has_the_word(monkeypatch):
         found = measure_step(step)
         return dataclasses.replace(found, peak_bytes=found.peak_bytes + MIB)
 
-    synchronized = []
+    clock = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            clock.append('record')
+
+        def synchronize(self):
+            clock.append('wait')
+
+        def elapsed_time(self, end):
+            return 250.0  # Milliseconds.
+
     monkeypatch.setattr(training_profile, 'measure_step', measure)
     monkeypatch.setattr(training_profile, 'check_device', lambda device: None)
-    monkeypatch.setattr(torch.cuda, 'synchronize', synchronized.append)
+    monkeypatch.setattr(torch.cuda, 'synchronize', clock.append)
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
     monkeypatch.setattr(Variant, 'build', lambda variant, device: TrainingStep(variant.cfg))
     bp = profile_one(detector(), device='cuda', rounds=1)
     assert bp.at_peak['allocator'] == MIB
     assert sum(bp.at_peak.values()) == bp.memory.peak_bytes
-    assert synchronized == ['cuda', 'cuda']
+    assert clock == ['cuda', 'record', 'record', 'wait'] and bp.seconds == [0.25]
