@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..arguments import check_count
+from ..pooling import average_pool_to
 
 
 @MODELS.register_module()
@@ -81,7 +82,7 @@ class LightFCNHead(BaseDecodeHead):
 
     def _at(self, size: torch.Size, x: Tensor, reduce: nn.Module) -> Tensor:
         if x.shape[2] > size[0]:
-            return reduce(F.adaptive_avg_pool2d(x, size))  # The order is that of least work.
+            return reduce(average_pool_to(x, size))  # The order is that of least work.
         x = reduce(x)
         return (
             x

@@ -4,9 +4,9 @@ from typing import List, Optional
 
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...arguments import check_count
+from ...pooling import average_pool_to
 from ..partition import CutPoint
 from .classification import ClassificationAuxiliary
 
@@ -91,5 +91,5 @@ class DGL(ClassificationAuxiliary):
     def scores(self, x: Tensor) -> Tensor:
         """See :class:`ClassificationAuxiliary`."""
         quarter = [-(-size // 4) for size in x.shape[2:]]
-        x = self.convs(F.adaptive_avg_pool2d(x, quarter))
-        return self.mlp(F.adaptive_avg_pool2d(x, self.positions).flatten(1))
+        x = self.convs(average_pool_to(x, quarter))
+        return self.mlp(average_pool_to(x, self.positions).flatten(1))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import LocalLearningError
+from ...pooling import average_pool_to
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..task_loss import Losses, StubbableBackbone
@@ -94,7 +95,7 @@ class DGLFPN(Auxiliary):
             elif level.stride < self.cut_point.stride:
                 maps.append(F.interpolate(x, size, mode='bilinear', align_corners=False))
             else:
-                maps.append(F.adaptive_avg_pool2d(x, size))
+                maps.append(average_pool_to(x, size))
         return tuple(maps)
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:

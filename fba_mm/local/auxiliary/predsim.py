@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...arguments import check_count, check_number
+from ...pooling import AveragePoolTo
 from ..local_step import LocalStep
 from ..partition import CutPoint
 from ..task_loss import Losses
@@ -69,7 +70,7 @@ class PredSim(ClassificationAuxiliary):
         check_count('auxiliary.image_size', image_size)
         channels = cut_point.channels
         size = pooled_size(channels, max(round(image_size / cut_point.stride), 1), pooled_values)
-        self.pool = nn.AdaptiveAvgPool2d(size)
+        self.pool = AveragePoolTo(size)
         self.fc = nn.Linear(channels * size[0] * size[1], num_classes)
         if zero_init:
             nn.init.zeros_(self.fc.weight)

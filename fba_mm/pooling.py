@@ -1,0 +1,36 @@
+"""Average pooling to a given size, deterministic on a GPU where sizes divide."""
+
+from typing import Sequence, Union
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def average_pool_to(x: Tensor, size: Union[int, Sequence[int]]) -> Tensor:
+    """Average pooling to so many positions.
+
+    Where sizes divide, windows are all alike, which is plain average pooling: its backward pass is
+    deterministic on CUDA, that of adaptive pooling isn't, and is refused under
+    ``torch.use_deterministic_algorithms(True)``.
+
+    Args:
+        x: Maps, (N, C, H, W).
+        size: Height and width of the result, or both in one number.
+
+    Example:
+        >>> average_pool_to(torch.rand(2, 8, 32, 32), 4).shape
+        torch.Size([2, 8, 4, 4])
+    """
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    (height, width), (rows, columns) = x.shape[-2:], size
+    if height % rows or width % columns:
+        return F.adaptive_avg_pool2d(x, size)
+    return F.avg_pool2d(x, (height // rows, width // columns))
+
+
+class AveragePoolTo(nn.AdaptiveAvgPool2d):
+    """:func:`average_pool_to` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :func:`average_pool_to`."""
+        return average_pool_to(x, self.output_size)
