@@ -11,6 +11,8 @@ from unittest import mock
 import pytest
 import torch
 
+from .several_processes import launch
+
 FOLDER = Path(__file__).parents[1] / 'benchmarks/cuda'
 PLACE = dict(device='cpu', card='CPU', torch=torch.__version__, small=True)
 
@@ -224,6 +226,42 @@ def test_marked_tests(tmp_path):
         found = tests.outcomes(['test_some.py'], 'cpu')
     assert found['passed'] == 1 and list(found['failed']) == ['test_some::test_bad[cpu]']
     assert 'not' in found['failed']['test_some::test_bad[cpu]']
+
+
+# Several processes
+
+
+def in_one_of_two(rank, folder):
+    processes = part('processes')
+    place = dict(PLACE)
+
+    def rows(place):
+        def row(name, run):
+            return journal.Row(f'processes/{name}', run, 60, place)
+
+        def sends(_):
+            sent = torch.ones(())
+            processes.dist.all_reduce(sent)
+            return dict(way=dict(sum=sent.item()))
+
+        return [row('sends', sends), row('fails', lambda _: 1 / 0)]
+
+    with mock.patch.object(processes, 'rows', rows):
+        book = journal.Journal(Path(folder) / 'results.jsonl')
+        processes.work_in_processes(place, book, time.time() + 60)
+
+
+def test_rows_of_several_processes(tmp_path):
+    outcomes = launch(2, in_one_of_two, str(tmp_path))
+    # Both end with a row that fails: one could wait for the other.
+    assert all(isinstance(outcome, ZeroDivisionError) for outcome in outcomes)
+    ends = journal.Journal(tmp_path / 'results.jsonl').ends()
+    found = {name: line.get('found', line.get('error')) for name, (line,) in ends.items()}
+    assert list(found) == ['processes/sends', 'processes/fails']
+    assert found['processes/sends'] == dict(way=dict(sum=2.0))
+    assert found['processes/fails'].startswith('ZeroDivisionError')
+    place = journal.Journal(tmp_path / 'results.jsonl').lines()[0]['place']
+    assert place == dict(PLACE, processes=2)
 
 
 # The whole

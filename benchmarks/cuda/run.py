@@ -6,7 +6,8 @@ Runs the tests marked ``cuda``, then measures memory against its prediction, tim
 largest batches and images, and trains. Each row has a time limit of its own; one that fails is
 written down and the next one runs. What is in ``DIR/results.jsonl`` is not measured again, so that
 another call goes on where this one ended; rows that failed are tried again last. ``--device cpu
---small`` tries all of it out without a GPU. See README.md beside this file.
+--small`` tries all of it out without a GPU. Started by ``torchrun --nproc_per_node N``, it measures
+several processes instead. See README.md beside this file.
 """
 
 import argparse
@@ -87,7 +88,19 @@ def main() -> None:
         filter(None, [str(FOLDER.parents[1]), os.environ.get('PYTHONPATH')])
     )
     journal = Journal(args.out / 'results.jsonl')
-    supervise_all([command + worker for worker in workers], journal, deadline, args.out / 'log.txt')
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        import fba_mm  # noqa: F401, before what depends on it
+
+        # isort: split
+        import processes
+
+        processes.work_in_processes(place_of(args), journal, deadline)
+        if int(os.environ['RANK']) > 0:
+            return
+    else:
+        supervise_all(
+            [command + worker for worker in workers], journal, deadline, args.out / 'log.txt'
+        )
 
     import report
 

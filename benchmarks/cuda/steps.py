@@ -12,6 +12,7 @@ from real_size_memory import COCO, RETINANET, WAYS, WORKS
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step
+from fba_mm.analysis.memory import storages_of, tensors_in
 from fba_mm.analysis.simulated_step import quiet
 from fba_mm.analysis.step_configs import (
     backbone_of,
@@ -156,17 +157,16 @@ def all_bytes(run: Ready, device: str) -> int:
 
 
 def bytes_of(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor's elements."""
-    return tensor.numel() * tensor.element_size()
+    """Bytes of a tensor's memory, of what it is a view of, or of what is here of it."""
+    return sum(storage.nbytes() for storage in storages_of(tensor))
 
 
 def _kept(step: TrainingStep) -> list:
-    states = step.optim_wrapper.optimizer.state.values()
-    return [
-        *step.model.parameters(),
-        *step.model.buffers(),
-        *(one for state in states for one in state.values() if isinstance(one, torch.Tensor)),
-    ]
+    optimizer = step.optim_wrapper.optimizer
+    parts = [p for group in optimizer.param_groups for p in group['params']]
+    states = [value for state in optimizer.state.values() for value in state.values()]
+    every = [*step.model.parameters(), *step.model.buffers(), *parts, *tensors_in(states)]
+    return list({id(tensor): tensor for tensor in every}.values())
 
 
 def free(device: str) -> None:

@@ -94,7 +94,8 @@ def storages_of(tensor: Tensor) -> List[torch.UntypedStorage]:
             return [tensor.untyped_storage()]
         # a subclass that wraps other tensors
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        return [storage for part in parts for storage in storages_of(part)]
+        # A DTensor's are its piece and its device mesh.
+        return [s for part in parts if isinstance(part, Tensor) for s in storages_of(part)]
     if tensor.layout == torch.sparse_coo:
         parts = [tensor._indices(), tensor._values()]
     elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):

@@ -44,9 +44,10 @@ class Pair(Tensor):
 
     def __init__(self, left, right):
         self.left, self.right = left, right
+        self.place = 'no tensor'  # As a DTensor's device mesh.
 
     def __tensor_flatten__(self):
-        return ['left', 'right'], None
+        return ['left', 'right', 'place'], None
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
