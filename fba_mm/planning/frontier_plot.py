@@ -71,7 +71,7 @@ def draw_frontier(
     """Draw memory over time of several ways to train, and save the picture as PNG.
 
     Exact and local ways each have a line through those that no other one of the kind beats. These
-    have names; others are pale.
+    have names, and so has the first, which others are to be compared with; others are pale.
 
     Args:
         points: The ways.
@@ -94,16 +94,6 @@ def draw_frontier(
     axes.set_axisbelow(True)
     for side in ('top', 'right'):
         axes.spines[side].set_visible(False)
-    times = [one.time for one in points]
-    if max(times) > 3 * min(times):
-        axes.set_xscale('log')
-        ticks = [
-            t
-            for t in (0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16)
-            if min(times) * 0.9 < t < max(times) * 1.2
-        ]
-        axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-        axes.minorticks_off()
     named: List[Point] = []
     for exact, label, marker, colour in _KINDS:
         ways = [one for one in points if one.exact == exact]
@@ -127,10 +117,19 @@ def draw_frontier(
                 linewidth=1.5,
             )
         named += best
+    named += [one for one in points[:1] if one not in named]
     if budget is not None:
         axes.axhline(budget / MIB, color='0.4', linestyle='--', linewidth=1, label='budget')
-    axes.set_ylim(bottom=0)
-    axes.margins(x=0.12)
+    axes.set_ylim(0, 1.1 * max(one.nbytes for one in points) / MIB)
+    # Names stand to the right; what is far slower than all that is worth it stays out.
+    times = [one.time for one in named]
+    width = max(max(times) - min(times), 0.2 * max(times))
+    axes.set_xlim(min(times) - 0.15 * width, max(times) + width)
+    beyond = [one.time for one in points if one.time > axes.get_xlim()[1]]
+    if beyond:
+        axes.set_xlabel(
+            f'{x_label} ({len(beyond)} ways beyond, up to {max(beyond):.1f})', fontsize=12
+        )
     axes.legend(frameon=False, fontsize=11)
     figure.canvas.draw()
     _label(axes, named, points)

@@ -285,7 +285,9 @@ def test_the_picture(large, tmp_path):
     (axes,) = figure.axes
     names = {text.get_text() for text in axes.texts}
     kinds = ([one for one in points if one.exact == exact] for exact in (True, False))
-    assert names == {one.name for kind in kinds for one in frontier(kind)}
+    assert names == {'as shipped', *(one.name for kind in kinds for one in frontier(kind))}
+    left, right = axes.get_xlim()
+    assert all(left < one.time < right for one in points if one.name in names)
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
