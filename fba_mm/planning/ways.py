@@ -1,7 +1,7 @@
 """The ways to train a model, each a function from its stock config to another one."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Callable, List, Optional, Sequence, Union
 
@@ -21,6 +21,8 @@ Count = Union[int, str]
 
 EXACT = 'none: the same gradients'
 _UNKNOWN = 'not measured'
+# Of more images, one at a time is slow; accumulation takes several.
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def ways_to_train(cfg: Config, images: Optional[int] = None) -> List[Union[Way, 
         >>> [way.name for way in ways_to_train(cfg) if isinstance(way, Way)][:3]
         ['as shipped', 'losses in slices', 'with_cp=True']
     """
-    return [*exact_ways(cfg, images), *local_ways(cfg)]
+    return [*exact_ways(cfg, images), *local_ways(cfg, images)]
 
 
 def exact_ways(cfg: Config, images: Optional[int] = None) -> List[Union[Way, Series]]:
@@ -121,8 +123,7 @@ def exact_ways(cfg: Config, images: Optional[int] = None) -> List[Union[Way, Ser
                 'checkpointing',
             )
         )
-    # Of many images, one at a time is slow; accumulation takes several.
-    if images <= 8:
+    if images <= _FEW:
         has_dense_head = any(name in cfg.model for name in task_of(cfg).dense_heads)
         for head in (False, True) if has_dense_head else (False,):
             name = f'{_spans(3)}{", neck and head" * head}, image by image'
@@ -132,11 +133,12 @@ def exact_ways(cfg: Config, images: Optional[int] = None) -> List[Union[Way, Ser
     return found
 
 
-def local_ways(cfg: Config) -> List[Series]:
+def local_ways(cfg: Config, images: Optional[int] = None) -> List[Series]:
     """The ways to train by local learning, over the number of modules.
 
     Args:
         cfg: A stock config.
+        images: Of a batch; unset, as many as the config's.
     """
     try:
         blocks = count_blocks(cfg)
@@ -150,9 +152,9 @@ def local_ways(cfg: Config) -> List[Series]:
         return []
     task, kinds = task_of(cfg), _heads(cfg)
     found = [Series(partial(local_way, task, kind), numbers) for kind in kinds[:1]]
-    found += [
-        Series(partial(local_way, task, kind, recompute='blocks'), numbers) for kind in kinds[:1]
-    ]
+    images = batch_shape(cfg)[0] if images is None else images
+    recomputed = partial(_recomputed, task, 1 if images <= _FEW else None)
+    found += [Series(partial(recomputed, kind), numbers) for kind in kinds[:1]]
     found += [Series(partial(local_way, task, kind), numbers, dominated=True) for kind in kinds[1:]]
     return found
 
@@ -182,6 +184,20 @@ def _accumulation(images: int, spans: Optional[int], parts: int) -> Way:
         return accumulated(cfg, at_once)
 
     return Way(name, True, EXACT, configure, kind='accumulation')
+
+
+def _recomputed(task: Task, at_once: Optional[int], heads: str, num_modules: Count) -> Way:
+    """Local learning with each module recomputed, some images at once."""
+    way = local_way(task, heads, num_modules, 'blocks')
+    if at_once is None:
+        return way
+
+    def configure(cfg: Config) -> Config:
+        cfg = way.configure(cfg)
+        backbone_of(cfg).recompute_batch_size = at_once
+        return cfg
+
+    return replace(way, name=f'{way.name} image by image', configure=configure, how='')
 
 
 def local_way(
