@@ -3,7 +3,28 @@
 import math
 from typing import Any, Optional
 
+from typing_extensions import TypeGuard  # It comes with torch.
+
 from .errors import LocalLearningError
+
+
+def is_integer(value: Any) -> TypeGuard[int]:
+    """Whether something is a whole number and no boolean.
+
+    Args:
+        value: What was given.
+    """
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether something is a whole number that is not too small.
+
+    Args:
+        value: What was given.
+        least: The smallest count.
+    """
+    return is_integer(value) and value >= least
 
 
 def check_count(
@@ -28,7 +49,7 @@ def check_count(
         >>> check_count('head_batch_size', 2.5, what='a number of images')
         LocalLearningError: head_batch_size=2.5: give a number of images from 1
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if not is_count(value, least):
         raise LocalLearningError(f'{name}={value!r}: give {what} from {least}{fix}')
     return value
 

@@ -1,9 +1,9 @@
-"""Which class a method comes from.
+"""Which class a method comes from, and what a class descends from.
 
 What is known of a class's loss, say, holds for a subclass only as long as it doesn't replace it.
 """
 
-from typing import Any, Collection
+from typing import Any, Collection, Optional
 
 
 def method_owner(of: Any, method: str) -> type:
@@ -35,3 +35,19 @@ def is_method_of(of: Any, method: str, packages: Collection[str], owners: Collec
     """
     owner = method_owner(of, method)
     return owner.__name__ in owners and owner.__module__.partition('.')[0] in packages
+
+
+def descends_from(kind: Optional[type], *names: str) -> bool:
+    """Whether a class, or one that it descends from, has one of these names.
+
+    By name, no package has to be imported to look.
+
+    Args:
+        kind: The class; None descends from nothing.
+        *names: Bare names.
+
+    Example:
+        >>> descends_from(torch.nn.SyncBatchNorm, '_BatchNorm')
+        True
+    """
+    return any(base.__name__ in names for base in getattr(kind, '__mro__', ()))

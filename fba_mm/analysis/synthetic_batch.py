@@ -6,6 +6,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from ..arguments import is_count
 from ..config import type_name
 from ..errors import LocalLearningError
 from ..tasks import backbone_key, task_of_model
@@ -105,11 +106,11 @@ def _output_size(transform: dict, scale: int = 1) -> Optional[Tuple[int, int]]:
 
 def _sizes(value: Any) -> List[Tuple[int, int]]:
     """A size, or several to choose from, as pairs."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+    if is_count(value, least=2):
         return [(value, value)]
     if not isinstance(value, (list, tuple)):
         return []
-    if len(value) == 2 and all(isinstance(one, int) and one > 1 for one in value):
+    if len(value) == 2 and all(is_count(one, least=2) for one in value):
         return [tuple(value)]
     return [size for one in value if isinstance(one, (list, tuple)) for size in _sizes(one)]
 
@@ -153,7 +154,7 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
 
 def _checked(shape: Sequence[int], model: nn.Module) -> Sequence[int]:
     text = '×'.join(map(str, shape))
-    if len(shape) != 4 or any(size < 1 for size in shape):
+    if len(shape) != 4 or not all(map(is_count, shape)):
         raise LocalLearningError(
             f'a batch of {text}: give four positive numbers, images, channels, height, width'
         )

@@ -205,8 +205,8 @@ class DeviceBatches:
             LocalLearningError: Images of different sizes, a crop of another size than the images,
                 or a transform that can't be done on the device.
         """
-        if max_images is not None and max_images < 1:
-            raise LocalLearningError(f'max_images={max_images}: give at least 1, or leave it unset')
+        if max_images is not None:
+            check_count('max_images', max_images, fix=', or leave it unset')
         once, *_ = _split_pipeline(dataset.pipeline)
         count = len(dataset) if max_images is None else min(max_images, len(dataset))
         images, labels = [], []

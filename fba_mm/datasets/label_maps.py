@@ -11,6 +11,7 @@ from rich.progress import track
 
 from ..config import type_name
 from ..errors import LocalLearningError
+from ..method_owner import descends_from
 
 # Pillow's modes with one number for each pixel.
 _LABELS = ('1', 'L', 'P', 'I', 'I;16')
@@ -71,8 +72,7 @@ def is_segmentation(kind: Optional[type]) -> bool:
     Args:
         kind: A data set's class.
     """
-    # By name: mmseg is not imported for the sake of other tasks.
-    return any(base.__name__ == 'BaseSegDataset' for base in getattr(kind, '__mro__', ()))
+    return descends_from(kind, 'BaseSegDataset')
 
 
 def labelled(dataset: dict, kind: type) -> Optional[Labelled]:

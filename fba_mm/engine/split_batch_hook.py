@@ -16,13 +16,8 @@ from ..local import local_backbones
 from ..local.assigned_targets import AssignedTargets
 from ..local.head_batches import add_losses, can_be_split, is_image_mean, slices_of
 from ..local.task_loss import Losses, map_losses
-from ..method_owner import is_method_of
-from ..models.in_slices import has_plain_loss
+from ..tasks import task_of_model
 from .local_optim_wrapper import LocalOptimWrapper
-
-# Losses that are a mean over all elements, each of which belongs to one image.
-_CLASSIFICATION = ('CrossEntropyLoss', 'LabelSmoothLoss')
-_SUPER_RESOLUTION = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 
 
 @HOOKS.register_module()
@@ -174,7 +169,7 @@ def why_not_split(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm) and module.training:
             return f'batch normalization is trained ({name})'
-    if _is_split_by_its_head(model) or _is_mean(model):
+    if _is_split_by_its_head(model) or task_of_model(model).loss_is_image_mean(model):
         return ''
     return (
         f'the loss of {type(model).__name__} is not known to be a mean over images: its divisor '
@@ -189,32 +184,3 @@ def _is_split_by_its_head(model: nn.Module) -> bool:
 def _is_sum(model: nn.Module) -> bool:
     """Whether losses are sums over anchors, divided by a number that is known beforehand."""
     return _is_split_by_its_head(model) and not is_image_mean(model)
-
-
-def _is_mean(model: nn.Module) -> bool:
-    """Whether a model's loss is a mean of elements that belong to one image each."""
-    if is_method_of(model, 'loss', ('mmpretrain',), ('ImageClassifier',)):
-        head = getattr(model, 'head', None)
-        return is_method_of(head, 'loss', ('mmpretrain',), ('ClsHead',)) and _is_mean_loss(
-            getattr(head, 'loss_module', None), 'mmpretrain', _CLASSIFICATION
-        )
-    if is_method_of(model, 'forward_train', ('mmagic',), ('BaseEditModel',)):
-        loss = getattr(model, 'pixel_loss', None)
-        return _is_mean_loss(loss, 'mmagic', _SUPER_RESOLUTION)
-    if is_method_of(model, 'loss', ('mmseg',), ('EncoderDecoder',)):
-        heads = [m for m in model.children() if hasattr(m, 'loss_decode')]
-        heads += [m for c in model.children() if isinstance(c, nn.ModuleList) for m in c]
-        return all(
-            has_plain_loss(head)
-            and not any(getattr(m, 'avg_non_ignore', False) for m in head.modules())
-            for head in heads
-        )
-    return False
-
-
-def _is_mean_loss(loss: Any, package: str, names: Tuple[str, ...]) -> bool:
-    return (
-        is_method_of(loss, 'forward', (package,), names)
-        and loss.reduction == 'mean'
-        and not getattr(loss, 'sample_wise', False)
-    )

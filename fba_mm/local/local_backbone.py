@@ -20,7 +20,7 @@ from mmengine.model import ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..arguments import check_count, check_number
+from ..arguments import check_count, check_number, is_integer
 from ..compat.torch_versions import is_autocast_enabled
 from ..errors import LocalLearningError
 from ..memory_budget import check_budget
@@ -168,7 +168,7 @@ class LocalBackbone(StubbableBackbone):
 
         # The spans of each module; none where nothing is recomputed.
         self.spans: List[List[range]] = []
-        whole = num_modules == 1 and not isinstance(num_modules, bool)
+        whole = is_integer(num_modules) and num_modules == 1
         # Back-propagation needs no partition, and so no known family of backbones.
         if whole and recompute is None:
             self.segments, self.module_segments, self.footprints = [], [range(0)], []

@@ -7,6 +7,7 @@ from typing import Optional, Sequence
 from mmengine.registry import MODELS
 from torch import nn
 
+from ..arguments import is_count
 from ..compat.distributions import how_to_install
 from ..errors import LocalLearningError
 
@@ -53,7 +54,7 @@ def cifar_resnet(
         ...     neck=dict(type='GlobalAveragePooling'),
         ...     head=dict(type='LinearClsHead', num_classes=10, in_channels=64))
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
+    if not is_count(depth, least=8) or depth % 6 != 2:
         raise LocalLearningError(
             f'CifarResNet: depth={depth!r}: give 6 n + 2 for n blocks in each stage, such as 20, '
             '32, 56 or 110'

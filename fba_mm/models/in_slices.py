@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..compat.torch_versions import autocast_dtype, is_autocast_enabled
 from ..errors import LocalLearningError
-from ..method_owner import method_owner
+from ..tasks.segmentation import has_plain_loss
 from .sliced_focal_loss import SlicedFocalLoss
 
 # Of one temporary. On the CPU a slice stays in the cache; elsewhere it must be worth its kernels.
@@ -171,29 +171,6 @@ def _rows(pred: Tensor) -> List[slice]:
     row_bytes = math.prod(pred.shape[1:]) * pred.element_size()
     step = max(1, _slice_bytes(pred) // max(1, row_bytes))
     return [slice(start, start + step) for start in range(0, max(len(pred), 1), step)]
-
-
-def has_plain_loss(head: nn.Module) -> bool:
-    """Whether a head of mmseg has BaseDecodeHead's loss on softmax cross entropy alone.
-
-    Args:
-        head: A decode head.
-    """
-    owner = method_owner(head, 'loss_by_feat')
-    losses = getattr(head, 'loss_decode', None)
-    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
-    return (
-        owner.__name__ in ('BaseDecodeHead', '_StripedDecodeHead')
-        and head.sampler is None
-        and all(
-            type(loss).__name__ == 'CrossEntropyLoss'
-            and type(loss).__module__.startswith('mmseg.')
-            and not (loss.use_sigmoid or loss.use_mask)
-            and loss.class_weight is None
-            and loss.reduction == 'mean'
-            for loss in losses
-        )
-    )
 
 
 class _StripedDecodeHead:

@@ -8,7 +8,8 @@ from torch import nn
 
 from ..datasets.class_count import class_counts, greatest_label
 from ..errors import LocalLearningError
-from .task import Size, Task, num_classes_of, own_classes, register_task
+from ..method_owner import is_method_of
+from .task import Size, Task, is_mean_loss, num_classes_of, own_classes, register_task
 
 
 def classes_of(model: Any) -> Optional[int]:
@@ -46,6 +47,20 @@ class Classification(Task):
     def default_auxiliary(self, model: dict) -> str:
         """``'own'``: modules learn far less from a head that they share."""
         return 'own'
+
+    def loss_is_image_mean(self, model: nn.Module) -> bool:
+        """Cross entropy. See :class:`Task`."""
+        head = getattr(model, 'head', None)
+        return (
+            is_method_of(model, 'loss', ('mmpretrain',), ('ImageClassifier',))
+            and is_method_of(head, 'loss', ('mmpretrain',), ('ClsHead',))
+            and is_mean_loss(
+                getattr(head, 'loss_module', None),
+                'mmpretrain',
+                'CrossEntropyLoss',
+                'LabelSmoothLoss',
+            )
+        )
 
     def synthetic_target(
         self, model: nn.Module, size: Size, generator: torch.Generator

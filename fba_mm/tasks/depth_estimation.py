@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 
 from ..config import class_of, type_name
-from ..datasets.label_maps import look_at_all, size_as_read, turns_images
+from ..datasets.label_maps import is_segmentation, look_at_all, size_as_read, turns_images
 from ..errors import LocalLearningError
+from ..method_owner import descends_from
 from .segmentation import last_decode_head, pixel_sample
 from .task import Size, Task, register_task
 
@@ -50,7 +51,7 @@ class DepthEstimation(Task):
         if 'decode_head' not in cfg['model'] or not cfg['model'].get('type'):
             return False
         kind = class_of(cfg['model'], cfg.get('default_scope'))
-        return 'DepthEstimator' in [base.__name__ for base in getattr(kind, '__mro__', ())]
+        return descends_from(kind, *self.models)
 
     def default_auxiliary(self, model: dict) -> str:
         """``'light'``."""
@@ -99,9 +100,7 @@ class DepthEstimation(Task):
             ),
             None,
         )
-        # By name: mmseg is not imported for the sake of other tasks.
-        names = [base.__name__ for base in getattr(kind, '__mro__', ())]
-        if load is None or kind is None or 'BaseSegDataset' not in names:
+        if load is None or kind is None or not is_segmentation(kind):
             return
         settings = {
             key: value

@@ -16,7 +16,7 @@ from ..datasets.coco_annotations import COCOFile
 from ..datasets.source import joined
 from ..datasets.voc_annotations import ANNOTATIONS, IMAGES, VOCFolder, refuse_or_skip
 from ..errors import LocalLearningError
-from ..method_owner import method_owner
+from ..method_owner import descends_from, method_owner
 from .task import Size, Task, num_classes_of, register_task
 
 BOXES_PER_IMAGE = 8
@@ -149,10 +149,10 @@ class Detection(Task):
         """
         expected = num_classes_of(model, skip=getattr(model, 'backbone', None))
         # A region proposal network alone has one class for all objects.
-        if expected is None or any(base.__name__ == 'RPN' for base in type(model).__mro__):
+        if expected is None or descends_from(type(model), 'RPN'):
             return
-        bases = {base.__name__ for base in getattr(kind, '__mro__', ())}
-        at_least = 'CocoDataset' in bases and 'CocoPanopticDataset' not in bases
+        is_panoptic = descends_from(kind, 'CocoPanopticDataset')
+        at_least = descends_from(kind, 'CocoDataset') and not is_panoptic
         if not at_least and not _is_voc_folder(kind):
             return
         for count, what in class_counts(dataset, kind):
@@ -182,17 +182,14 @@ def _map_classes(model: nn.Module) -> int:
 
 
 def _is_voc_folder(kind: Optional[type]) -> bool:
-    # By name: mmdet is not imported for the sake of other tasks. A class that lists its files in a
-    # way of its own, as WIDERFaceDataset does, has another layout.
+    # A class that lists its files in its own way, as WIDERFaceDataset does, has another layout.
     return method_owner(kind, 'load_data_list').__name__ in ('XMLDataset', 'CheckedVOCDataset')
 
 
 def _is_coco_file(kind: Optional[type]) -> bool:
     # Panoptic segmentation reads files in another way.
-    return all(
-        method_owner(kind, name).__name__ == 'CocoDataset'
-        for name in ('load_data_list', 'parse_data_info')
-    )
+    methods = ('load_data_list', 'parse_data_info')
+    return all(method_owner(kind, name).__name__ == 'CocoDataset' for name in methods)
 
 
 def _voc_folder(dataset: dict, kind: type, where: str) -> VOCFolder:

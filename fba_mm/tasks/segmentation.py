@@ -11,7 +11,7 @@ from ..config import class_of, type_name
 from ..datasets.class_count import class_counts
 from ..datasets.label_maps import check_label_maps, is_segmentation, labelled
 from ..errors import LocalLearningError
-from ..method_owner import method_owner
+from ..method_owner import is_method_of, method_owner
 from .task import Size, Task, num_classes_of, own_classes, register_task
 
 # What a light segmentor takes over from the model's decode head: what is a label, and its loss.
@@ -72,6 +72,16 @@ class Segmentation(Task):
         owner = method_owner(class_of(part, package), 'loss_by_feat')
         return owner.__name__ == 'BaseDecodeHead'
 
+    def loss_is_image_mean(self, model: nn.Module) -> bool:
+        """Plain cross entropy of all heads, over all pixels. See :class:`Task`."""
+        heads = [m for m in model.children() if hasattr(m, 'loss_decode')]
+        heads += [m for c in model.children() if isinstance(c, nn.ModuleList) for m in c]
+        return is_method_of(model, 'loss', ('mmseg',), ('EncoderDecoder',)) and all(
+            has_plain_loss(head)
+            and not any(getattr(m, 'avg_non_ignore', False) for m in head.modules())
+            for head in heads
+        )
+
     def synthetic_target(
         self, model: nn.Module, size: Size, generator: torch.Generator
     ) -> BaseDataElement:
@@ -103,6 +113,29 @@ class Segmentation(Task):
                         f'to {count}, in all heads and in the auxiliary networks too, or give '
                         'other data'
                     )
+
+
+def has_plain_loss(head: Any) -> bool:
+    """Whether a head of mmseg has BaseDecodeHead's loss on softmax cross entropy alone.
+
+    Args:
+        head: A decode head.
+    """
+    owner = method_owner(type(head), 'loss_by_feat')
+    losses = getattr(head, 'loss_decode', None)
+    losses = losses if isinstance(losses, nn.ModuleList) else [losses]
+    return (
+        owner.__name__ in ('BaseDecodeHead', '_StripedDecodeHead')
+        and head.sampler is None
+        and all(
+            type(loss).__name__ == 'CrossEntropyLoss'
+            and type(loss).__module__.startswith('mmseg.')
+            and not (loss.use_sigmoid or loss.use_mask)
+            and loss.class_weight is None
+            and loss.reduction == 'mean'
+            for loss in losses
+        )
+    )
 
 
 def last_decode_head(model: dict) -> dict:

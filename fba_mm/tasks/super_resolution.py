@@ -8,8 +8,11 @@ from torch import nn
 
 from ..datasets.image_pairs import check_pairs, pairs_of
 from ..errors import LocalLearningError
-from ..method_owner import method_owner
-from .task import Size, Task, no_targets, register_task
+from ..method_owner import is_method_of, method_owner
+from .task import Size, Task, is_mean_loss, no_targets, register_task
+
+# Means over all pixels.
+_PIXEL_LOSSES = ('L1Loss', 'MSELoss', 'CharbonnierLoss')
 
 
 @register_task
@@ -42,6 +45,12 @@ class SuperResolution(Task):
                 "none: give 'light', 'shared' or a config with a type"
             )
         return super().auxiliary(model, kind)
+
+    def loss_is_image_mean(self, model: nn.Module) -> bool:
+        """A pixel loss. See :class:`Task`."""
+        return is_method_of(
+            model, 'forward_train', ('mmagic',), ('BaseEditModel',)
+        ) and is_mean_loss(getattr(model, 'pixel_loss', None), 'mmagic', *_PIXEL_LOSSES)
 
     def synthetic_targets(
         self, model: nn.Module, size: Size, generator: torch.Generator, images: int
@@ -82,5 +91,5 @@ class SuperResolution(Task):
 
 
 def _learns_pairs(model: nn.Module) -> bool:
-    owners = dict(forward_train='BaseEditModel', train_step='BaseModel')
-    return all(method_owner(model, name).__name__ == owner for name, owner in owners.items())
+    owners = [method_owner(type(model), name) for name in ('forward_train', 'train_step')]
+    return [owner.__name__ for owner in owners] == ['BaseEditModel', 'BaseModel']

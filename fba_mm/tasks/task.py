@@ -7,8 +7,10 @@ import torch
 from mmengine.structures import BaseDataElement
 from torch import nn
 
+from ..arguments import is_integer
 from ..config import class_of, parts_of, type_name
 from ..errors import LocalLearningError
+from ..method_owner import is_method_of
 
 Size = Tuple[int, int]
 
@@ -130,6 +132,14 @@ class Task:
         """
         return False
 
+    def loss_is_image_mean(self, model: nn.Module) -> bool:
+        """Whether a model's loss is a mean of terms that belong to one image each.
+
+        Args:
+            model: The model.
+        """
+        return False
+
     def synthetic_targets(
         self, model: nn.Module, size: Size, generator: torch.Generator, images: int
     ) -> List[BaseDataElement]:
@@ -234,8 +244,9 @@ def task_of_model(model: nn.Module) -> Task:
 
 def _nearest(found: List[Task], kind: Optional[type]) -> Task:
     """The task of the nearest class that a model's descends from."""
-    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
-    return next((task for name in names for task in found if name in task.models), Task())
+    bases = getattr(kind, '__mro__', ())
+    found = [task for base in bases for task in found if base.__name__ in task.models]
+    return found[0] if found else Task()
 
 
 def backbone_keys() -> List[str]:
@@ -296,7 +307,22 @@ def own_classes(part: Any) -> Optional[int]:
     found = (
         part.get('num_classes') if isinstance(part, dict) else getattr(part, 'num_classes', None)
     )
-    return found if isinstance(found, int) else None
+    return found if is_integer(found) else None
+
+
+def is_mean_loss(loss: Any, package: str, *names: str) -> bool:
+    """Whether a loss is one of a package's, and its mean over all elements.
+
+    Args:
+        loss: A module; anything else is none.
+        package: The package, as ``'mmpretrain'``.
+        *names: Classes whose loss has a term for each element.
+    """
+    return (
+        is_method_of(loss, 'forward', (package,), names)
+        and loss.reduction == 'mean'
+        and not getattr(loss, 'sample_wise', False)
+    )
 
 
 def no_targets(model: nn.Module) -> LocalLearningError:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fba_mm import command_line
+from fba_mm.arguments import check_count
 from fba_mm.checkpoint import check_fit, guard_checkpoints
 from fba_mm.config import load_config
 from fba_mm.datasets.image_pairs import scale_of
@@ -173,8 +174,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.crop < 1:
-        raise LocalLearningError(f'--crop {args.crop}: give a number of pixels from 1')
+    check_count('--crop', args.crop, what='a number of pixels')
     command_line.check_writable(Path(args.out).parent, '--out')
     guard_checkpoints(args.trust_checkpoint)
     cfgs = {name: load_config(config) for name, config, _ in args.model}

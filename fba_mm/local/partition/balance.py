@@ -3,6 +3,7 @@
 from itertools import accumulate
 from typing import List, Sequence, Union
 
+from ...arguments import is_integer
 from ...errors import LocalLearningError
 from .footprint import Footprint
 from .segment import Segment
@@ -40,7 +41,7 @@ def cut(
         return units
     if num_modules == 'stages':
         return _by_stage(units, segments)
-    if isinstance(num_modules, bool) or not isinstance(num_modules, int):
+    if not is_integer(num_modules):
         raise LocalLearningError(
             f"num_modules={num_modules!r}: give a number, 'blocks', 'stages', a list of the blocks "
             "to cut after, or 'auto' with a memory_budget"
@@ -74,7 +75,7 @@ def _explicit(
         ends = [names.index(name) + 1 for name in cuts]
         if ends[-1] < len(names):
             ends.append(len(names))
-    elif cuts and all(isinstance(cut, int) and not isinstance(cut, bool) for cut in cuts):
+    elif cuts and all(map(is_integer, cuts)):
         ends = list(accumulate(cuts))
         if min(cuts) < 1 or ends[-1] != len(names):
             raise LocalLearningError(

@@ -3,6 +3,7 @@
 from itertools import groupby
 from typing import Dict, List, Sequence, Tuple, Union
 
+from ...arguments import is_integer
 from ...errors import LocalLearningError
 from .balance import stage_of
 from .footprint import Footprint
@@ -51,7 +52,7 @@ def recompute_spans(
         ]
     if isinstance(recompute, (list, tuple)):
         return _after_names(segments, modules, recompute)
-    if isinstance(recompute, bool) or not isinstance(recompute, int):
+    if not is_integer(recompute):
         raise LocalLearningError(
             f"recompute={recompute!r}: give a number of spans, 'stages', 'blocks', or a list of "
             f'the segments that end one, such as {[segments[0].name]}'
