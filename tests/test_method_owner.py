@@ -2,7 +2,7 @@
 
 from mmdet.models import RetinaNet
 
-from fba_mm.method_owner import is_method_of, method_owner
+from fba_mm.method_owner import descends_from, is_method_of, method_owner
 
 
 class RetinaNetOfMine(RetinaNet):
@@ -31,3 +31,10 @@ def test_namesakes_of_other_packages():
     assert is_method_of(RetinaNetOfMine, 'loss', **stock)
     assert not is_method_of(RetinaNetOfMine, 'extract_feat', **stock)
     assert not is_method_of(SingleStageDetector, 'loss', **stock)
+
+
+def test_descent():
+    assert descends_from(RetinaNetOfMine, 'BaseDetector')
+    assert descends_from(RetinaNetOfMine, 'other', 'RetinaNet')
+    assert not descends_from(RetinaNetOfMine, 'TwoStageDetector')
+    assert not descends_from(None, 'RetinaNet')

@@ -130,7 +130,13 @@ def light_retinanet(
         fpn['start_level'] = _start_level(own_strides, strides)
     # Focal loss learns from all anchors: no sampler draws some.
     training = dict(
-        assigner=dict(type='mmdet.MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4),
+        assigner=dict(
+            type='mmdet.MaxIoUAssigner',
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.4,
+            # The default, with its scope: that of the config may be another.
+            iou_calculator=dict(type='mmdet.BboxOverlaps2D'),
+        ),
         allowed_border=-1,
         pos_weight=-1,
     )

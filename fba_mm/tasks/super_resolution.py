@@ -48,9 +48,9 @@ class SuperResolution(Task):
 
     def loss_is_image_mean(self, model: nn.Module) -> bool:
         """A pixel loss. See :class:`Task`."""
-        return is_method_of(
-            model, 'forward_train', ('mmagic',), ('BaseEditModel',)
-        ) and is_mean_loss(getattr(model, 'pixel_loss', None), 'mmagic', *_PIXEL_LOSSES)
+        loss = getattr(model, 'pixel_loss', None)
+        is_stock = is_method_of(model, 'forward_train', ('mmagic',), ('BaseEditModel',))
+        return is_stock and is_mean_loss(loss, 'mmagic', *_PIXEL_LOSSES)
 
     def synthetic_targets(
         self, model: nn.Module, size: Size, generator: torch.Generator, images: int

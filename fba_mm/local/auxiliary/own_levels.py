@@ -127,6 +127,8 @@ class OwnLevels(Auxiliary):
                         pos_iou_thr=0.5,
                         neg_iou_thr=0.4,
                         match_low_quality=False,
+                        # The default, with its scope: that of the config may be another.
+                        iou_calculator=dict(type='mmdet.BboxOverlaps2D'),
                     ),
                     allowed_border=-1,
                     pos_weight=-1,
