@@ -241,7 +241,7 @@ class FBAHook(IterationSeedHook):
         self._heads = AssignedTargets.heads_of(model)
         self._handles = [
             model.register_forward_pre_hook(self._before_forward, with_kwargs=True),
-            model.register_forward_hook(self._after_forward, always_call=True),
+            model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -353,9 +353,7 @@ class FBAHook(IterationSeedHook):
         self, model: nn.Module, args: tuple, kwargs: dict
     ) -> Optional[Tuple[tuple, dict]]:
         """Opens a step where the model is asked for its loss; see :class:`LocalBackbone`."""
-        # A copy of the model, for EMA say, has this hook too.
-        is_own = model is self._placement.model
-        if kwargs.get('mode') != 'loss' or not model.training or not is_own:
+        if not self._is_trained(model, kwargs):
             return None
         kwargs = {**dict(zip(('inputs', 'data_samples'), args)), **kwargs}
         local_backbone = self._local_backbone
@@ -371,12 +369,16 @@ class FBAHook(IterationSeedHook):
         self._open.enter_context(step.targets.only(parts[-1]))
         return (), dict(kwargs, inputs=inputs, data_samples=data_samples)
 
-    def _after_forward(self, model: nn.Module, args: tuple, output: Any) -> Any:
-        if model is not self._placement.model:
+    def _after_forward(self, model: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        if not self._is_trained(model, kwargs):
             return output
         step = self._local_backbone.step
         self._open.close()
         return step.joined(output) if isinstance(step, LocalStep) and output is not None else output
+
+    def _is_trained(self, model: nn.Module, kwargs: dict) -> bool:
+        # A copy of the model, for EMA say, has this hook too; a loss may ask for outputs first.
+        return kwargs.get('mode') == 'loss' and model.training and model is self._placement.model
 
     def _accumulate(self, losses: Losses) -> None:
         self._optim_wrapper.accumulate_local(self._placement.model.parse_losses(losses)[0])

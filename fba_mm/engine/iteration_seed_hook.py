@@ -9,13 +9,13 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..config import custom_hooks
+from ..distributed import placement_of
 from ..errors import LocalLearningError
 from .seeded_batches import ITERATION, seed_batches, seed_generators
 
@@ -200,8 +200,7 @@ class IterationSeedHook(Hook):
 
 
 def _parameters(runner) -> Iterator[Tuple[str, nn.Parameter]]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    return model.named_parameters()
+    return placement_of(runner.model).model.named_parameters()
 
 
 def _with_a_state(dataset: Any) -> Iterator[str]:

@@ -3,12 +3,12 @@
 import copy
 from typing import Optional
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..config import type_name
+from ..distributed import placement_of
 from ..errors import LocalLearningError
 from ..local import LocalBackbone
 from ..tasks import backbone_keys
@@ -60,7 +60,7 @@ class LocalOptimWrapperConstructor:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """The optimizer wrapper of all parameters of a model that learns locally."""
-        return self._stock(_with_stock_names(model.module if is_model_wrapper(model) else model))
+        return self._stock(_with_stock_names(placement_of(model).model))
 
 
 def _shown(name: str) -> str:

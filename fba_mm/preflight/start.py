@@ -162,7 +162,7 @@ def validate_one(runner: Runner) -> None:
     Args:
         runner: A runner whose model has its weights.
     """
-    model = getattr(runner.model, 'module', runner.model)
+    model = placement_of(runner.model).model
     was_training = model.training
     states = random.getstate(), np.random.get_state()
     loop = runner.val_loop

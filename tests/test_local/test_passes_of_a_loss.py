@@ -157,6 +157,33 @@ def test_images_that_the_loss_changes_at_random(shuffles):
         assert trainer.step(data)['loss'] > 0
 
 
+class AskingItself(Mixing):
+    """Looks at its own features before it computes its loss."""
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        if mode == 'tensor':
+            return self.backbone(inputs)
+        with torch.set_grad_enabled(self.keeps_graph):
+            self(inputs, mode='tensor')
+        return self.loss(inputs, data_samples)
+
+
+@pytest.mark.parametrize('keeps_graph', [True, False])
+def test_a_loss_that_asks_for_features_on_its_way(keeps_graph):
+    """What it asks for without a graph is no second pass; modules are trained all the same."""
+    model = AskingItself(LocalBackbone(RESNET, 2)).train()
+    model.keeps_graph = keeps_graph
+    model.shuffles = False
+    trainer = Trainer(model)
+    data = dict(inputs=torch.rand(6, 3, 32, 32), data_samples=torch.arange(6) % 2)
+    if keeps_graph:
+        with pytest.raises(LocalLearningError, match='several times'):
+            trainer.step(data)
+    else:
+        trainer.step(data)
+        assert trainer.log['local_1.loss'] > 0
+
+
 @pytest.mark.parametrize('kind', ['SoftTeacher', 'QDTrack'])
 def test_detectors_inside_another_model(kind):
     cfg = Config(dict(model=dict(type=kind, detector=dict(type='RetinaNet', backbone=RESNET))))
