@@ -243,7 +243,7 @@ def fit_modules(
             f'model.{backbone_key(cfg.model)} is no LocalBackbone, there is no number of modules '
             'to find: make the config local with fba_mm.localize'
         )
-    shape = batch_shape(cfg) if shape is None else tuple(shape)
+    shape = batch_shape(cfg) if shape is None else shape
     cfg = copy.deepcopy(cfg)
     local_backbone = backbone_of(cfg)
     local_backbone.pop('memory_budget', None)
@@ -271,6 +271,7 @@ def fit_modules(
             least = found
         if found.resident > budget:
             break  # More modules have more parameters.
+    assert least is not None
     raise LocalLearningError(
         f'memory_budget={memory_budget} ({in_mib(budget)}) is less than any number of modules '
         f'takes on batches of {"×".join(map(str, shape))}: the least is {in_mib(least.total)}, '
@@ -307,7 +308,7 @@ def resolve_num_modules(
     if not isinstance(backbone, dict) or type_name(backbone.get('type')) != 'LocalBackbone':
         return cfg
     memory_budget = backbone.get('memory_budget')
-    if not check_budget(backbone.get('num_modules', 4), memory_budget):
+    if not check_budget(backbone.get('num_modules', 4), memory_budget) or memory_budget is None:
         return cfg
     return fit_modules(cfg, memory_budget, shape, report)
 

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .memory import StepMemory
 from .memory_plot import COLOURS, draw_memory
 from .training_profile import MIB, VariantProfile
 
@@ -136,7 +137,8 @@ def ratios(profile: VariantProfile, profiles: List[VariantProfile]) -> Dict[str,
         peak = base and base.memory.peak_bytes
         seconds = base and base.median_seconds
         found[f'peak_to_{kind}'] = profile.memory.peak_bytes / peak if peak else None
-        found[f'time_to_{kind}'] = profile.median_seconds / seconds if seconds else None
+        own = profile.median_seconds
+        found[f'time_to_{kind}'] = own / seconds if own and seconds else None
     return found
 
 
@@ -186,7 +188,7 @@ def _figures(profile: VariantProfile, profiles: List[VariantProfile]) -> dict:
     )
 
 
-def _drawn(profile: VariantProfile):
+def _drawn(profile: VariantProfile) -> StepMemory:
     """Its memory with the marks that help: where local modules begin."""
     marks = [
         (name, seconds)

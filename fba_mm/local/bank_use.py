@@ -171,6 +171,7 @@ def _moved(kind: str) -> type:
         )
     warnings.warn(f"bank_use of type '{kind}' is in projects/bank_uses now: {how}", stacklevel=2)
     spec = spec_from_file_location(_PROJECT, path, submodule_search_locations=[str(path.parent)])
+    assert spec is not None and spec.loader is not None
     sys.modules[_PROJECT] = module_from_spec(spec)
     spec.loader.exec_module(sys.modules[_PROJECT])
     return MODELS.module_dict[kind]

@@ -168,6 +168,7 @@ class LocalBackbone(StubbableBackbone):
 
         # The spans of each module; none where nothing is recomputed.
         self.spans: List[List[range]] = []
+        self.module_segments: List[range]
         whole = is_integer(num_modules) and num_modules == 1
         # Back-propagation needs no partition, and so no known family of backbones.
         if whole and recompute is None:
@@ -181,7 +182,7 @@ class LocalBackbone(StubbableBackbone):
         self.footprints = trace_footprints(
             self.backbone, self.segments, unrolled.input_shape, unrolled.as_map
         )
-        self.module_segments: List[range] = (
+        self.module_segments = (
             [range(len(self.segments))]
             if whole
             else cut(self.footprints, self.segments, num_modules, reserve)
@@ -292,7 +293,8 @@ class LocalBackbone(StubbableBackbone):
         read = levels_read(model, self, self._levels)
         for auxiliary in self.auxiliary:
             read |= auxiliary.levels_read(model, self)
-        return frozenset({stage.level for stage in self._levels} - read)
+        own = {stage.level for stage in self._levels if stage.level is not None}
+        return frozenset(own - read)
 
     def head_layers(self) -> Tuple[str, ...]:
         """Dotted names of the wrapped network's layers that are the task's own head.
@@ -357,7 +359,7 @@ class LocalBackbone(StubbableBackbone):
             lines.append(f'  module {k + 1}: {span}{share}, trained by {trainer}')
         return '\n'.join(lines)
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Features:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Union[Features, StageState]:
         """What the backbone returns; in training, all modules but the last have been trained on it.
 
         Args:
@@ -413,7 +415,7 @@ class LocalBackbone(StubbableBackbone):
         if x.shape != expected.shape or not torch.equal(x, expected):
             raise LocalLearningError(_OTHER_IMAGES)
 
-    def _forward_whole(self, x: Tensor, *args, **kwargs) -> Features:
+    def _forward_whole(self, x: Tensor, *args: Any, **kwargs: Any) -> Features:
         if not self.spans or self.num_modules > 1:
             return self.backbone(x, *args, **kwargs)
         _, levels, _ = self._run_module(0, x, {IMAGES: x})
@@ -567,7 +569,7 @@ def _wrapped(local_backbone: LocalBackbone) -> Optional[nn.Module]:
     return vars(local_backbone).get('_modules', {}).get('backbone')
 
 
-def _expect_missing_auxiliary(module: LocalBackbone, incompatible_keys) -> None:
+def _expect_missing_auxiliary(module: LocalBackbone, incompatible_keys: Any) -> None:
     """After a stock checkpoint, auxiliary networks are new, which is no mismatch."""
     prefix = module._initialize_auxiliary_at
     if prefix is None:

@@ -60,6 +60,7 @@ class StubbableBackbone(BaseModule):
         """
         if self._asked is not None and self._asked is not x:
             raise LocalLearningError(SEVERAL_PASSES)
+        assert self._answer is not None
         self._asked = x
         return self._answer
 

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -19,7 +19,7 @@ def cifar_resnet(
     stem_channels: Optional[int] = None,
     out_indices: Sequence[int] = (2,),
     zero_init_residual: bool = False,
-    **kwargs,
+    **kwargs: Any,
 ) -> nn.Module:
     """A ResNet for small images, with three stages of basic blocks (He et al., section 4.2).
 

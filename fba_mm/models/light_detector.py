@@ -1,7 +1,7 @@
 """A small detector to learn from: the own head of an auxiliary network."""
 
 from importlib.util import find_spec
-from typing import List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -95,7 +95,9 @@ def light_retinanet(
         strides = _strides(own_strides)
         # The anchors of levels that are missing below the first one are halves of its own.
         octaves = max((strides[0] // _FINEST).bit_length() - 1, 0)
-    sizes = dict(octave_base_scale=octave_base_scale, scales_per_octave=scales_per_octave)
+    sizes: Dict[str, Any] = dict(
+        octave_base_scale=octave_base_scale, scales_per_octave=scales_per_octave
+    )
     if octaves:
         sizes = dict(
             scales=[

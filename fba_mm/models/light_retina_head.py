@@ -1,6 +1,6 @@
 """The head of a light detector; needs mmdet."""
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from mmdet.models.dense_heads import RetinaHead
@@ -76,7 +76,7 @@ class LightRetinaHead(RetinaHead):
         batch_gt_instances: List[InstanceData],
         batch_img_metas: List[dict],
         batch_gt_instances_ignore: Optional[list] = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> tuple:
         """Labels, their weights, deltas and their weights, of each level, and the divisor.
 

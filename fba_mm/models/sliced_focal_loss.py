@@ -1,7 +1,7 @@
 """Focal loss that goes through the logits slice by slice, and keeps nothing but them."""
 
 import math
-from typing import Callable, Iterator, Optional, Tuple, Union
+from typing import Any, Callable, Iterator, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +158,7 @@ class _SlicedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx,
+        ctx: Any,
         pred: Tensor,
         target: Tensor,
         weight: Optional[Tensor],
@@ -180,7 +180,7 @@ class _SlicedSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> Tuple[Optional[Tensor], ...]:
         if torch.is_grad_enabled():
             # torch's once_differentiable would let a gradient penalty pass, as a constant.
             raise LocalLearningError(

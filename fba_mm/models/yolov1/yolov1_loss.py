@@ -1,6 +1,6 @@
 """YOLOv1's loss: squared errors of boxes, confidences and classes."""
 
-from typing import Dict, Union
+from typing import Dict, Tuple, Union
 
 import torch
 from mmdet.structures.bbox import bbox_overlaps
@@ -83,7 +83,7 @@ class YOLOV1Loss(nn.Module):
         return {name: self.loss_weight * value / images for name, value in sums.items()}
 
     @staticmethod
-    def _responsible(boxes: Tensor, target: Tensor):
+    def _responsible(boxes: Tensor, target: Tensor) -> Tuple[Tensor, Tensor]:
         """Which of a cell's boxes is responsible, and its overlap with the object, (N, S_h, S_w).
 
         Args:
