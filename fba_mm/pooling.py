@@ -1,6 +1,6 @@
 """Average pooling to a given size, deterministic on a GPU where sizes divide."""
 
-from typing import Sequence, Union
+from typing import Sequence, Tuple, Union
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,15 +21,17 @@ def average_pool_to(x: Tensor, size: Union[int, Sequence[int]]) -> Tensor:
         >>> average_pool_to(torch.rand(2, 8, 32, 32), 4).shape
         torch.Size([2, 8, 4, 4])
     """
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    (height, width), (rows, columns) = x.shape[-2:], size
+    rows, columns = (size, size) if isinstance(size, int) else size
+    height, width = x.shape[-2:]
     if height % rows or width % columns:
-        return F.adaptive_avg_pool2d(x, size)
+        return F.adaptive_avg_pool2d(x, (rows, columns))
     return F.avg_pool2d(x, (height // rows, width // columns))
 
 
 class AveragePoolTo(nn.AdaptiveAvgPool2d):
     """:func:`average_pool_to` as a layer."""
+
+    output_size: Union[int, Tuple[int, int]]
 
     def forward(self, x: Tensor) -> Tensor:
         """See :func:`average_pool_to`."""
