@@ -105,8 +105,8 @@ def add_local(parser: argparse.ArgumentParser, what: str, several: bool = False)
         help="with --local: modules learn from the model's own head, with blocks of their own "
         'before it or, pooled, without, each from a head like it, or each from a light one, which '
         'takes less memory and time (default: own for image classifiers and for detectors without '
-        'a neck, light for other detectors, segmentors and super-resolution, shared where there is '
-        'no light head)',
+        'a neck, light for other detectors, segmentors, depth and super-resolution, shared where '
+        'there is no light head)',
     )
     parser.add_argument(
         '--memory-budget',

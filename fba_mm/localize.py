@@ -61,10 +61,11 @@ def localize(
             SLM's, the module's map being pooled to the sizes that the head asks for. ``'own'``:
             FBA's, with a copy of neck and head for each module. ``'light'``: FBA's, with a light
             detector, segmentor or reconstruction of its own for each module, which takes less
-            memory and time; for detectors, segmentors and super-resolution. Unset, ``'own'`` for
-            image classifiers and for single-stage detectors without a neck, which learn less from a
-            shared head, ``'light'`` wherever else there is a light head, and for other models
-            ``'pooled'``, or ``'shared'`` where the backbone passes on tokens.
+            memory and time; for detectors, segmentors, depth estimators and super-resolution. Unset,
+            it is the task's default (:mod:`fba_mm.tasks`): ``'own'`` for image classifiers and for
+            single-stage detectors without a neck, which learn less from a shared head, ``'light'``
+            wherever else there is a light head, ``'pooled'`` for other detectors whose backbone
+            passes on maps, and ``'shared'`` for the rest.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.

@@ -1,6 +1,7 @@
 """Depth of each pixel from one image, by mmseg."""
 
 import copy
+import math
 import os
 from typing import Mapping, NamedTuple, Optional, Union
 
@@ -54,17 +55,25 @@ class DepthEstimation(Task):
         return descends_from(kind, *self.models)
 
     def default_auxiliary(self, model: dict) -> str:
-        """``'light'``."""
-        return 'light'
+        """``'light'``, but for heads that don't tell how far they see."""
+        return 'shared' if self.light_head(model) is None else 'light'
 
     def auxiliary(self, model: dict, kind: Union[str, dict]) -> dict:
         """A light head takes whatever channels there are. See :class:`Task`."""
+        if kind == 'light' and self.light_head(model) is None:
+            raise LocalLearningError(
+                "auxiliary='light' learns depths up to decode_head.max_depth, and "
+                f'{type_name(last_decode_head(model).get("type"))} has none in its config: give '
+                "'shared', or a config with a head of its own"
+            )
         found = super().auxiliary(model, kind)
         return dict(found, channels=_BLOCK_CHANNELS) if kind == 'light' else found
 
-    def light_head(self, model: dict) -> dict:
-        """Mmseg's VPD head with few channels, on levels of an FPN. See :class:`Task`."""
+    def light_head(self, model: dict) -> Optional[dict]:
+        """VPD's head with few channels, on levels of an FPN. See :class:`Task`."""
         head = last_decode_head(model)
+        if _max_depth(head) == math.inf:
+            return None
         own = ('max_depth', 'align_corners', 'loss_decode')
         return dict(
             type='mmseg.DepthEstimator',
@@ -118,7 +127,7 @@ class DepthEstimation(Task):
                 'folder'
             )
         factor = load.get('depth_rescale_factor', 1.0)
-        farthest = last_decode_head(model).get('max_depth', 10.0) / factor
+        farthest = _max_depth(last_decode_head(model)) / factor
         turns = turns_images(dataset)
         found = look_at_all(where, examples, lambda files: _look_at(files, farthest, turns))
         known, far = (sum(getattr(one, name) for one in found) for name in ('known', 'far'))
@@ -134,6 +143,12 @@ class DepthEstimation(Task):
                 "LoadDepthAnnotation to a metre over the files' unit (0.001 for millimetres), or "
                 'decode_head.max_depth'
             )
+
+
+def _max_depth(head: dict) -> float:
+    """The depth up to which a head can say it, infinite if its config doesn't tell."""
+    default = 10.0 if type_name(head.get('type')) == 'VPDDepthHead' else math.inf
+    return head.get('max_depth', default)
 
 
 def _look_at(files: dict, farthest: float, turns: bool) -> Depths:

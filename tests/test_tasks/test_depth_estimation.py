@@ -134,6 +134,20 @@ def test_a_users_subclass_and_segmentors_are_told_apart(cfg):
     assert task_of(cfg).name == 'segmentation'
 
 
+def test_heads_that_do_not_tell_how_far_they_see(cfg):
+    """There is no light head like them, and no depth is too far for them."""
+    cfg.model.decode_head = dict(type='OwnHead')
+    assert localize(cfg).model.backbone.auxiliary == dict(type='SLM')
+    with pytest.raises(LocalLearningError, match='up to decode_head.max_depth, and OwnHead has no'):
+        localize(cfg, auxiliary='light')
+    cfg.train_dataloader.dataset.pipeline[1].depth_rescale_factor = 1.0
+    check_data(cfg, 'train')
+    cfg.model.decode_head.max_depth = 10
+    assert localize(cfg).model.backbone.auxiliary.head.decode_head.max_depth == 10
+    with pytest.raises(LocalLearningError, match='set depth_rescale_factor'):
+        check_data(cfg, 'train')
+
+
 def test_good_files_and_rooms_that_are_no_classes_of_pixels(cfg):
     check_data(cfg, 'train', 'val', 'test')
     check_classes(cfg, build_model(cfg), 'train', 'val', 'test')
