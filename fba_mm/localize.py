@@ -61,7 +61,7 @@ def localize(
             SLM's, the module's map being pooled to the sizes that the head asks for. ``'own'``:
             FBA's, with a copy of neck and head for each module. ``'light'``: FBA's, with a light
             detector, segmentor or reconstruction of its own for each module, which takes less
-            memory and time; for detectors, segmentors, depth estimators and super-resolution. Unset,
+            memory and time; for detectors, segmentors, depth estimators, super-resolution. Unset,
             it is the task's default (:mod:`fba_mm.tasks`): ``'own'`` for image classifiers and for
             single-stage detectors without a neck, which learn less from a shared head, ``'light'``
             wherever else there is a light head, ``'pooled'`` for other detectors whose backbone
