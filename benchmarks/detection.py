@@ -20,6 +20,7 @@ import argparse
 import json
 import re
 import statistics
+import textwrap
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
@@ -327,7 +328,8 @@ def finish(figure: plt.Figure, axes: plt.Axes, xlabel: str, title: str, path: Pa
     """Label a picture with mAP over something, and write it."""
     axes.margins(x=0.15, y=0.15)
     axes.legend()
-    axes.set(xlabel=xlabel, ylabel='mAP, %', title=title)
+    axes.set(xlabel=xlabel, ylabel='mAP, %')
+    axes.set_title(textwrap.fill(title, 80), fontsize=10)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
