@@ -23,7 +23,7 @@ import matplotlib
 import torch
 from mmengine.config import Config
 from mmpretrain.structures import DataSample
-from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
+from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (
@@ -252,7 +252,7 @@ def main() -> None:
         return train(folder, config(args, method, seed, lr), accuracy_and_time)
 
     def validation(method: str, lr: float) -> dict:
-        cfg = Config.fromstring(config(args, method, args.seeds[0], lr), '.py')
+        cfg = Config.fromstring(config(args, method, SEARCH_SEED, lr), '.py')
         folder = folder_of(method, lr) / 'held_out'
         return train(folder, hold_out(cfg, out), accuracy_and_time, may_diverge=True)
 
@@ -267,7 +267,7 @@ def main() -> None:
             grid(rates[args.methods[0]], args.rates),
             'accuracy',
             f'{title(args)}; to choose from, {images["train"]} training images to train on and '
-            f'{images["val"]} to validate on, seed {args.seeds[0]}: accuracy, %',
+            f'{images["val"]} to validate on, seed {SEARCH_SEED}: accuracy, %',
             args.extensions,
         )
         search.run(args.methods, validation, say, args.jobs, console)

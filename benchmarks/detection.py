@@ -27,7 +27,7 @@ from typing import Any, Callable, Dict, List, Optional
 import matplotlib
 import torch
 from mmengine.config import Config
-from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
+from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (
@@ -47,7 +47,7 @@ from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config, type_name
 from fba_mm.errors import LocalLearningError
-from fba_mm.localize import checkpointed, sliced
+from fba_mm.localize import checkpointed
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
@@ -100,14 +100,14 @@ LOCAL: Dict[str, tuple] = {
         lambda cfg: dict(auxiliary=dict(type='DGLFPN', head=own_head(cfg)), scope='off'),
     ),
 }
-# As ``--slices --checkpoint 3`` of tools/train.py.
+# As ``--checkpoint 3`` of tools/train.py: bit for bit the gradients of back-propagation.
 CHECKPOINTED_SPANS = 3
 # Ways to compute back-propagation's own gradients: they learn what it learns.
 EXACT: Dict[str, tuple] = {
     'bp': (BP, lambda cfg: cfg),
     'bp_checkpointed': (
         'BP, checkpointed (exact)',
-        lambda cfg: checkpointed(sliced(cfg), CHECKPOINTED_SPANS),
+        lambda cfg: checkpointed(cfg, CHECKPOINTED_SPANS),
     ),
 }
 
@@ -326,10 +326,10 @@ def deviation(by_seed: Dict[int, dict]) -> float:
 
 def finish(figure: plt.Figure, axes: plt.Axes, xlabel: str, title: str, path: Path) -> None:
     """Label a picture with mAP over something, and write it."""
-    axes.margins(x=0.15, y=0.15)
+    axes.margins(x=0.2, y=0.15)
     axes.legend()
     axes.set(xlabel=xlabel, ylabel='mAP, %')
-    axes.set_title(textwrap.fill(title, 80), fontsize=10)
+    axes.set_title(textwrap.fill(title, 90), fontsize=9)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -522,7 +522,7 @@ def main() -> None:
         return dict(found, epochs=epochs)
 
     def validation(name: str, lr: float) -> dict:
-        cfg = hold_out(config(args, by_name[name], args.seeds[0], lr=lr), out)
+        cfg = hold_out(config(args, by_name[name], SEARCH_SEED, lr=lr), out)
         folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs'
         return train(folder, cfg, figures, may_diverge=True)
 
@@ -533,12 +533,12 @@ def main() -> None:
     rates = dict.fromkeys(by_name, stock_lr)
     chosen_by = f'lr {stock_lr:g} of the config for all'
     if args.search:
-        images = images_of(hold_out(config(args, variants[0], args.seeds[0]), out))
+        images = images_of(hold_out(config(args, variants[0], SEARCH_SEED), out))
         search = RateSearch(
             grid(stock_lr, args.rates),
             'mAP',
             f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
-            f'{images["val"]} of the training set to validate on, seed {args.seeds[0]}: mAP, %',
+            f'{images["val"]} of the training set to validate on, seed {SEARCH_SEED}: mAP, %',
             args.extensions,
             scale=100,
         )

@@ -25,6 +25,8 @@ from fba_mm.errors import LocalLearningError
 
 # Of the training images, for validation.
 HELD_OUT = 0.2
+# Of all trainings of a search, whatever seeds train with the chosen rates.
+SEARCH_SEED = 0
 
 
 def hold_out(

@@ -277,3 +277,61 @@ def test_a_training_that_diverges(tmp_path, loss, says, diverges):
 def test_a_method_that_always_diverges():
     with pytest.raises(LocalLearningError, match='diverged: give lower --rates'):
         searched(dict(a=lambda rate: None))
+
+
+def test_a_search_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """Rates are chosen on held-out images, whatever the seeds; each seed then trains once."""
+    detection = benchmark('detection')
+    trained = []
+
+    def hold_out(cfg, folder):
+        cfg.held_out = True
+        return cfg
+
+    def train(folder, cfg, figures, may_diverge=False):
+        method = 'local' if cfg.model.backbone.type == 'LocalBackbone' else 'bp'
+        lr, epochs = cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs
+        trained.append((method, 'held_out' in cfg, cfg.randomness.seed, lr, epochs))
+        value = 0.5 - abs(lr - (0.02 if method == 'bp' else 0.01))
+        found = dict(mAP=value, AP50=value, AP75=value, classes=dict(cell=value), minutes=1.0)
+        path = folder / 'result.json'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+        return found
+
+    config = str(FOLDER / 'configs/retinanet_r18_bccd.py')
+    command = ['detection.py', '--config', config, '--out', str(tmp_path), '--search']
+    command += ['--methods', 'bp', 'bp_checkpointed', 'fba', '--rates', '0.5', '1', '2']
+    monkeypatch.setattr(sys, 'argv', [*command, '--seeds', '3', '5', '--equal-time'])
+    costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, 'FBA, shared head, K=4': 1.9}
+    with mock.patch.multiple(
+        detection,
+        hold_out=hold_out,
+        images_of=lambda cfg: dict(train=80, val=20),
+        train=train,
+        TrainingStep=mock.DEFAULT,
+        peak_bytes=lambda cfg, device: 2**20,
+        predict_memory=lambda cfg, shape: SimpleNamespace(flops=1),
+        training_step=lambda cfg, device: None,
+        seconds_by_turns=lambda *_: costs,
+    ):
+        detection.main()
+    # BP's best is at the edge.
+    rates = dict(bp=[0.005, 0.01, 0.02, 0.04], local=[0.005, 0.01, 0.02])
+    assert sorted(trained) == sorted(
+        [(method, True, 0, lr, 8) for method in rates for lr in rates[method]]
+        + [('bp', False, seed, 0.02, epochs) for seed in (3, 5) for epochs in (8, 15)]
+        + [('local', False, seed, 0.01, 8) for seed in (3, 5)]
+    )
+    table = (tmp_path / 'table.md').read_text()
+    for row in (
+        '| BP | 0.02 | 2 | 50.0 ± 0.0 |',
+        '| BP, checkpointed (exact) | 0.02 | 2 | 50.0 ± 0.0 |',
+        '| 1.300 | 1.30 | 1.00 |',
+        '| FBA, shared head, K=4 | 0.01 | 2 |',
+        '| BP, 15 epochs (time of FBA, shared head, K=4) | 0.02 | 2 |',
+        '8 epochs, last checkpoint, seeds [3, 5], lr of each chosen on 20 held-out training images',
+    ):
+        assert row in table
+    for name in ('search.md', 'search.json', 'results.json', 'memory.png', 'time.png'):
+        assert (tmp_path / name).exists()

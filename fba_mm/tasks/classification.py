@@ -31,7 +31,7 @@ class Classification(Task):
     example = 'an image classifier of mmpretrain'
     models = ('BaseClassifier',)
     heads = ('own',)
-    known_costs = dict(own='ResNet from scratch: -1 to -5 points at equal epochs')
+    known_costs = dict(own='ResNet from scratch, not tuned: -1 to -5 points at equal epochs')
     shared_head_advice = (
         "All modules learn from the classifier's one head, which teaches them far less than "
         "heads of their own: set model.backbone.auxiliary=dict(type='SLM', head=dict("
