@@ -223,8 +223,8 @@ class FBAHook(IterationSeedHook):
         self._placement = placement = placement_of(model)
         model = placement.model
         self._local_backbone = find_local_backbone(model)
-        if placement.modules_here is None:  # Otherwise levels travel between processes.
-            self._unread = self._local_backbone.unread_levels(model)
+        here = placement.modules_here is None  # Otherwise levels travel between processes.
+        self._unread = self._local_backbone.unread_levels(model) if here else frozenset()
         placement.attach(optim_wrapper, self._opened)
         if self._settings is None:
             self._settings = HeadSettings(
