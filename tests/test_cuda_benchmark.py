@@ -13,6 +13,8 @@ import torch
 
 from .several_processes import launch
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[1] / 'benchmarks/cuda'
 PLACE = dict(device='cpu', card='CPU', torch=torch.__version__, small=True)
 

@@ -26,9 +26,7 @@ from .test_data_parallel import IMAGES, SETTINGS, assert_same, joint_batch, mode
 from .test_module_parallel import MODULES, OWN_HEAD, Lamb, adam, batch
 from .test_module_parallel import network as small
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')]
 
 STEPS = 5
 # Head, settings of the optimizer wrapper, and iterations of a step.

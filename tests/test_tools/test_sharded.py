@@ -14,9 +14,7 @@ from .in_process import run_tool, write_config
 from .test_distributed import tool
 from .test_resume import losses
 
-pytestmark = pytest.mark.slow
-
-pytestmark = pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')]
 
 TEXT = """
 model = dict(test_cfg=dict(score_thr=0.), backbone=dict(num_modules=3))
