@@ -6,6 +6,8 @@ import fba_mm
 
 from .test_tools.in_process import ROOT
 
+PAGES = ('docs', 'benchmarks', 'projects')
+
 
 def _found(pattern: str, name: str) -> list:
     return re.findall(pattern, (ROOT / name).read_text())
@@ -28,3 +30,17 @@ def test_supported_pythons_are_those_that_are_tested():
 def test_one_ruff():
     (pinned,) = _found(r'(?m)^ruff==(\S+)', 'requirements.txt')
     assert _found(r'ruff-pre-commit\n\s+rev: v(\S+)', '.pre-commit-config.yaml') == [pinned]
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [*ROOT.glob('*.md'), *(p for d in PAGES for p in (ROOT / d).rglob('*.md'))]
+    for page in pages:
+        for link in re.findall(r'\]\((?!https?:)([^)\s]+)\)', page.read_text()):
+            path, _, anchor = link.partition('#')
+            target = page.parent / path if path else page
+            assert target.exists(), (page.name, link)
+            headings = re.findall(r'(?m)^#+ (.*)$', target.read_text()) if anchor else []
+            anchors = [
+                re.sub(r'[^\w\- ]', '', h.lower()).strip().replace(' ', '-') for h in headings
+            ]
+            assert not anchor or anchor in anchors, (page.name, link)
