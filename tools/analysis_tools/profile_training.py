@@ -22,6 +22,7 @@ from rich.console import Console
 from fba_mm import command_line
 from fba_mm.analysis.memory_fit import resolve_num_modules
 from fba_mm.analysis.profile_report import print_profile, save_profile
+from fba_mm.analysis.simulated_step import quiet
 from fba_mm.analysis.step_configs import backbone_of, in_mixed_precision, trains_locally
 from fba_mm.analysis.synthetic_batch import Shape, batch_shape
 from fba_mm.analysis.training_profile import VariantProfile, check_device, profile_training
@@ -190,7 +191,8 @@ def main() -> None:
         text = ', '.join(filter(None, ['×'.join(map(str, shape)), args.device, args.amp]))
         name = Path(config.split('::')[-1]).stem
         console.rule(f'{name}, {text}')
-        variants = baselines(cfg, shape[0], args.twins, local_ways_from(args, cfg, shape))
+        with quiet():
+            variants = baselines(cfg, shape[0], args.twins, local_ways_from(args, cfg, shape))
         profiles = profile_training(
             variants, shape, args.device, args.rounds, partial(console.print, soft_wrap=True)
         )
