@@ -23,6 +23,7 @@ from typing import Dict
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.device import get_device
 from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out
 from PIL import Image
 from rich.console import Console
@@ -192,7 +193,7 @@ def print_table(
         )
     title = (
         f'EDSR x2, {args.iterations} iterations of {args.batch} patches of '
-        f'{args.patch}x{args.patch}, last iteration, seeds {args.seeds}, CPU, '
+        f'{args.patch}x{args.patch}, last iteration, seeds {args.seeds}, {get_device()}, '
         + ('lr of each chosen on held-out training photos' if args.search else f'lr {args.lr}')
     )
     table = Table(title=title)

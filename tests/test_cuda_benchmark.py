@@ -5,17 +5,22 @@ import json
 import sys
 import textwrap
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
+
+from fba_mm.analysis import TrainingStep
 
 from .several_processes import launch
 
 pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[1] / 'benchmarks/cuda'
+MIB = 2**20
 PLACE = dict(device='cpu', card='CPU', torch=torch.__version__, small=True)
 
 
@@ -113,15 +118,84 @@ def test_memory():
         assert found['mib'] <= predicted[way]['mib'] <= 2 * found['mib']
 
 
-def test_time_and_kernels():
+@pytest.fixture()
+def stand_in():
+    """The CPU in the place of a GPU, whose functions are checked for their arguments."""
+    steps = part('steps')
+    answers = dict(
+        is_available=True,
+        synchronize=None,
+        empty_cache=None,
+        reset_peak_memory_stats=None,
+        memory_allocated=1000 * MIB,
+        max_memory_allocated=3000 * MIB,
+        max_memory_reserved=4000 * MIB,
+        mem_get_info=(90_000 * MIB, 100_000 * MIB),
+        set_per_process_memory_fraction=None,
+        get_device_properties=SimpleNamespace(total_memory=100_000 * MIB),
+        set_sync_debug_mode=None,
+        get_device_name='Stand-in',
+    )
+    event = mock.Mock(**{'elapsed_time.return_value': 250.0})
+    with ExitStack() as stack:
+        found = {
+            name: stack.enter_context(
+                mock.patch(f'torch.cuda.{name}', autospec=True, return_value=answer)
+            )
+            for name, answer in answers.items()
+        }
+        stack.enter_context(mock.patch('torch.cuda.Event', lambda enable_timing: event))
+        stack.enter_context(
+            mock.patch.object(steps, 'TrainingStep', lambda cfg, device: TrainingStep(cfg, 'cpu'))
+        )
+        yield SimpleNamespace(**found)
+
+
+def test_memory_of_a_gpu(stand_in):
+    memory, run = part('memory'), part('run')
+    with mock.patch.dict(memory.WAYS, {'shipped': memory.WAYS['shipped']}, clear=True):
+        (found,) = memory.measured('small_resnet', 'cuda').values()
+    batch = 4 * 3 * 32 * 32 / MIB  # Predictions leave out what comes from the dataloader.
+    assert found == dict(mib=pytest.approx(3000 - batch), reserved=4000, taken=10_000)
+    assert run.place_of(SimpleNamespace(device='cuda', small=True))['card'] == 'Stand-in'
+    kinds = [part(name) for name in ('marked_tests', 'step_time', 'limits', 'training')]
+    place = dict(PLACE, device='cuda', small=False)
+    assert all(kind.rows(place) for kind in kinds)
+
+
+def test_time(stand_in):
     step_time = part('step_time')
     ways = ('shipped', 'with_cp', 'local_blocks')
-    found = step_time.timed('small_resnet', 2, 'bfloat16', 'cpu', ways, seconds=0)
+    found = step_time.timed('small_resnet', 2, 'bfloat16', 'cuda', ways, seconds=0)
     assert list(found) == list(ways)
     for of in found.values():
-        assert len(of['ms']) == 3 and of['median_ms'] == sorted(of['ms'])[1] > 0 and of['mib'] > 0
-    found = step_time.kernels('small_resnet', 2, 'float32', 'cpu')
-    assert all(0 < of['busy_ms'] <= 1.1 * of['ms'] for of in found.values())
+        assert of['ms'] == [250.0] * 3 and of['median_ms'] == 250 and of['waits']['count'] == 0
+        assert 2999 < of['mib'] <= 3000
+
+
+def test_kernels():
+    found = part('step_time').kernels('small_resnet', 2, 'float32', 'cpu')
+    assert all(of['busy_ms'] > 0 for of in found.values())
+    assert hasattr(torch.autograd.profiler_util.FunctionEventAvg(), 'self_device_time_total')
+
+
+def test_what_fits_a_smaller_gpu(stand_in):
+    """The allocator is capped, and its refusal is what counts."""
+    limits, steps = part('limits'), part('steps')
+    caps = []
+    stand_in.set_per_process_memory_fraction.side_effect = caps.append
+    step = steps.Ready.__call__
+
+    def run(ready):
+        if len(ready.batch['inputs']) > 3 and caps[-1] < 1:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory')
+        step(ready)
+
+    with mock.patch.object(steps.Ready, '__call__', run), mock.patch.object(
+        limits, 'all_bytes', lambda run, device: 7000 * MIB * len(run.batch['inputs'])
+    ):
+        found = limits.largest('small_retinanet', 'shipped', 'batch', [25_000 * MIB], 'cuda')
+    assert found == {'25000': 3} and {1.0, 0.25} == set(caps) and caps[-1] == 1
 
 
 def test_a_way_that_does_not_fit_leaves_the_others():

@@ -90,6 +90,8 @@ def _search(
         (x0, y0), (x1, y1) = sorted(known.items())[-2:]
         slope = max(y1 - y0, 1) / (x1 - x0)
         count = int(max(x1 + (cap - y1) / slope, 0) ** (1 / power))
+        # Where the optimizer's step is the peak, images seem to take nothing yet.
+        count = min(count, 4 * round(x1 ** (1 / power)))
         if high is not None and count >= high:
             # What the allocator can't use comes on top: a little below, then further down.
             near, share = high - max(1, high // share), max(share // 2, 2)
