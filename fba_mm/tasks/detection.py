@@ -44,7 +44,7 @@ class Detection(Task):
     models = ('BaseDetector',)
     heads = ('light', 'pooled')
     known_costs = dict(
-        light='RetinaNet-R18 from scratch: none at equal epochs, 3 to 4 mAP at equal time'
+        light='RetinaNet-R18 from scratch: none at equal epochs, 5 mAP at equal time'
     )
     dense_heads = ('rpn_head', 'bbox_head')
     large_heads = ('rpn_head',)
