@@ -327,6 +327,7 @@ def in_one_of_two(rank, folder):
         processes.work_in_processes(place, book, time.time() + 60)
 
 
+@pytest.mark.slow
 def test_rows_of_several_processes(tmp_path):
     outcomes = launch(2, in_one_of_two, str(tmp_path))
     # Both end with a row that fails: one could wait for the other.
