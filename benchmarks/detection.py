@@ -61,16 +61,10 @@ def own_head(cfg: Config) -> dict:
     return localize(cfg, auxiliary='own').model.backbone.auxiliary.head
 
 
-def light_head(cfg: Config) -> dict:
-    """A light detector of half the channels of the model's own neck, of 64 at most."""
-    head = dict(localize(cfg, auxiliary='light').model.backbone.auxiliary.head)
-    channels = (cfg.model.get('neck') or {}).get('out_channels', 128)
-    return dict(head, channels=min(64, channels // 2))
-
-
 def light(cfg: Config, kind: str = 'SLM', **settings) -> dict:
     """An auxiliary network with a light head."""
-    return dict(type=kind, head=light_head(cfg), **settings)
+    head = localize(cfg, auxiliary='light').model.backbone.auxiliary.head
+    return dict(type=kind, head=head, **settings)
 
 
 # Of local learning: name in tables, and what localize() is told.

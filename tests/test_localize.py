@@ -174,6 +174,17 @@ def test_the_neck_before_an_rpn_is_recomputed():
     assert localize(RETINANET).model.neck == load_config(RETINANET).model.neck
 
 
+@pytest.mark.parametrize('width, channels', [(256, None), (128, None), (64, 32), (6, 3)])
+def test_a_light_head_is_narrower_than_the_models_own_neck(width, channels):
+    cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    cfg.model.neck.out_channels = width
+    head = localize(cfg, auxiliary='light').model.backbone.auxiliary.head
+    assert head.get('channels') == channels
+    # A list of necks ends with the one that the head reads.
+    cfg.model.neck = [dict(type='FPN', out_channels=256), cfg.model.neck]
+    assert localize(cfg, auxiliary='light').model.backbone.auxiliary.head == head
+
+
 def test_strides_that_no_light_head_fits():
     head = dict(
         LIGHT['head'],

@@ -10,6 +10,7 @@ from mmengine.fileio import list_from_file
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from torch import nn
 
+from ..arguments import is_count
 from ..config import type_name
 from ..datasets.class_count import class_counts
 from ..datasets.coco_annotations import COCOFile
@@ -33,6 +34,9 @@ _SLICED_LOSSES = {
     'QualityFocalLoss': {},
     'VarifocalLoss': {},
 }
+
+# Of LightRetinaNet's neck and head, unless it is told otherwise.
+_LIGHT_CHANNELS = 64
 
 
 @register_task
@@ -64,11 +68,20 @@ class Detection(Task):
         return 'shared' if passes_tokens else 'pooled'
 
     def light_head(self, model: dict) -> Optional[dict]:
-        """A small RetinaNet. See :class:`Task`."""
+        """A small RetinaNet, of half the neck's channels where these are few. See :class:`Task`."""
         classes = num_classes_of(model)
         if classes is None or not any(key in model for key in _BOX_HEADS):
             return None
-        return dict(type='LightRetinaNet', num_classes=classes)
+        head = dict(type='LightRetinaNet', num_classes=classes)
+        necks = model.get('neck') or ()
+        widths = [
+            neck.get('out_channels')
+            for neck in (necks if isinstance(necks, (list, tuple)) else [necks])
+        ]
+        # As wide as the model's own neck, it would take nearly what that takes.
+        if widths and is_count(widths[-1]) and widths[-1] // 2 in range(1, _LIGHT_CHANNELS):
+            head.update(channels=widths[-1] // 2)
+        return head
 
     def computes_in_slices(self, part: dict, package: str) -> bool:
         """Dense losses, and mask heads without batch norm. See :class:`Task`."""
