@@ -7,7 +7,7 @@ features, whatever the neck, the head and the task are. mmagic's models, which c
 """
 
 from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
@@ -60,9 +60,8 @@ class StubbableBackbone(BaseModule):
         """
         if self._asked is not None and self._asked is not x:
             raise LocalLearningError(SEVERAL_PASSES)
-        assert self._answer is not None
         self._asked = x
-        return self._answer
+        return cast(Features, self._answer)
 
 
 # Configs that were written out before have it by its former name, FeatureSource.
