@@ -1,12 +1,13 @@
 """``FBAHook``: what a module may see while it trains."""
 
 from contextlib import ExitStack, contextmanager
-from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, FrozenSet, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
 import torch
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..distributed import Placement, Whole, placement_of, weight_averages
@@ -22,7 +23,7 @@ from ..local import (
     local_backbones,
 )
 from ..local.local_step import Idle
-from ..local.task_loss import Losses
+from ..local.task_loss import Features, Losses
 from ..tasks import task_of_model
 from .iteration_seed_hook import IterationSeedHook
 from .local_optim_wrapper import LocalOptimWrapper
@@ -69,7 +70,7 @@ def _check_checkpointing(paths: Union[None, str, Sequence[str]], name: str) -> N
             )
 
 
-def _check_as_the_tool_does(runner, model: nn.Module, optim_wrapper: dict) -> None:
+def _check_as_the_tool_does(runner: Runner, model: nn.Module, optim_wrapper: dict) -> None:
     """What ``tools/train.py`` finds wrong with settings and data, for other tools and Python."""
     # Of the layer above, which imports this one.
     from ..preflight.classes import check_classes
@@ -83,7 +84,7 @@ def _check_as_the_tool_does(runner, model: nn.Module, optim_wrapper: dict) -> No
             check_classes(runner.cfg, model, 'train', 'val')
 
 
-def _advise_own_heads(runner, model: nn.Module, local_backbone: LocalBackbone) -> None:
+def _advise_own_heads(runner: Runner, model: nn.Module, local_backbone: LocalBackbone) -> None:
     """Say so where modules learn far less from one head that all of them share."""
     advice = task_of_model(model).shared_head_advice
     if advice is not None and any(one.shares_head for one in local_backbone.auxiliary):
@@ -124,6 +125,9 @@ class FBAHook(IterationSeedHook):
 
     # As MMEngine's hooks have it.
     priority = 'NORMAL'
+    # Set by attach().
+    _local_backbone: LocalBackbone
+    _optim_wrapper: LocalOptimWrapper
 
     def __init__(
         self,
@@ -139,8 +143,6 @@ class FBAHook(IterationSeedHook):
         self.bank = FeatureBank(scope, bank_dtype)
         self.log_terms = log_terms
         self._placement: Placement = Whole(nn.Identity())
-        self._local_backbone: Optional[LocalBackbone] = None
-        self._optim_wrapper: Optional[LocalOptimWrapper] = None
         self._unread: FrozenSet[int] = frozenset()
         self._handles: list = []
         self._generator = torch.Generator()
@@ -154,7 +156,7 @@ class FBAHook(IterationSeedHook):
         # The model holds this hook's callbacks. A copy of the model, for EMA say, is not trained.
         return self
 
-    def before_run(self, runner) -> None:
+    def before_run(self, runner: Runner) -> None:
         """Check everything that a local step needs, before checkpoints are touched."""
         if not isinstance(runner.optim_wrapper, OptimWrapper):
             return  # Validation or testing alone: the runner builds no optimizer then.
@@ -187,7 +189,7 @@ class FBAHook(IterationSeedHook):
         if placement.describe():
             runner.logger.info(placement.describe())
 
-    def _loss_check(self, runner, local_backbone: LocalBackbone) -> LossCheck:
+    def _loss_check(self, runner: Runner, local_backbone: LocalBackbone) -> LossCheck:
         mode = self.invalid_loss
         if mode == 'skip' and is_model_wrapper(runner.model):
             raise LocalLearningError(
@@ -203,7 +205,7 @@ class FBAHook(IterationSeedHook):
             mode = 'stop'
         return LossCheck(mode, local_backbone.num_modules)
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Attach to the model that is trained, and find the place where training goes on."""
         self.attach(runner.model, runner.optim_wrapper)
         super().before_train(runner)
@@ -226,10 +228,9 @@ class FBAHook(IterationSeedHook):
         here = placement.modules_here is None  # Otherwise levels travel between processes.
         self._unread = self._local_backbone.unread_levels(model) if here else frozenset()
         placement.attach(optim_wrapper, self._opened)
-        if self._settings is None:
-            self._settings = HeadSettings(
-                model, self._local_backbone, self._local_backbone.auxiliary
-            )
+        self._settings = self._settings or HeadSettings(
+            model, self._local_backbone, self._local_backbone.auxiliary
+        )
         self._optim_wrapper = optim_wrapper
         if self._check is not None:
             optim_wrapper.check_with(self._check)
@@ -244,7 +245,7 @@ class FBAHook(IterationSeedHook):
             model.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this iteration's random generators, so that a resumed training draws the same."""
         super().before_train_iter(runner, batch_idx, data_batch)
         self._generator.manual_seed(
@@ -257,7 +258,7 @@ class FBAHook(IterationSeedHook):
         return self._placement.seed_rank
 
     def after_train_iter(
-        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
         """Write the local losses of this iteration to the log."""
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
@@ -275,7 +276,7 @@ class FBAHook(IterationSeedHook):
             index: 0 to K - 2.
             losses: What the module's auxiliary network made of the batch, by name.
         """
-        loss, terms = self._placement.model.parse_losses(losses)
+        loss, terms = self._model.parse_losses(losses)
         if self._check is None or self._check.trains(index, loss, terms):
             # Hooks may freeze layers, and make them trainable again, at any time.
             trained = [p for p in self._parameters[index] if p.requires_grad]
@@ -284,27 +285,31 @@ class FBAHook(IterationSeedHook):
             if name == 'loss' or self.log_terms:
                 self._log[f'local_{index + 1}.{name}'] = value.detach()
 
+    @property
+    def _model(self) -> BaseModel:
+        return cast(BaseModel, self._placement.model)
+
     def clear_log(self) -> None:
         """Forget the local losses of the last iteration."""
         self._log.clear()
 
-    def before_val(self, runner) -> None:
+    def before_val(self, runner: Runner) -> None:
         """Have all weights in all processes."""
         placement_of(runner.model).gather_weights(weight_averages(runner))
 
-    def before_val_epoch(self, runner) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
         """Take what was set on the model up to now for settings."""
-        if self._handles and self._settings.follow():
+        if self._handles and self._settings is not None and self._settings.follow():
             self._heads = AssignedTargets.heads_of(self._placement.model)
 
     def after_val_iter(
-        self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Take what validation has left on the model for none."""
-        if self._handles:
+        if self._handles and self._settings is not None:
             self._settings.note()
 
-    def after_train(self, runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Detach from the model."""
         placement_of(runner.model).gather_weights(weight_averages(runner))
         for handle in self._handles:
@@ -320,6 +325,7 @@ class FBAHook(IterationSeedHook):
             data_samples: The same.
         """
         local_backbone, placement = self._local_backbone, self._placement
+        settings = cast(HeadSettings, self._settings)
         step = LocalStep(
             placement.model,
             local_backbone,
@@ -339,7 +345,7 @@ class FBAHook(IterationSeedHook):
         if self.invalid_loss != 'skip':  # It is to know the whole loss before any gradient.
             step.head_batch_size = local_backbone.images_at_once(step.images)
         local_backbone.step = step
-        if self._settings.follow():
+        if settings.follow():
             self._heads = AssignedTargets.heads_of(placement.model)
         try:
             with step.targets.answering(self._heads):
@@ -347,7 +353,7 @@ class FBAHook(IterationSeedHook):
         finally:
             local_backbone.step = Idle()
             self.bank.clear()
-            self._settings.note()
+            settings.note()
 
     def _before_forward(
         self, model: nn.Module, args: tuple, kwargs: dict
@@ -363,7 +369,7 @@ class FBAHook(IterationSeedHook):
             return None
         # The modules see the batch together, and the model's neck and head a slice at a time: all
         # but the last now. What the model's own loss() is left with is the last.
-        features = local_backbone.train_modules(step.images, step)
+        features = cast(Features, local_backbone.train_modules(step.images, step))
         features, inputs, data_samples = step.feed_model(features, parts)
         self._open.enter_context(local_backbone.answering(features))
         self._open.enter_context(step.targets.only(parts[-1]))
@@ -381,4 +387,4 @@ class FBAHook(IterationSeedHook):
         return kwargs.get('mode') == 'loss' and model.training and model is self._placement.model
 
     def _accumulate(self, losses: Losses) -> None:
-        self._optim_wrapper.accumulate_local(self._placement.model.parse_losses(losses)[0])
+        self._optim_wrapper.accumulate_local(self._model.parse_losses(losses)[0])

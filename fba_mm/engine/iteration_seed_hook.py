@@ -10,7 +10,7 @@ from mmengine.device import get_device
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -69,7 +69,7 @@ class IterationSeedHook(Hook):
     _gradients: Dict[str, Tensor] = {}
     _resumed_at = 0
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep what the training goes on with."""
         self._gradients = checkpoint.get('gradients') or {}
         own = {name: p.shape for name, p in _parameters(runner)}
@@ -81,7 +81,7 @@ class IterationSeedHook(Hook):
                 "the checkpoint's gradients are not those of the model: use another checkpoint"
             )
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Find the place where the training goes on, and let its dataloader seed samples."""
         if any(
             isinstance(hook, IterationSeedHook)
@@ -96,7 +96,7 @@ class IterationSeedHook(Hook):
                     'message_hub is no number from 0, use another checkpoint'
                 )
         dataloader = loop.dataloader
-        sampler = getattr(dataloader, 'sampler', None)
+        sampler: Any = getattr(dataloader, 'sampler', None)
         if hasattr(getattr(dataloader, 'batch_sampler', None), 'sampler'):
             sampler = dataloader.batch_sampler.sampler
         if isinstance(getattr(sampler, 'seed', None), int):
@@ -130,7 +130,7 @@ class IterationSeedHook(Hook):
             )
         self._restore_gradients(runner)
 
-    def _start_within_epoch(self, runner, batches: Any) -> None:
+    def _start_within_epoch(self, runner: Runner, batches: Any) -> None:
         """Skip the batches that were trained on before the checkpoint was saved."""
         info, loop = runner.message_hub.runtime_info, runner.train_loop
         place, count = info.get('batch_in_epoch', 0), len(loop.dataloader)
@@ -150,27 +150,27 @@ class IterationSeedHook(Hook):
         run_iter = loop.run_iter
         loop.run_iter = lambda idx, data_batch: run_iter(idx + place, data_batch)
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed the random generators of this process for the iteration."""
         seed_generators(ITERATION, runner.seed or 0, runner.iter, self._seed_rank())
         if get_device() != 'cpu':
             torch.manual_seed(torch.initial_seed())
 
     def after_train_iter(
-        self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
         """Note the place within the epoch."""
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             runner.message_hub.update_info('batch_in_epoch', batch_idx + 1)
 
-    def after_train_epoch(self, runner) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         """The next one starts from its beginning."""
         runner.message_hub.update_info('batch_in_epoch', 0)
         if self._resumed_at:
             self._resumed_at = 0
             del runner.train_loop.run_iter
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Save gradients that are still being accumulated."""
         if (
             'optimizer' not in checkpoint
@@ -186,7 +186,7 @@ class IterationSeedHook(Hook):
                 'to resume exactly, save after a multiple of accumulative_counts'
             )
 
-    def _restore_gradients(self, runner) -> None:
+    def _restore_gradients(self, runner: Runner) -> None:
         gradients, self._gradients = self._gradients, {}
         if runner.iter == 0:  # Only its weights were loaded.
             return
@@ -199,7 +199,7 @@ class IterationSeedHook(Hook):
         return get_rank()
 
 
-def _parameters(runner) -> Iterator[Tuple[str, nn.Parameter]]:
+def _parameters(runner: Runner) -> Iterator[Tuple[str, nn.Parameter]]:
     return placement_of(runner.model).model.named_parameters()
 
 

@@ -1,7 +1,7 @@
 """``LocalOptimWrapper``: when gradients are computed and applied."""
 
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union, cast
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -17,6 +17,8 @@ from .loss_check import LossCheck
 
 # Gradients that eager steps collect before the optimizer is called: few calls, little memory.
 _EAGER_BYTES = 4 * 2**20
+
+Reducer = Union[GradientReducer, ShardedReducer]
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -52,7 +54,7 @@ class LocalOptimWrapper(OptimWrapper):
         ...     paramwise_cfg=dict(custom_keys={'backbone.auxiliary': dict(lr_mult=2.)}))
     """
 
-    def __init__(self, optimizer: Optimizer, apply: Optional[str] = None, **kwargs):
+    def __init__(self, optimizer: Optimizer, apply: Optional[str] = None, **kwargs: Any):
         super().__init__(optimizer, **kwargs)
         if apply not in (None, 'end', 'eager'):
             raise LocalLearningError(f"optim_wrapper.apply={apply!r}: give 'end' or 'eager'")
@@ -62,13 +64,15 @@ class LocalOptimWrapper(OptimWrapper):
             'eager' if self.by_parameter and not self.clip_grad_kwargs else 'end'
         )
         self._groups: Dict[nn.Parameter, int] = {}
-        self._reducer: Optional[Union[GradientReducer, ShardedReducer]] = None
+        self._reducer: Optional[Reducer] = None
         self._loss_check: Optional[LossCheck] = None
 
-    # Whether losses are scaled, so that an overflow anywhere undoes the whole step.
-    scales_losses = False
+    @property
+    def scales_losses(self) -> bool:
+        """Whether losses are scaled, so that an overflow anywhere undoes the whole step."""
+        return False
 
-    def reduce_with(self, reducer: Union[GradientReducer, ShardedReducer]) -> None:
+    def reduce_with(self, reducer: Reducer) -> None:
         """From now on, apply the means of gradients over several processes.
 
         Args:
@@ -102,10 +106,11 @@ class LocalOptimWrapper(OptimWrapper):
             loss: The module's summed loss, a scalar.
             parameters: What this loss alone trains.
         """
-        if self._reduces:
+        reducer = self._reducing
+        if reducer is not None:
             # Those of the module before were under way during this module's forward pass.
-            self._apply_reduced()
-            with self._reducer.reducing(parameters):
+            self._apply_reduced(reducer)
+            with reducer.reducing(parameters):
                 self.accumulate_local(loss)
         else:
             with self._applying_eagerly(parameters):
@@ -115,7 +120,7 @@ class LocalOptimWrapper(OptimWrapper):
         # Casts of weights that will not be needed again in this forward pass.
         torch.clear_autocast_cache()
 
-    def backward(self, loss: Tensor, **kwargs) -> None:
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Backward pass of the model's own loss, the last of an iteration.
 
         Args:
@@ -128,16 +133,17 @@ class LocalOptimWrapper(OptimWrapper):
         parameters = [
             p for g in self.optimizer.param_groups for p in g['params'] if p.requires_grad
         ]
-        if not self._reduces:
+        reducer = self._reducing
+        if reducer is None:
             with self._applying_eagerly(parameters):
                 self._backward(loss, **kwargs)
             return
-        self._apply_reduced()
+        self._apply_reduced(reducer)
         # Asked first, as the backward pass counts the iteration.
         in_parts = self._applies_in_backward
-        with self._reducer.reducing(parameters):
+        with reducer.reducing(parameters):
             self._backward(loss, **kwargs)
-        for complete in self._reducer.finish():
+        for complete in reducer.finish():
             if in_parts:
                 self._apply_to(complete)
 
@@ -159,23 +165,26 @@ class LocalOptimWrapper(OptimWrapper):
         return self.should_sync() and (self._reducer is None or self._reducer.enabled)
 
     @property
-    def _reduces(self) -> bool:
-        """Whether gradients become means over processes in this iteration."""
-        return self._reducer is not None and (self._completes or self._reducer.each_iteration)
+    def _reducing(self) -> Optional[Reducer]:
+        """What takes gradients' means over processes in this iteration, if anything does."""
+        reducer = self._reducer
+        if reducer is not None and (self._completes or reducer.each_iteration):
+            return reducer
+        return None
 
-    def _apply_reduced(self) -> None:
+    def _apply_reduced(self, reducer: Reducer) -> None:
         """With eager steps, wait for a module's reduced gradients, and apply them."""
         if self.apply != 'eager' or not self._completes:
             return
         whole: List[nn.Parameter] = []
-        for complete in self._reducer.finish():
+        for complete in reducer.finish():
             if self._applies_in_backward:
                 self._apply_to(complete)
             else:
                 whole.extend(complete)
         self._apply_to(whole)
 
-    def _backward(self, loss: Tensor, **kwargs) -> None:
+    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
         super().backward(loss, **kwargs)
 
     def _backward_now(self, loss: Tensor) -> None:
@@ -210,7 +219,7 @@ class LocalOptimWrapper(OptimWrapper):
                 )
             applied.add(id(parameter))
             complete.append(parameter)
-            nbytes += parameter.grad.nbytes
+            nbytes += cast(Tensor, parameter.grad).nbytes
             if nbytes >= _EAGER_BYTES:
                 self._apply_to(complete)
                 complete.clear()
@@ -296,7 +305,7 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         self,
         loss_scale: Union[str, float, dict] = 'dynamic',
         dtype: Optional[Union[str, torch.dtype]] = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         device = next(
@@ -313,10 +322,10 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
                 f'autocast of torch {torch.__version__} does not compute in '
                 f"{str(self.cast_dtype)[6:]} on {device}: set optim_wrapper.dtype='bfloat16'"
             )
-        self._fixed_scale = None
+        self._fixed_scale: Optional[float] = None
         if isinstance(loss_scale, (int, float)) and not isinstance(loss_scale, bool):
             self._fixed_scale = float(check_number('optim_wrapper.loss_scale', loss_scale, above=0))
-            settings = dict(init_scale=self._fixed_scale)
+            settings: Dict[str, Any] = dict(init_scale=self._fixed_scale)
         elif isinstance(loss_scale, dict):
             settings = loss_scale
         elif loss_scale == 'dynamic':
@@ -343,7 +352,7 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         with super().optim_context(model), torch.autocast(self.device_type, dtype=self.cast_dtype):
             yield
 
-    def _backward(self, loss: Tensor, **kwargs) -> None:
+    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
         super()._backward(self.loss_scaler.scale(loss), **kwargs)
 
     @property
@@ -354,22 +363,24 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
     def _backward_now(self, loss: Tensor) -> None:
         super()._backward_now(self.loss_scaler.scale(loss))
 
-    def step(self, **kwargs) -> None:
+    def step(self, **kwargs: Any) -> None:
         """Apply what gradients there are, and let the scaler judge the whole iteration."""
         self._apply_gradients(**kwargs)
         if self._scaled_steps:  # Otherwise no loss of this iteration was a number.
             self.loss_scaler.update(self._fixed_scale)
         self._scaled_steps.clear()
 
-    def _apply_gradients(self, **kwargs) -> None:
+    def _apply_gradients(self, **kwargs: Any) -> None:
         if not any(p.grad is not None for g in self.optimizer.param_groups for p in g['params']):
             return
         scaled = _ScaledStep(self.optimizer)
         self._scaled_steps.append(scaled)
-        self.loss_scaler.unscale_(scaled)
+        # To the scaler, it is an optimizer.
+        optimizer = cast(Optimizer, scaled)
+        self.loss_scaler.unscale_(optimizer)
         if self.clip_grad_kwargs:
             self._clip_grad()
-        self.loss_scaler.step(scaled, **kwargs)
+        self.loss_scaler.step(optimizer, **kwargs)
 
     def state_dict(self) -> dict:
         """The optimizer's state, and the scaler's under ``loss_scaler``."""
