@@ -115,6 +115,7 @@ def joint():
     return run_in_processes(2, all_cases, 2), run_in_processes(1, all_cases, 1)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('case', CASES, ids=str)
 def test_parameters_are_those_of_the_joint_batch(case, joint):
     processes, alone = joint

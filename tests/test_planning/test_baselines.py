@@ -58,6 +58,7 @@ def test_the_same_gradients_by_another_way(kind, make, count):
     assert max(grad.abs().max() for grad in expected.values()) > 0.01
 
 
+@pytest.mark.slow
 def test_accumulation_and_checkpointing_keep_less():
     kinds = ['bp', 'checkpointing', 'accumulation', 'forward']
     peaks = {}

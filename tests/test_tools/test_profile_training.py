@@ -60,6 +60,7 @@ def test_a_stock_config_made_local(written, tmp_path, capsys):
         assert (tmp_path / f'out/{picture}.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.slow
 def test_several_numbers_and_heads_in_one_table(written, tmp_path, capsys):
     result = run_tool(
         TOOL, written(detector()), '--local', 1, 2, '--auxiliary', 'light', 'pooled',
