@@ -83,8 +83,8 @@ def test_no_row_costs_the_others(run):
 def test_goes_on_where_it_stopped(run, tmp_path):
     rows = {'a': 'dict(first=True)', 'b': '1 / 0', 'c': 'time.sleep(60)'}
     begun = time.time()
-    assert sorted(run(rows, seconds=1.5, limit=4)) == ['a', 'b']  # The end of time is no failure.
-    assert time.time() - begun < 4
+    assert sorted(run(rows, seconds=4, limit=10)) == ['a', 'b']  # The end of time is no failure.
+    assert time.time() - begun < 20
     again = {'a': 'dict(first=False)', 'b': 'dict(late=True)', 'c': 'dict(done=True)'}
     assert run(again) == dict(a=dict(first=True), b=dict(late=True), c=dict(done=True))
     lines = [json.loads(line) for line in (tmp_path / 'results.jsonl').read_text().splitlines()]
