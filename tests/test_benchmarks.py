@@ -97,7 +97,7 @@ def test_schedules_of_another_length(name, factor):
     """All that counts epochs is stretched alike; what counts iterations stays."""
     cfg = load_config(name)
     before, epochs = [dict(s) for s in cfg.param_scheduler], cfg.train_cfg.max_epochs
-    benchmark('detection').set_epochs(cfg, round(epochs * factor))
+    benchmark('compared_trainings').set_epochs(cfg, round(epochs * factor))
     assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == epochs * factor
     for old, new in zip(before, cfg.param_scheduler):
         for key in ('begin', 'end', 'T_max'):
@@ -106,21 +106,21 @@ def test_schedules_of_another_length(name, factor):
 
 
 def test_the_length_of_equal_time_is_measured_once(tmp_path):
-    of = benchmark('detection').epochs_of_equal_time
+    of = benchmark('compared_trainings').epochs_of_equal_time
     assert of(tmp_path, '8 epochs of FBA, K=4', 13.8) == 14
     assert of(tmp_path, '8 epochs of FBA, K=4', 15.1) == 14
     assert of(tmp_path, '16 epochs of FBA, K=4', 29.2) == 29
 
 
 def test_trainings_of_several_lengths(tmp_path):
-    detection = benchmark('detection')
+    compared = benchmark('compared_trainings')
     for epochs, seed, value in ((8, 0, 0.3), (8, 1, 0.4), (20, 0, 0.5)):
         folder = tmp_path / f'{epochs}_epochs/seed_{seed}'
         folder.mkdir(parents=True)
         (folder / 'result.json').write_text(json.dumps(dict(mAP=value)))
-    found = detection.trained_so_far(tmp_path)
+    found = compared.trained_so_far(tmp_path)
     assert found == {8: {0: dict(mAP=0.3), 1: dict(mAP=0.4)}, 20: {0: dict(mAP=0.5)}}
-    detection.draw_time({'BP': found}, {'BP': 1.0}, 'title', tmp_path / 'time.png')
+    compared.draw_time({'BP': found}, {'BP': 1.0}, 'mAP', 'title', tmp_path / 'time.png')
     assert (tmp_path / 'time.png').stat().st_size > 1000
 
 
@@ -279,10 +279,57 @@ def test_a_method_that_always_diverges():
         searched(dict(a=lambda rate: None))
 
 
-def test_a_search_from_the_command_line(tmp_path, monkeypatch, capsys):
+def test_held_out_masks(tmp_path):
+    """Images of a folder with masks, as mmseg reads it."""
+    pytest.importorskip('mmseg')
+    option_search = benchmark('option_search')
+    cfg = load_config(str(FOLDER.parent / 'configs/segmentation/digits/fcn_r18_bp.py'))
+    for folder in ('train', 'masks/train', 'val', 'masks/val'):
+        (tmp_path / folder).mkdir(parents=True)
+    for number in range(10):
+        (tmp_path / f'train/{number}.jpg').touch()
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.data_root = str(tmp_path)
+    cfg = option_search.hold_out(cfg, tmp_path)
+    assert option_search.images_of(cfg) == dict(train=8, val=2)
+    train, val = (
+        set(option_search.image_names(cfg[f'{split}_dataloader'].dataset, cfg))
+        for split in ('train', 'val')
+    )
+    assert train | val == {f'train/{number}.jpg' for number in range(10)} and not train & val
+
+
+def test_what_a_segmentor_reached(tmp_path):
+    log = tmp_path / 'now/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    lines = [dict(loss=0.5, aAcc=10.0), dict(mIoU=30.0, mAcc=40.0, aAcc=90.0, step=1)]
+    log.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    found = benchmark('segmentation').figures(tmp_path)
+    assert found == dict(mIoU=0.3, mAcc=0.4, aAcc=0.9, classes={})
+
+
+@pytest.mark.parametrize(
+    'name, config, local, title, lr, epochs',
+    [
+        ('detection', 'benchmarks/configs/retinanet_r18_bccd.py', 'fba', 'shared head', 0.01, 8),
+        (
+            'segmentation',
+            'configs/segmentation/digits/fcn_r18_bp.py',
+            'fba_own',
+            'own heads',
+            0.002,
+            10,
+        ),
+    ],
+)
+def test_a_search_from_the_command_line(
+    name, config, local, title, lr, epochs, tmp_path, monkeypatch, capsys
+):
     """Rates are chosen on held-out images, whatever the seeds; each seed then trains once."""
-    detection = benchmark('detection')
-    trained = []
+    if name == 'segmentation':
+        pytest.importorskip('mmseg')
+    module, trained = benchmark(name), []
+    scores = module.COMPARISON.scores
 
     def hold_out(cfg, folder):
         cfg.held_out = True
@@ -290,22 +337,24 @@ def test_a_search_from_the_command_line(tmp_path, monkeypatch, capsys):
 
     def train(folder, cfg, figures, may_diverge=False):
         method = 'local' if cfg.model.backbone.type == 'LocalBackbone' else 'bp'
-        lr, epochs = cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs
-        trained.append((method, 'held_out' in cfg, cfg.randomness.seed, lr, epochs))
-        value = 0.5 - abs(lr - (0.02 if method == 'bp' else 0.01))
-        found = dict(mAP=value, AP50=value, AP75=value, classes=dict(cell=value), minutes=1.0)
+        part = cfg.optim_wrapper.optimizer.lr / lr
+        trained.append(
+            (method, 'held_out' in cfg, cfg.randomness.seed, part, cfg.train_cfg.max_epochs)
+        )
+        value = 0.5 - 0.1 * abs(part - (2 if method == 'bp' else 1))
+        found = dict(dict.fromkeys(scores, value), classes=dict(cell=value), minutes=1.0)
         path = folder / 'result.json'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
         return found
 
-    config = str(FOLDER / 'configs/retinanet_r18_bccd.py')
-    command = ['detection.py', '--config', config, '--out', str(tmp_path), '--search']
-    command += ['--methods', 'bp', 'bp_checkpointed', 'fba', '--rates', '0.5', '1', '2']
+    command = [name, '--config', str(FOLDER.parent / config), '--out', str(tmp_path), '--search']
+    command += ['--methods', 'bp', 'bp_checkpointed', local, '--rates', '0.5', '1', '2']
     monkeypatch.setattr(sys, 'argv', [*command, '--seeds', '3', '5', '--equal-time'])
-    costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, 'FBA, shared head, K=4': 1.9}
+    title = f'FBA, {title}, K=4'
+    costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, title: 1.9}
     with mock.patch.multiple(
-        detection,
+        benchmark('compared_trainings'),
         hold_out=hold_out,
         images_of=lambda cfg: dict(train=80, val=20),
         train=train,
@@ -315,22 +364,23 @@ def test_a_search_from_the_command_line(tmp_path, monkeypatch, capsys):
         training_step=lambda cfg, device: None,
         seconds_by_turns=lambda *_: costs,
     ):
-        detection.main()
+        module.main()
     # BP's best is at the edge.
-    rates = dict(bp=[0.005, 0.01, 0.02, 0.04], local=[0.005, 0.01, 0.02])
+    parts, equal_time = dict(bp=[0.5, 1, 2, 4], local=[0.5, 1, 2]), round(1.9 * epochs)
     assert sorted(trained) == sorted(
-        [(method, True, 0, lr, 8) for method in rates for lr in rates[method]]
-        + [('bp', False, seed, 0.02, epochs) for seed in (3, 5) for epochs in (8, 15)]
-        + [('local', False, seed, 0.01, 8) for seed in (3, 5)]
+        [(method, True, 0, part, epochs) for method in parts for part in parts[method]]
+        + [('bp', False, seed, 2, length) for seed in (3, 5) for length in (epochs, equal_time)]
+        + [('local', False, seed, 1, epochs) for seed in (3, 5)]
     )
     table = (tmp_path / 'table.md').read_text()
     for row in (
-        '| BP | 0.02 | 2 | 50.0 ± 0.0 |',
-        '| BP, checkpointed (exact) | 0.02 | 2 | 50.0 ± 0.0 |',
+        f'| training | lr | seeds | {" | ".join(scores)} |',
+        f'| BP | {2 * lr:g} | 2 | 50.0 ± 0.0 |',
+        f'| BP, checkpointed (exact) | {2 * lr:g} | 2 | 50.0 ± 0.0 |',
         '| 1.300 | 1.30 | 1.00 |',
-        '| FBA, shared head, K=4 | 0.01 | 2 |',
-        '| BP, 15 epochs (time of FBA, shared head, K=4) | 0.02 | 2 |',
-        '8 epochs, last checkpoint, seeds [3, 5], lr of each chosen on 20 held-out training images',
+        f'| {title} | {lr:g} | 2 |',
+        f'| BP, {equal_time} epochs (time of {title}) | {2 * lr:g} | 2 |',
+        f'{epochs} epochs, last checkpoint, seeds [3, 5], lr of each chosen on 20 held-out',
     ):
         assert row in table
     for name in ('search.md', 'search.json', 'results.json', 'memory.png', 'time.png'):

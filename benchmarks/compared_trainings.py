@@ -1,0 +1,590 @@
+"""Ways to train a config of back-propagation side by side: trainings, search, tables, pictures.
+
+What ``detection.py`` and ``segmentation.py`` share. Every way is trained with every seed, with the
+same budget, going on where it stopped. With ``--search`` each way first gets a learning rate of its
+own, chosen on images held out of the training set (``search.json``, ``search.md``); the test set is
+evaluated once for each training on all training images, at its end. Ends with tables,
+``results.json``, ``table.md``, ``memory.png``: the score over memory, ``modules.png`` for several
+numbers of modules, and ``time.png``, the score over training time, once something has been trained
+for several numbers of epochs.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import matplotlib
+import torch
+from mmengine.config import Config
+from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out, images_of
+from rich.console import Console
+from rich.table import Table
+from seeded_trainings import (
+    ROOT,
+    Results,
+    file_name,
+    markdown,
+    run_all,
+    spread,
+    train,
+)
+
+from fba_mm import localize
+from fba_mm.analysis import TrainingStep, measure_step, predict_memory
+from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
+from fba_mm.analysis.training_profile import seconds_by_turns
+from fba_mm.config import load_config, type_name
+from fba_mm.errors import LocalLearningError
+from fba_mm.localize import checkpointed
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+BP = 'BP'
+MIB = 2**20
+
+
+# As ``--checkpoint 3`` of tools/train.py: bit for bit the gradients of back-propagation.
+CHECKPOINTED_SPANS = 3
+# Ways to compute back-propagation's own gradients: they learn what it learns.
+EXACT: Dict[str, tuple] = {
+    'bp': (BP, lambda cfg: cfg),
+    'bp_checkpointed': (
+        'BP, checkpointed (exact)',
+        lambda cfg: checkpointed(cfg, CHECKPOINTED_SPANS),
+    ),
+}
+
+
+@dataclass
+class Comparison:
+    """What is compared, and by what.
+
+    Args:
+        name: Of the folder in ``work_dirs``.
+        config: Default of ``--config``.
+        local: Ways of local learning: name in tables, and what ``localize()`` is told.
+        methods: Default of ``--methods``, keys of ``EXACT`` and ``local``.
+        scores: Keys of what a training reached, as shares; the first one is searched for and drawn.
+        figures: Reads these, and ``classes``, the score of each, from a work directory.
+        of_each_class: Name of the table of ``classes``.
+    """
+
+    name: str
+    config: str
+    local: Dict[str, tuple]
+    methods: List[str]
+    scores: Sequence[str]
+    figures: Callable[[Path], dict]
+    of_each_class: str = ''
+
+    @property
+    def score(self) -> str:
+        """What is searched for and drawn."""
+        return self.scores[0]
+
+
+class Variant:
+    """One way to train.
+
+    Args:
+        method: A key of ``EXACT`` or ``local``.
+        local: Ways of local learning, as a ``Comparison`` has them.
+        modules: K; None for what is not cut.
+    """
+
+    def __init__(self, method: str, local: Dict[str, tuple], modules: Any = None):
+        self.method = method
+        self.is_exact = method in EXACT
+        self.title, self._settings = (EXACT if self.is_exact else local)[method]
+        self.modules = None if self.is_exact else modules
+        self.name = self.title if self.is_exact else f'{self.title}, K={modules}'
+
+    def localized(self, cfg: Config) -> Config:
+        """The config of back-propagation, trained in this way."""
+        if self.is_exact:
+            return self._settings(cfg)
+        return localize(cfg, num_modules=self.modules, **self._settings(cfg))
+
+
+def config(
+    args: argparse.Namespace,
+    variant: Variant,
+    seed: int,
+    epochs: Optional[int] = None,
+    lr: Optional[float] = None,
+) -> Config:
+    """One training's config: the given one, with the budget that was asked for.
+
+    Args:
+        args: Of the command line.
+        variant: The way to train.
+        seed: What chance starts from.
+        epochs: Unset, those of the command line or of the config.
+        lr: Learning rate; unset, the config's.
+    """
+    cfg = load_config(args.config)
+    cfg.randomness = dict(seed=seed)
+    if lr is not None:
+        cfg.optim_wrapper.optimizer.lr = lr
+    set_epochs(cfg, epochs or args.epochs or cfg.train_cfg.max_epochs)
+    if args.images is not None:
+        cfg.train_dataloader.dataset.indices = args.images
+    if args.batch is not None:
+        cfg.train_dataloader.batch_size = args.batch
+    if args.size is not None:
+        for split in ('train', 'val', 'test'):
+            for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
+                if transform.type == 'Resize':
+                    transform.scale = tuple(args.size)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        if type_name(evaluator.type) == 'CocoMetric':
+            # With masks, too, the classes' AP would be theirs.
+            evaluator.update(classwise=True, metric='bbox')
+    cfg.default_hooks = dict(
+        cfg.default_hooks,
+        logger=dict(type='LoggerHook', interval=1),
+        checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False),
+    )
+    return variant.localized(cfg)
+
+
+def epochs_of_equal_time(out: Path, of: str, epochs: float) -> int:
+    """How long BP trains in the time of another training: measured once, then kept.
+
+    Args:
+        out: Where it is written down.
+        of: The other training.
+        epochs: BP's epochs in the same time, as they are measured now.
+    """
+    path = out / 'equal_time.json'
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known.setdefault(of, max(round(epochs), 1))
+    path.write_text(json.dumps(known, indent=1))
+    return known[of]
+
+
+def set_epochs(cfg: Config, epochs: int) -> None:
+    """Let a training last so many epochs, its schedule with it; it is validated at its end."""
+    former = cfg.train_cfg.max_epochs
+    cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
+    schedulers = cfg.param_scheduler
+    for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
+        if not scheduler.get('by_epoch', True):
+            continue
+        for key, least in (('begin', 0), ('T_max', 1), ('end', 1)):
+            if key in scheduler:
+                scheduler[key] = max(round(scheduler[key] * epochs / former), least)
+        if 'milestones' in scheduler:
+            scheduler.milestones = [round(m * epochs / former) for m in scheduler.milestones]
+
+
+def training_step(cfg: Config, device: str) -> Callable[[], dict]:
+    """One training step on random images and boxes, to be measured."""
+    step = TrainingStep(cfg, device)
+    data = synthetic_batch(step.model, batch_shape(cfg))
+    step(data)  # Makes what lasts, such as the optimizer's state.
+    return lambda: step(data)
+
+
+def peak_bytes(cfg: Config, device: str) -> int:
+    """The peak of one training step, above parameters, buffers and optimizer state."""
+    return measure_step(training_step(cfg, device), device).peak_bytes
+
+
+def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]]) -> str:
+    """Mean and standard deviation over seeds, in percent."""
+    values = [value_of(one) for one in by_seed.values()]
+    return '–' if None in values else spread([100 * value for value in values])
+
+
+def tables(
+    results: Results,
+    peaks: Dict[str, int],
+    seconds: Dict[str, float],
+    operations: Dict[str, int],
+    rates: Dict[str, float],
+    comparison: Comparison,
+) -> Dict[str, List[List[str]]]:
+    """The rows of each table, its columns' names first.
+
+    Args:
+        results: Of each training.
+        peaks: Of a step, in bytes.
+        seconds: Of a step.
+        operations: Of a step.
+        rates: Learning rates.
+        comparison: What is compared.
+    """
+    columns = ['training', 'lr', 'seeds', *comparison.scores]
+    costs = ['s / step', 'time / BP', 'operations / BP', 'peak MiB', 'peak / BP']
+    rows = [columns + costs]
+    for name, by_seed in results.items():
+        rows.append(
+            [
+                name,
+                f'{rates[name]:g}',
+                str(len(by_seed)),
+                *(percent(by_seed, lambda one, key=key: one[key]) for key in comparison.scores),
+                f'{seconds[name]:.3f}',
+                ratio(seconds, name),
+                ratio(operations, name),
+                f'{peaks[name] / MIB:.1f}',
+                ratio(peaks, name),
+            ]
+        )
+    found = {'Accuracy, time and memory': rows}
+    classes = list(
+        dict.fromkeys(
+            key
+            for by_seed in results.values()
+            for one in by_seed.values()
+            for key in one['classes']
+        )
+    )
+    if classes:
+        found[comparison.of_each_class] = [['training', *classes]] + [
+            [
+                name,
+                *(
+                    percent(by_seed, lambda one, key=key: one['classes'].get(key, 0.0))
+                    for key in classes
+                ),
+            ]
+            for name, by_seed in results.items()
+        ]
+    return found
+
+
+def ratio(values: dict, name: str) -> str:
+    """A variant's value over BP's, if there is one."""
+    return f'{values[name] / values[BP]:.2f}' if BP in values else '–'
+
+
+def mean_score(by_seed: Dict[int, dict], score: str) -> float:
+    """Mean over seeds, in percent."""
+    return statistics.mean(100 * one[score] for one in by_seed.values())
+
+
+def deviation(by_seed: Dict[int, dict], score: str) -> float:
+    """Standard deviation over seeds, in percent; 0 for one seed."""
+    values = [100 * one[score] for one in by_seed.values()]
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def finish(
+    figure: plt.Figure, axes: plt.Axes, xlabel: str, score: str, title: str, path: Path
+) -> None:
+    """Label a picture with a score over something, and write it."""
+    axes.margins(x=0.2, y=0.15)
+    axes.legend()
+    axes.set(xlabel=xlabel, ylabel=f'{score}, %')
+    axes.set_title(textwrap.fill(title, 90), fontsize=9)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_memory(
+    results: Results,
+    peaks: Dict[str, int],
+    variants: List[Variant],
+    score: str,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw a score over peak memory, one point per variant, those of one method on a line."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for method in dict.fromkeys(variant.title for variant in variants):
+        own = [variant for variant in variants if variant.title == method]
+        points = [(peaks[v.name] / MIB, mean_score(results[v.name], score)) for v in own]
+        errors = [deviation(results[v.name], score) for v in own]
+        axes.errorbar(
+            *zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3, label=method
+        )
+        for variant, point in zip(own, points):
+            if variant.modules is not None:
+                axes.annotate(
+                    f'K={variant.modules}', point, xytext=(7, 5), textcoords='offset points'
+                )
+    finish(figure, axes, 'peak memory of a training step, MiB', score, title, path)
+
+
+def trained_so_far(folder: Path) -> Dict[int, Dict[int, dict]]:
+    """What is there of a variant with the same settings: by epochs, then by seed.
+
+    Args:
+        folder: Of the variant and the settings.
+    """
+    found: Dict[int, Dict[int, dict]] = {}
+    for path in folder.glob('*_epochs/seed_*/result.json'):
+        epochs, seed = (int(re.sub(r'\D', '', part)) for part in path.parts[-3:-1])
+        found.setdefault(epochs, {})[seed] = json.loads(path.read_text())
+    return dict(sorted(found.items()))
+
+
+def draw_time(
+    budgets: Dict[str, Dict[int, Dict[int, dict]]],
+    seconds: Dict[str, float],
+    score: str,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw a score over training time, a line per variant, a point per number of epochs.
+
+    Args:
+        budgets: Of each variant, what :func:`trained_so_far` gives.
+        seconds: Of a training step of each.
+        score: What is drawn.
+        title: Of the picture.
+        path: Where it goes.
+    """
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
+    for name, by_epochs in budgets.items():
+        times = [epochs * seconds[name] / seconds[BP] for epochs in by_epochs]
+        values = [mean_score(by_seed, score) for by_seed in by_epochs.values()]
+        axes.errorbar(
+            times,
+            values,
+            [deviation(by_seed, score) for by_seed in by_epochs.values()],
+            fmt='D-' if name == BP else 'o-',
+            capsize=3,
+            label=name,
+        )
+        for epochs, *point in zip(by_epochs, times, values):
+            axes.annotate(f'{epochs} epochs', point, xytext=(6, -12), textcoords='offset points')
+    finish(figure, axes, 'training time, in epochs of BP', score, title, path)
+
+
+def draw_modules(
+    results: Results,
+    peaks: Dict[str, int],
+    seconds: Dict[str, float],
+    variants: List[Variant],
+    score: str,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw a score, peak memory and time over the number of modules; BP as a line."""
+    values: Dict[str, Callable[[str], float]] = {
+        f'{score}, %': lambda name: mean_score(results[name], score),
+        'peak memory, MiB': lambda name: peaks[name] / MIB,
+        's / step': lambda name: seconds[name],
+    }
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), layout='constrained')
+    local = [variant for variant in variants if variant.modules is not None]
+    for axes, (label, value) in zip(panels, values.items()):
+        for method in dict.fromkeys(variant.title for variant in local):
+            own = [variant for variant in local if variant.title == method]
+            axes.plot(
+                [str(v.modules) for v in own], [value(v.name) for v in own], 'o-', label=method
+            )
+        if BP in results:
+            axes.axhline(value(BP), color='gray', linestyle='--', label=BP)
+        axes.set(xlabel='modules', ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def parse_args(comparison: Comparison) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Ways to train a model side by side')
+    parser.add_argument('--config', default=comparison.config, help='a config of back-propagation')
+    parser.add_argument(
+        '--methods',
+        nargs='+',
+        choices=[*EXACT, *comparison.local],
+        default=comparison.methods,
+    )
+    parser.add_argument(
+        '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
+    )
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    add_search_arguments(parser)
+    parser.add_argument(
+        '--equal-time', action='store_true', help='also BP for as long as each local way takes'
+    )
+    parser.add_argument('--epochs', type=int, help="default: the config's")
+    parser.add_argument('--images', type=int, help='train on the first so many')
+    parser.add_argument('--batch', type=int, help="default: the config's")
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('WIDTH', 'HEIGHT'),
+        help="what images are resized to; default: the config's",
+    )
+    parser.add_argument(
+        '--device',
+        default='cuda' if torch.cuda.is_available() else 'cpu',
+        help='of the steps that are measured',
+    )
+    parser.add_argument('--rounds', type=int, default=5, help='turns in which steps are timed')
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
+    parser.add_argument('--out', type=Path, help=f'default: work_dirs/{comparison.name}/<config>')
+    return parser.parse_args()
+
+
+def own_name(config: str) -> str:
+    """A folder for a config: some have one name for several data sets."""
+    path = Path(config).resolve()
+    inside = '::' not in config and ROOT in path.parents
+    return str(path.relative_to(ROOT).with_suffix('')) if inside else Path(config).stem
+
+
+def variants_of(args: argparse.Namespace, local: Dict[str, tuple]) -> List[Variant]:
+    """The ways to train that the command line asks for."""
+    numbers = [int(number) if number.isdigit() else number for number in args.modules]
+    return [
+        Variant(method, local, number)
+        for method in args.methods
+        for number in ([None] if method in EXACT else numbers)
+    ]
+
+
+def compare(comparison: Comparison) -> None:
+    """Do what the command line asks for.
+
+    Args:
+        comparison: What is compared.
+
+    Raises:
+        LocalLearningError: A training failed, or the command line asks for what can't be.
+    """
+    args, score = parse_args(comparison), comparison.score
+    console = Console()
+    out = args.out or ROOT / 'work_dirs' / comparison.name / own_name(args.config)
+    variants = variants_of(args, comparison.local)
+    by_name = {variant.name: variant for variant in variants}
+    exact = [name for name, variant in by_name.items() if variant.is_exact and name != BP]
+    if exact and BP not in by_name:
+        raise LocalLearningError(f'{exact[0]} learns what BP learns: add bp to --methods')
+    # What can't be trained is found before hours have gone into the others.
+    configs = {}
+    for variant in variants:
+        try:
+            configs[variant.name] = config(args, variant, args.seeds[0])
+            TrainingStep(configs[variant.name])
+        except LocalLearningError as error:
+            raise SystemExit(f'error: {variant.name}: {error}') from error
+    epochs = configs[variants[0].name].train_cfg.max_epochs
+    stock_lr = load_config(args.config).optim_wrapper.optimizer.lr
+    trained = [name for name in by_name if name not in exact]
+
+    def folder_of(name: str, lr: float) -> Path:
+        settings = f'{args.images or "all"}_images_batch_{args.batch}_size_{args.size}'
+        return out / file_name(name) / file_name(settings) / f'lr_{lr:g}'
+
+    def training(name: str, seed: int, epochs: int) -> dict:
+        lr = rates[name]
+        folder = folder_of(name, lr) / f'{epochs}_epochs' / f'seed_{seed}'
+        found = train(folder, config(args, by_name[name], seed, epochs, lr), comparison.figures)
+        return dict(found, epochs=epochs)
+
+    def validation(name: str, lr: float) -> dict:
+        cfg = hold_out(config(args, by_name[name], SEARCH_SEED, lr=lr), out)
+        folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs'
+        return train(folder, cfg, comparison.figures, may_diverge=True)
+
+    def say(found: dict) -> str:
+        reached = 'diverged' if found.get('diverged') else f'{score} {100 * found[score]:.1f}'
+        return f'{reached}, {found["minutes"]:.1f} minutes'
+
+    rates = dict.fromkeys(by_name, stock_lr)
+    chosen_by = f'lr {stock_lr:g} of the config for all'
+    if args.search:
+        images = images_of(hold_out(config(args, variants[0], SEARCH_SEED), out))
+        search = RateSearch(
+            grid(stock_lr, args.rates),
+            score,
+            f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
+            f'{images["val"]} of the training set to validate on, seed {SEARCH_SEED}: {score}, %',
+            args.extensions,
+            scale=100,
+        )
+        search.run(trained, validation, say, args.jobs, console)
+        search.write(out)
+        show(console, search.setting, search.table())
+        rates.update(search.chosen())
+        rates.update(dict.fromkeys(exact, rates.get(BP)))
+        chosen_by = f'lr of each chosen on {images["val"]} held-out training images'
+
+    results = run_all(
+        trained,
+        args.seeds,
+        lambda name, seed: training(name, seed, epochs),
+        say,
+        args.jobs,
+        console,
+    )
+    # In the order of the command line.
+    results = {name: results[BP if name in exact else name] for name in by_name}
+    peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
+    operations = {
+        name: predict_memory(cfg, batch_shape(cfg)).flops for name, cfg in configs.items()
+    }
+    steps = {name: training_step(cfg, args.device) for name, cfg in configs.items()}
+    seconds = seconds_by_turns(steps, args.device, args.rounds)
+    local = [variant.name for variant in variants if not variant.is_exact]
+    if args.equal_time and BP in results:
+        lengths: Dict[int, List[str]] = {}
+        for name in local:
+            share = seconds[name] / seconds[BP]
+            length = epochs_of_equal_time(out, f'{epochs} epochs of {name}', share * epochs)
+            lengths.setdefault(length, []).append(name)
+        for length, names in lengths.items():
+            name = f'BP, {length} epochs (time of {" and ".join(names)})'
+            found = run_all(
+                [name],
+                args.seeds,
+                lambda _, seed, length=length: training(BP, seed, length),
+                say,
+                args.jobs,
+                console,
+            )
+            results.update(found)
+            for costs in (peaks, seconds, operations, rates):
+                costs[name] = costs[BP]
+
+    title = (
+        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
+        f'last checkpoint, seeds {args.seeds}, {chosen_by}, {args.device}'
+    )
+    text = f'{title}\n'
+    for name, rows in tables(results, peaks, seconds, operations, rates, comparison).items():
+        show(console, f'{name}: {title}', rows)
+        text += f'\n{name}\n\n{markdown(rows)}'
+    (out / 'table.md').write_text(text)
+    found = dict(results=results, peaks=peaks, seconds=seconds, operations=operations, lr=rates)
+    (out / 'results.json').write_text(json.dumps(found, indent=1))
+    draw_memory(results, peaks, variants, score, title, out / 'memory.png')
+    if len(args.modules) > 1:
+        draw_modules(results, peaks, seconds, variants, score, title, out / 'modules.png')
+    budgets = {
+        name: trained_so_far(folder_of(BP if name in exact else name, rates[name]))
+        for name in by_name
+    }
+    if BP in seconds and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
+        draw_time(
+            budgets,
+            seconds,
+            score,
+            title.replace(f', {epochs} epochs', '').replace(f', seeds {args.seeds}', ''),
+            out / 'time.png',
+        )
+    console.print(f'{out}/table.md, results.json and pictures')
+
+
+def show(console: Console, title: str, rows: List[List[str]]) -> None:
+    """Print a table, its columns' names first."""
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
