@@ -1,5 +1,5 @@
-# RetinaNet-R18 on blood cells as configs are shipped: from pretrained weights, the stem and the first
-# stage frozen, batch norm evaluated. The weights come from
+# RetinaNet-R18 on blood cells as configs are shipped: from pretrained weights, with the stem and
+# the first stage frozen and batch norm evaluated. The weights come from
 #     python tools/train.py benchmarks/configs/resnet18_cifar10_jpeg.py
 _base_ = './retinanet_r18_bccd.py'
 model = dict(
