@@ -14,6 +14,7 @@ that of an epoch.
 """
 
 import argparse
+import copy
 import json
 import statistics
 from pathlib import Path
@@ -55,15 +56,16 @@ METHODS = dict(
     auglocal='AugLocal',
     man='MAN',
     manpp='MAN++',
-    fba='FBA',
+    fba='FBA, SLM',
+    fba_stage_tail='FBA, stage tail',
     fba_k8='FBA, K=8, two blocks',
 )
 CONFIGS = ROOT / 'configs/classification'
 MIB = 2**20
 
 
-def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]) -> str:
-    """The text of one training's config: the method's own, with the budget that was asked for.
+def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]) -> Config:
+    """One training's config: the method's own, with the budget that was asked for.
 
     Args:
         args: Of the command line.
@@ -92,7 +94,31 @@ def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]
         'default_hooks = dict(logger=dict(interval=1), '
         'checkpoint=dict(interval=-1, save_last=False))'
     )
-    return '\n'.join(lines) + '\n'
+    cfg = Config.fromstring('\n'.join(lines) + '\n', '.py')
+    return cfg if args.size is None else resized(cfg, args.size)
+
+
+def resized(cfg: Config, size: int) -> Config:
+    """A config that learns from images of another size, crops and what is measured in it included.
+
+    Args:
+        cfg: A config. It is not changed.
+        size: Height and width in pixels.
+    """
+    cfg = copy.deepcopy(cfg)
+    resize = dict(type='Resize', scale=(size, size))
+    for split in ('train', 'val', 'test'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        loading = [t for t in dataset.pipeline if t.type == 'LoadImageFromFile']
+        others = [copy.deepcopy(t) for t in dataset.pipeline if t.type != 'LoadImageFromFile']
+        for transform in others:
+            if transform.type == 'RandomCrop':
+                transform.crop_size = size
+        dataset.pipeline = [*loading, resize, *others]
+    auxiliary = cfg.model.backbone.get('auxiliary') or {}
+    if auxiliary.get('type') == 'PredSim':
+        auxiliary.image_size = size
+    return cfg
 
 
 def training_step(
@@ -100,9 +126,11 @@ def training_step(
 ) -> Callable[[], dict]:
     """One training step of a method on a synthetic batch, to be measured."""
     cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
+    if args.size is not None:
+        cfg = resized(cfg, args.size)
     step = TrainingStep(cfg, args.device)
     step.model.to(memory_format=torch.channels_last)
-    height, width = (args.size, args.size) if args.size else batch_shape(cfg)[2:]
+    height, width = [args.size] * 2 if args.size else batch_shape(cfg)[2:]
     data = synthetic_batch(
         step.model, (batch or args.batch or cfg.train_dataloader.batch_size, 3, height, width)
     )
@@ -158,7 +186,7 @@ def title(args: argparse.Namespace) -> str:
     parts = [f'{args.network} on {args.data}']
     parts += [
         f'{value} {name}'
-        for name, value in (('images', args.images), ('epochs', args.epochs))
+        for name, value in (('images', args.images), ('px', args.size), ('epochs', args.epochs))
         if value is not None
     ]
     chosen = ['lr of each chosen on held-out training images'] if args.search else []
@@ -212,7 +240,7 @@ def parse_args() -> argparse.Namespace:
     add_search_arguments(parser)
     parser.add_argument('--memory-batch', type=int, help='images of the step whose peak is shown')
     parser.add_argument('--rounds', type=int, default=5, help='timed steps of each method')
-    parser.add_argument('--size', type=int, help="of the timed images; default: the data's")
+    parser.add_argument('--size', type=int, help="of the images; default: the data's")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
     parser.add_argument('--out', type=Path, help='default: work_dirs/classification/<data>')
@@ -242,7 +270,7 @@ def main() -> None:
     def folder_of(method: str, lr: float) -> Path:
         budget = (
             f'{args.images or "all"}_images_{args.epochs or "all"}_epochs_'
-            f'batch_{args.batch}_lr_{lr:g}'
+            f'batch_{args.batch}_size_{args.size}_lr_{lr:g}'
         )
         return out / f'{args.network}_{method}' / file_name(budget)
 
@@ -252,9 +280,8 @@ def main() -> None:
         return train(folder, config(args, method, seed, lr), accuracy_and_time)
 
     def validation(method: str, lr: float) -> dict:
-        cfg = Config.fromstring(config(args, method, SEARCH_SEED, lr), '.py')
-        folder = folder_of(method, lr) / 'held_out'
-        return train(folder, hold_out(cfg, out), accuracy_and_time, may_diverge=True)
+        cfg = hold_out(config(args, method, SEARCH_SEED, lr), out)
+        return train(folder_of(method, lr) / 'held_out', cfg, accuracy_and_time, may_diverge=True)
 
     def say(found: dict) -> str:
         if found.get('diverged'):

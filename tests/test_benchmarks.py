@@ -10,10 +10,12 @@ from unittest import mock
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from rich.console import Console
 
 from fba_mm import LocalLearningError
 from fba_mm.config import load_config
+from fba_mm.datasets.device_batches import DeviceBatches
 
 pytestmark = pytest.mark.slow
 
@@ -385,3 +387,20 @@ def test_a_search_from_the_command_line(
         assert row in table
     for name in ('search.md', 'search.json', 'results.json', 'memory.png', 'time.png'):
         assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize('method', ['bp', 'predsim'])
+def test_images_of_another_size(method):
+    """All that trains or validates sees it, and what an auxiliary network measures in it."""
+    args = SimpleNamespace(data='digits', network='resnet32', images=40, epochs=1, batch=8, size=16)
+    cfg = benchmark('classification').config(args, method, 0, None)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        train, val = (
+            DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val')
+        )
+    assert train[0]['inputs'].shape == val[0]['inputs'].shape == (3, 16, 16)
+    # What trains is on the device.
+    batches = DeviceBatches.from_dataset(train, 8, 40)
+    assert next(iter(batches))['inputs'].shape == (8, 3, 16, 16)
+    if method == 'predsim':
+        assert cfg.model.backbone.auxiliary.image_size == 16

@@ -1,4 +1,4 @@
-# ResNet-32 on handwritten digits by FBA, in 16 modules.
+# ResNet-32 on handwritten digits by FBA as an earlier draft describes it (SLM), in 16 modules.
 _base_ = [
     '../../_base_/models/resnet32_cifar_fba.py',
     '../../_base_/datasets/digits.py',
