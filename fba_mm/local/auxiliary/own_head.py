@@ -103,7 +103,8 @@ def check_own_head(
     head.eval()
     try:
         with torch.no_grad(), head.backbone.answering(maps):
-            features = head.extract_feat(like.new_zeros(1, 3, 64, 64))
+            # A plain MMEngine model has a forward alone, whose mode is 'tensor'.
+            features = getattr(head, 'extract_feat', head)(like.new_zeros(1, 3, 64, 64))
             names = ('bbox_head', 'rpn_head', 'decode_head')
             first = next((getattr(head, name) for name in names if getattr(head, name, None)), None)
             # A cascade's heads are a list, and each looks at what the one before has found.

@@ -1,0 +1,42 @@
+"""docs/adopt.md, from the first line of a data set to the exported model, as it stands there."""
+
+import json
+import runpy
+import shlex
+import sys
+
+import pytest
+import torch
+
+from fba_mm.config import load_config
+from fba_mm.preflight.building import build_model
+
+from ..test_tools.in_process import run_tool
+from .pages import blocks
+
+PAGE = 'docs/adopt.md'
+
+
+@pytest.mark.slow
+def test_a_data_set_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(PAGE, 'python'):
+        if block.file in ('make_shapes.py', 'my_shapes.py'):
+            (tmp_path / block.file).write_text(block.text)
+    (text,) = (block.text for block in blocks(PAGE, 'bash') if 'make_shapes.py' in block.text)
+    for line in text.splitlines():
+        _, script, *words = shlex.split(line)
+        if script == 'make_shapes.py':
+            monkeypatch.setattr(sys, 'argv', [script, *words])
+            runpy.run_path(script)
+            continue
+        tool = script[len('tools/') : -len('.py')]
+        if tool == 'train':
+            # One epoch instead of twelve.
+            words += ['--cfg-options', 'train_cfg.max_epochs=1']
+        words = [word.replace('epoch_12', 'epoch_1') for word in words]
+        assert run_tool(tool, *words).status == 0, line
+    assert len(json.loads((tmp_path / 'data/shapes/train.json').read_text())['images']) == 24
+    stock = build_model(load_config('my_shapes.py'))
+    weights = torch.load('shapes.pth', weights_only=True)['state_dict']
+    stock.load_state_dict(weights, strict=True)
