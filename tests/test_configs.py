@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 from mmengine.fileio import load
 from mmengine.registry import DATASETS, MODELS, PARAM_SCHEDULERS, DefaultScope
 
@@ -97,6 +98,21 @@ def test_each_brings_all_that_it_needs(loaded):
             assert kind not in fba_mm._WHERE and kind != 'CifarResNet', name
             if kind.startswith('fba_mm.'):
                 assert getattr(fba_mm, type_name(kind)).__module__.startswith('fba_mm.'), name
+
+
+def test_metafiles_say_what_the_configs_do(loaded):
+    found = {}
+    for path in CONFIGS.rglob('metafile.yml'):
+        for model in yaml.safe_load(path.read_text()).get('Models', ()):
+            found[model['Config'].split('/', 1)[1]] = model['Metadata']
+    assert set(found) == set(loaded)
+    for name, cfg in loaded.items():
+        backbone = cfg.model.get('backbone') or cfg.model.generator
+        modules = backbone.get('num_modules', 1) if name in LOCAL else 1
+        modules = len(modules) if isinstance(modules, list) else modules
+        assert found[name]['Modules'] == modules, name
+        assert found[name].get('Epochs') == cfg.train_cfg.get('max_epochs'), name
+        assert found[name].get('Iterations') == cfg.train_cfg.get('max_iters'), name
 
 
 def test_nothing_is_downloaded_unasked(loaded):
