@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := NO_ALBUMENTATIONS_UPDATE=1 $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint format install clean
+.PHONY: demo test test-fast lint format docs tutorial model-zoo install clean
 
 # The stamp lies in the environment: delete the environment, and it is made again.
 $(VENV)/installed: requirements.txt setup.py
@@ -34,6 +34,22 @@ lint: install
 format: install
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+# Sphinx comes into the same environment: pages are made of the package's own docstrings.
+$(VENV)/docs-installed: $(VENV)/installed docs/requirements.txt
+	$(VENV)/bin/python -m pip install --progress-bar off -r docs/requirements.txt
+	touch $@
+
+docs: $(VENV)/docs-installed
+	$(RUN) -m sphinx -W --keep-going -q -c docs . build/docs
+	@echo build/docs/index.html
+
+# Its outputs lie in the notebook.
+tutorial: $(VENV)/docs-installed
+	$(RUN) docs/run_tutorial.py
+
+model-zoo: install
+	$(RUN) docs/model_zoo.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache
