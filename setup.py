@@ -39,7 +39,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['fba_mm', 'fba_mm.*']),
-    package_data={'fba_mm': ['py.typed']},
+    # What OpenMMLab's MIM looks for in a package; in a checkout, links to what stands beside it.
+    package_data={
+        'fba_mm': ['py.typed', *(f'.mim/**/*.{kind}' for kind in ('py', 'sh', 'yml', 'md'))]
+    },
+    entry_points=dict(console_scripts=['fba-mm = fba_mm.__main__:main']),
     # Those of noxfile.py, which runs the tests on each.
     python_requires='>=3.8',
     classifiers=[

@@ -19,11 +19,17 @@ for _package in ('torch', 'mmengine', 'mmcv'):
         )
 
 # Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
-from .compat import install_mmagic_import, install_mmcv_ops, install_mmseg_name  # noqa: E402
+from .compat import (  # noqa: E402
+    install_config_names,
+    install_mmagic_import,
+    install_mmcv_ops,
+    install_mmseg_name,
+)
 
 install_mmcv_ops()
 install_mmagic_import()
 install_mmseg_name()
+install_config_names()
 
 from mmengine.registry import MODELS as _MODELS  # noqa: E402
 

@@ -14,15 +14,13 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from .compat.config_names import CONFIGS, own_config
 from .config import load_config, type_name
 from .errors import LocalLearningError
 from .local import LocalBackbone
 from .localize import checkpointed, sliced
 from .preflight.config_types import check_types
 from .tasks import backbone_key
-
-# Of this repository, where the package is used from its checkout.
-_CONFIGS = Path(__file__).resolve().parent.parent / 'configs'
 
 # A tool has no business asking the network for newer versions of a package.
 os.environ.setdefault('NO_ALBUMENTATIONS_UPDATE', '1')
@@ -101,12 +99,13 @@ def add_local(parser: argparse.ArgumentParser, what: str, several: bool = False)
     parser.add_argument(
         '--auxiliary',
         nargs=nargs,
-        choices=['shared', 'pooled', 'own', 'light'],
-        help="with --local: modules learn from the model's own head, with blocks of their own "
-        'before it or, pooled, without, each from a head like it, or each from a light one, which '
-        'takes less memory and time (default: own for image classifiers and for detectors without '
-        'a neck, light for other detectors, segmentors, depth and super-resolution, shared where '
-        'there is no light head)',
+        metavar='KIND',
+        help="with --local, shared, pooled, own or light: modules learn from the model's own head, "
+        'with blocks of their own before it or, pooled, without, each from a head like it, or each '
+        'from a light one, which takes less memory and time; or the name of a method, as DGL or '
+        'MAN++ (default: own for image classifiers and for detectors without a neck, light for '
+        'other detectors, segmentors, depth and super-resolution, shared where there is no light '
+        'head)',
     )
     parser.add_argument(
         '--memory-budget',
@@ -307,10 +306,10 @@ def config_from(args: argparse.Namespace) -> Config:
 def _work_name(args: argparse.Namespace) -> str:
     """Name of a config's own folder: two trainings of different kinds never share one."""
     name = osp.splitext(osp.basename(args.config.split('::')[-1]))[0]
-    # One name stands in several folders of this repository: once for each data set.
-    path = Path(args.config).resolve()
-    if '::' not in args.config and _CONFIGS in path.parents:
-        name = path.relative_to(_CONFIGS).with_suffix('').as_posix()
+    # One name stands in several folders of this package's: once for each data set.
+    path = (own_config(args.config) or Path(args.config)).resolve()
+    if CONFIGS in path.parents:
+        name = path.relative_to(CONFIGS).with_suffix('').as_posix()
     local = getattr(args, 'local', None)
     local = '-'.join(map(str, local)) if isinstance(local, list) else local
     kinds = [local, getattr(args, 'auxiliary', None)]

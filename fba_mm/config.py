@@ -12,6 +12,7 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import get_installed_path, is_installed
 
+from .compat.config_names import own_config
 from .compat.distributions import how_to_install
 from .errors import LocalLearningError
 
@@ -34,9 +35,10 @@ def load_config(config: str) -> Config:
         'RetinaNet'
     """
     package = config.split('::')[0] if '::' in config else None
+    own = own_config(config)
     # MMEngine would go and install whatever has this name in the package index, even where the
     # package is there but its distribution has another name.
-    if package and _is_missing(package):
+    if package and own is None and _is_missing(package):
         how = (
             how_to_install(package)
             if package in _OPTIONAL
@@ -44,6 +46,8 @@ def load_config(config: str) -> Config:
         )
         raise LocalLearningError(f'config {config}: the package {package} is not installed: {how}')
     try:
+        if own is not None:
+            return Config.fromfile(str(own))
         # MMEngine finds names of letters, digits and underscores alone, and not mmdet::gn+ws/...
         if package and re.match(r'\w+::\w+/', config):
             return get_config(config)

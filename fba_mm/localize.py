@@ -1,17 +1,20 @@
 """A stock config → its local-learning form."""
 
 import copy
+import inspect
 import os
-from typing import Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from mmengine.registry import MODELS
 
 from .config import class_of, custom_hooks, load_config, name_classes, parts_of, type_name
 from .errors import LocalLearningError
+from .local.auxiliary import SLM, Auxiliary
 from .memory_budget import check_budget
-from .tasks import backbone_key, task_of, tasks
+from .tasks import Task, backbone_key, num_classes_of, task_of, tasks
 
 # The optimizer wrapper that does the same and takes local losses too.
 _LOCAL_FORM = {
@@ -65,7 +68,9 @@ def localize(
             it is the task's default (:mod:`fba_mm.tasks`): ``'own'`` for image classifiers and for
             single-stage detectors without a neck, which learn less from a shared head, ``'light'``
             wherever else there is a light head, ``'pooled'`` for other detectors whose backbone
-            passes on maps, and ``'shared'`` for the rest.
+            passes on maps, and ``'shared'`` for the rest. The name of a method, as ``'DGL'``, is
+            that method with its own defaults, for the classes of the model's head, or with heads
+            of its own, light ones where the task has some.
         head_batch_size: Images that neck and head see at once; see :class:`LocalBackbone`.
         auxiliary_lr_mult: Learning rate of auxiliary parameters over that of the others.
         auxiliary_decay_mult: Weight decay of auxiliary parameters over that of the others.
@@ -96,7 +101,7 @@ def localize(
     task = task_of(cfg)
     if auxiliary is None:
         auxiliary = task.default_auxiliary(cfg.model)
-    auxiliary = task.auxiliary(cfg.model, auxiliary)
+    auxiliary = _method(cfg.model, task, auxiliary) or task.auxiliary(cfg.model, auxiliary)
     local_backbone = cfg.model[key] = ConfigDict(
         type='LocalBackbone', backbone=backbone, num_modules=num_modules, auxiliary=auxiliary
     )
@@ -294,6 +299,20 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
         print_log(f'Computed in slices, with the same result in less memory: {names}', 'current')
         _import_package(cfg)
     return name_classes(cfg)
+
+
+def _method(model: dict, task: Task, name: Union[str, dict]) -> Optional[dict]:
+    """An auxiliary network by its name, for what a model learns; None if this is no such name."""
+    kind = MODELS.module_dict.get(name) if isinstance(name, str) else None
+    if not inspect.isclass(kind) or not issubclass(kind, Auxiliary):
+        return None
+    takes = inspect.signature(kind.__init__).parameters
+    method: Dict[str, Any] = dict(type=name)
+    if 'num_classes' in takes:
+        method['num_classes'] = num_classes_of(model)
+    elif 'head' in takes and kind is not SLM and not isinstance(takes['head'].default, str):
+        method['head'] = task.light_head(model) or task.own_head(model)
+    return method
 
 
 def _package_of(part: dict, scope: str) -> str:

@@ -15,13 +15,15 @@ from mmpretrain.structures import DataSample, MultiTaskDataSample
 
 from fba_mm import LocalBackbone, LocalLearningError, LocalOptimWrapper, localize
 from fba_mm.config import load_config, type_name
+from fba_mm.engine.fba_hook import check_local_training
 from fba_mm.localize import checkpointed, sliced, stock_form
 from fba_mm.preflight.building import build_model
 
-from .conftest import build, retinanet
+from .conftest import NUM_CLASSES, build, retinanet
 from .local_training import Trainer
 from .test_analysis.small_configs import classifier
 
+CONFIGS = Path(__file__).parents[1] / 'configs'
 RETINANET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 LIGHT = dict(type='SLM', head=dict(type='LightRetinaNet', num_classes=80))
 
@@ -205,7 +207,7 @@ def test_what_no_light_head_is_for():
     )
     with pytest.raises(LocalLearningError, match='ImageClassifier is none .*: give .shared.'):
         localize(classifier, auxiliary='light')
-    values = "give 'shared', 'pooled', 'own', 'light' or"
+    values = "give 'shared', 'pooled', 'own', 'light', the name of a method"
     with pytest.raises(LocalLearningError, match=f"auxiliary='cheap': {values}"):
         localize(small_config(), auxiliary='cheap')
 
@@ -245,7 +247,7 @@ def test_default_auxiliary_networks(name, auxiliary):
 
 
 def test_single_stage_detectors_without_a_neck_have_heads_of_their_own():
-    demo = Path(__file__).parents[1] / 'configs/demo'
+    demo = CONFIGS / 'demo'
     stock = load_config(str(demo / 'yolov1_r34_digits.py'))
     local = localize(stock).model.backbone
     assert local == load_config(str(demo / 'yolov1_r34_fba_digits.py')).model.backbone
@@ -269,6 +271,31 @@ def test_a_generator_has_no_head_to_copy_or_to_pool_for():
     for auxiliary in ('own', 'pooled'):
         with pytest.raises(LocalLearningError, match=f"auxiliary='{auxiliary}' is for .*'light'"):
             localize(cfg, auxiliary=auxiliary)
+
+
+@pytest.mark.parametrize(
+    'name', ['Greedy', 'PredSim', 'DGL', 'InfoPro', 'AugLocal', 'MAN', 'MAN++']
+)
+def test_methods_by_name_learn_the_classes_of_the_models_head(name):
+    stock = load_config(str(CONFIGS / 'classification/digits/resnet32_bp.py'))
+    stock.model.head.num_classes = 7
+    cfg = localize(stock, 3, auxiliary=name)
+    assert cfg.model.backbone.auxiliary == dict(type=name, num_classes=7)
+    check_local_training(build(cfg.model), LocalOptimWrapper)
+
+
+@pytest.mark.parametrize('name', ['DGLFPN', 'StageTail'])
+def test_methods_by_name_have_light_heads_in_a_detector(name):
+    cfg = localize(small_config(), auxiliary=name)
+    head = dict(type='LightRetinaNet', num_classes=NUM_CLASSES, channels=8)
+    assert cfg.model.backbone.auxiliary == dict(type=name, head=head)
+    check_local_training(build(cfg.model), LocalOptimWrapper)
+
+
+def test_a_method_of_another_task_is_refused():
+    cfg = localize(small_config(), auxiliary='DGL')
+    with pytest.raises(LocalLearningError, match='DGL serves image classification'):
+        check_local_training(build(cfg.model), LocalOptimWrapper)
 
 
 def test_heads_of_classifiers():

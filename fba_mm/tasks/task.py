@@ -99,7 +99,8 @@ class Task:
                 )
             return dict(type='SLM', head=head)
         raise LocalLearningError(
-            f"auxiliary={kind!r}: give 'shared', 'pooled', 'own', 'light' or a config with a type"
+            f"auxiliary={kind!r}: give 'shared', 'pooled', 'own', 'light', the name of a method, "
+            "as 'DGL', or a config with a type"
         )
 
     def own_head(self, model: dict) -> dict:
