@@ -21,8 +21,8 @@ def install_config_names() -> None:
     """Make ``fba_mm::_base_/fba.py`` a name that configs can inherit from.
 
     MMEngine knows which packages have configs with names, and wants a folder in each name.
-    It would also look for the types in such a config in a registry of this package's own, while they
-    are those of MMDetection, say. Again changes nothing.
+    It would also look for the types in such a config in a registry of this package's own, where
+    they aren't, as they are MMDetection's, say. Again changes nothing.
 
     Example:
         >>> from fba_mm.compat import install_config_names

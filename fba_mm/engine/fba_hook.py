@@ -26,7 +26,7 @@ from ..local.local_step import Idle
 from ..local.task_loss import Features, Losses
 from ..tasks import task_of_model
 from .iteration_seed_hook import IterationSeedHook
-from .local_optim_wrapper import LocalOptimWrapper
+from .local_optim_wrapper import LocalOptimWrapper, local_form
 from .local_optim_wrapper_constructor import check_settings
 from .loss_check import LossCheck
 from .optimizer_settings import check_keys, check_param_groups
@@ -167,10 +167,11 @@ class FBAHook(IterationSeedHook):
             )
         placement = placement_of(runner.model)
         model = placement.model
+        settings = runner.cfg.get('optim_wrapper') or {}
+        runner.optim_wrapper = local_form(runner.optim_wrapper, settings)
         local_backbone = check_local_training(model, type(runner.optim_wrapper), self.bank.scope)
         placement.check(runner, self.bank.scope)
         (name,) = local_backbones(model)
-        settings = runner.cfg.get('optim_wrapper') or {}
         check_settings(local_backbone, name, settings)
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), name)
         if not getattr(runner, 'is_checked', False):

@@ -1,10 +1,10 @@
 """``LocalOptimWrapper``: when gradients are computed and applied."""
 
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union, cast
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Union, cast
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -393,3 +393,29 @@ class AmpLocalOptimWrapper(LocalOptimWrapper):
         if scaler and self.loss_scaler.is_enabled():
             self.loss_scaler.load_state_dict(scaler)
         super().load_state_dict(state_dict)
+
+
+def local_form(optim_wrapper: OptimWrapper, settings: Mapping) -> OptimWrapper:
+    """What takes local losses in the place of MMEngine's ``AmpOptimWrapper``.
+
+    ``--amp`` of MMDetection's and MMPretrain's own tools puts that in the place of any other.
+    Parameter schedulers may keep the one that was there: they change the optimizer, which is the
+    same.
+
+    Args:
+        optim_wrapper: The runner's; returned as it is if it is none of MMEngine's for mixed
+            precision.
+        settings: Its config.
+
+    Example:
+        >>> runner.optim_wrapper = local_form(runner.optim_wrapper, runner.cfg.optim_wrapper)
+    """
+    if type(optim_wrapper) is not AmpOptimWrapper:
+        return optim_wrapper
+    names = ('loss_scale', 'dtype', 'accumulative_counts', 'clip_grad')
+    kept = {name: settings[name] for name in names if name in settings}
+    local = AmpLocalOptimWrapper(optimizer=optim_wrapper.optimizer, **kept)
+    local.base_param_settings = optim_wrapper.base_param_settings
+    # Schedulers would warn that it never steps.
+    optim_wrapper._global_step = 0
+    return local

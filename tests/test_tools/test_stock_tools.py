@@ -1,0 +1,81 @@
+"""Local learning through MMDetection's own ``tools/train.py``, which knows nothing of it."""
+
+import importlib.util
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import mmdet
+import pytest
+from mmengine.optim import AmpOptimWrapper
+from mmengine.runner import Runner
+
+from fba_mm import AmpLocalOptimWrapper, LocalLearningError
+
+from .in_process import untouched_process, without_niceties
+
+TOOL = Path(mmdet.__file__).parent / '.mim/tools/train.py'
+
+
+def train(*args) -> Runner:
+    """Run MMDetection's tool, and return its runner."""
+    spec = importlib.util.spec_from_file_location('mmdet_train', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    runners = []
+
+    class Kept(Runner):
+        def train(self):
+            runners.append(self)
+            return super().train()
+
+    argv = [str(TOOL), *map(str, args)]
+    with untouched_process(), without_niceties(), mock.patch.object(
+        tool, 'Runner', Kept
+    ), mock.patch.object(sys, 'argv', argv):
+        tool.main()
+    return runners[0]
+
+
+@contextmanager
+def _as_on_a_gpu():
+    """MMEngine's own wrapper refuses other machines."""
+    module = sys.modules[AmpOptimWrapper.__module__]
+    with mock.patch.object(module, 'is_cuda_available', lambda: True):
+        yield
+
+
+@pytest.mark.slow
+def test_mixed_precision_keeps_local_learning(config, tmp_path, recwarn):
+    with _as_on_a_gpu():
+        runner = train(config(epochs=1), '--work-dir', tmp_path / 'work', '--amp')
+    assert type(runner.optim_wrapper) is AmpLocalOptimWrapper
+    assert not [w for w in recwarn if 'optimizer.step()' in str(w.message)]
+    (log,) = (tmp_path / 'work').glob('*/vis_data/scalars.json')
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [row for row in rows if 'lr' in row]
+    assert len(rows) == 5 and all('local_1.loss' in row for row in rows)
+    # The warm-up of the schedule reaches the optimizer.
+    assert [row['lr'] for row in rows] == sorted({row['lr'] for row in rows})
+    assert (tmp_path / 'work/epoch_1.pth').exists()
+
+
+def test_classes_that_the_head_lacks(config, tmp_path):
+    few = config(
+        'model = dict(bbox_head=dict(num_classes=3), '
+        'backbone=dict(auxiliary=dict(head=dict(num_classes=3))))'
+    )
+    with pytest.raises(LocalLearningError, match='num_classes=3'):
+        train(few, '--work-dir', tmp_path / 'work')
+
+
+def test_boxes_that_are_none(config, data, tmp_path):
+    content = json.loads((data / 'annotations/instances_train.json').read_text())
+    content['annotations'][0]['bbox'] = [5, 5, -3, 10]
+    broken = tmp_path / 'broken.json'
+    broken.write_text(json.dumps(content))
+    path = config(f"train_dataloader = dict(dataset=dict(ann_file='{broken}'))")
+    with pytest.raises(LocalLearningError, match='bbox'):
+        train(path, '--work-dir', tmp_path / 'work')
