@@ -20,6 +20,7 @@ for _package in ('torch', 'mmengine', 'mmcv'):
 
 # Before any OpenMMLab model is imported: most of them import mmcv's compiled operators.
 from .compat import (  # noqa: E402
+    drop_unasked_notes,
     install_config_names,
     install_mmagic_import,
     install_mmcv_ops,
@@ -30,6 +31,7 @@ install_mmcv_ops()
 install_mmagic_import()
 install_mmseg_name()
 install_config_names()
+drop_unasked_notes()
 
 from mmengine.registry import MODELS as _MODELS  # noqa: E402
 

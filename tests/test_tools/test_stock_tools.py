@@ -63,10 +63,7 @@ def test_mixed_precision_keeps_local_learning(config, tmp_path, recwarn):
 
 
 def test_classes_that_the_head_lacks(config, tmp_path):
-    few = config(
-        'model = dict(bbox_head=dict(num_classes=3), '
-        'backbone=dict(auxiliary=dict(head=dict(num_classes=3))))'
-    )
+    few = config('model = dict(bbox_head=dict(num_classes=3))')
     with pytest.raises(LocalLearningError, match='num_classes=3'):
         train(few, '--work-dir', tmp_path / 'work')
 
