@@ -281,7 +281,7 @@ def test_methods_by_name_learn_the_classes_of_the_models_head(name):
     stock.model.head.num_classes = 7
     cfg = localize(stock, 3, auxiliary=name)
     assert cfg.model.backbone.auxiliary == dict(type=name, num_classes=7)
-    check_local_training(build(cfg.model), LocalOptimWrapper)
+    check_local_training(build_model(cfg), LocalOptimWrapper)
 
 
 @pytest.mark.parametrize('name', ['DGLFPN', 'StageTail'])
