@@ -1,14 +1,16 @@
 """Let mmagic 1.2 be imported beside the mmcv and numpy that are installed.
 
 mmagic's last release refuses mmcv 2.2 and later by number, and uses a name that numpy 2 has
-dropped. It works with both: the two places are all that has to be got over. Nothing happens until
-somebody imports mmagic, and mmcv and numpy are as they were as soon as these two modules are
+dropped. It works with both: the two places are all that has to be got over. What is said of the
+future while its models are imported, some ten lines, is dropped. Nothing happens until somebody
+imports mmagic, and mmcv and numpy are as they were as soon as these two modules are
 loaded.
 """
 
 import importlib.abc
 import importlib.machinery
 import sys
+import warnings
 from contextlib import ExitStack
 from unittest import mock
 
@@ -30,9 +32,13 @@ def install_mmagic_import() -> None:
 
 
 class _MMagicFinder(importlib.abc.MetaPathFinder):
-    """Finds two of mmagic's modules as Python would, and wraps what loads them."""
+    """Finds three of mmagic's modules as Python would, and wraps what loads them."""
 
-    loaders = {'mmagic': '_PackageLoader', 'mmagic.utils.trans_utils': '_TransformsLoader'}
+    loaders = {
+        'mmagic': '_PackageLoader',
+        'mmagic.models': '_ModelsLoader',
+        'mmagic.utils.trans_utils': '_TransformsLoader',
+    }
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname not in self.loaders:
@@ -72,6 +78,13 @@ class _PackageLoader(_WrappedLoader):
 
         if tuple(digit_version(mmcv.__version__)[:2]) >= _REFUSED_FROM:
             changes.enter_context(mock.patch.object(mmcv, '__version__', _ACCEPTED))
+
+
+class _ModelsLoader(_WrappedLoader):
+    def change(self, changes: ExitStack) -> None:
+        # The diffusers that it needs announces what later versions lack.
+        changes.enter_context(warnings.catch_warnings())
+        warnings.simplefilter('ignore', FutureWarning)
 
 
 class _TransformsLoader(_WrappedLoader):
