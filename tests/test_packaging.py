@@ -105,6 +105,7 @@ def test_sdist_and_wheel_have_configs_and_tools(tmp_path):
             if path.suffix in ('.py', '.sh', '.yml', '.md')
         }
         assert len(expected) > 10 and expected <= names
+    assert (ROOT / 'model-index.yml').exists() == ('fba_mm/.mim/model-index.yml' in names)
     assert all(f'fba_mm/.mim/tools/{script}' in names for script, _ in COMMANDS.values())
     assert not any(name.endswith('.pyc') for name in names)
 
