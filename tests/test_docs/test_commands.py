@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from fba_mm.__main__ import COMMANDS
 from fba_mm.config import load_config
 
 from ..test_tools.in_process import ROOT
@@ -138,11 +139,15 @@ def check(words: List[str], own: Tuple[str, ...] = ()) -> None:
         words = words[1:]
     program, *words = words
     if program == 'torchrun':
-        start = next(i for i, word in enumerate(words) if word.endswith('.py'))
+        start = next(i for i, word in enumerate(words) if word.endswith('.py') or word == '-m')
         program, words = 'python', words[start:]
+    if program in ('python', 'python3') and words[:2] == ['-m', 'fba_mm']:
+        program, words = 'fba-mm', words[2:]
     if program.startswith('--'):
         # Goes with any training of its page.
         check_script('tools/train.py', ['CONFIG', program, *words])
+    elif program == 'fba-mm':
+        check_script(f'tools/{COMMANDS[words[0]][0]}', words[1:], own)
     elif program in ('python', 'python3') and words[0] == '-m':
         assert words[1] in ('pytest', 'pip', 'venv'), words
         for word in words[2:] if words[1] == 'pytest' else ():
@@ -192,6 +197,8 @@ def test_each_block_says_what_it_is():
         ('python tools/trian.py configs/retinanet_r50_fba.py', 'trian'),
         ('python tools/export.py configs/retinanet_r50_fba.py', 'required'),
         ('tools/dist_train.sh configs/retinanet_r50_fba.py 8 --locla 4', 'unrecognized'),
+        ('fba-mm trian configs/retinanet_r50_fba.py', 'trian'),
+        ('torchrun -m fba_mm train configs/retinanet_r50_fba.py --locla 4', 'unrecognized'),
         ('make tset', 'tset'),
         ('nox -s classic', 'classic'),
         ('pip install -e .[detektion]', 'detektion'),
