@@ -37,6 +37,7 @@ class Sharded(DataParallel):
         process_group: See :class:`LocalShardedDataParallel`.
         broadcast_buffers: The same.
         find_unused_parameters: The same.
+        prefetch: The same.
 
     Attributes:
         parts: What is gathered at once, in order: those of the modules, and the rest of the model.
@@ -50,7 +51,9 @@ class Sharded(DataParallel):
         process_group: Optional[dist.ProcessGroup] = None,
         broadcast_buffers: bool = False,
         find_unused_parameters: bool = False,
+        prefetch: bool = False,
     ):
+        self._prefetch = prefetch
         self._backbone = find_local_backbone(model, 'LocalShardedDataParallel')
         super().__init__(
             model,
@@ -210,8 +213,14 @@ class Sharded(DataParallel):
                 part.release()
         if index in self._part_of_module:
             self._part_of_module[index].gather()
-        if index == self._backbone.num_modules - 1 and self._rest is not None:
+        last = self._backbone.num_modules - 1
+        if index == last and self._rest is not None:
             self._rest.gather()
+        if self._prefetch:
+            if index + 1 in self._part_of_module:
+                self._part_of_module[index + 1].begin_gathering()
+            if index + 1 == last and self._rest is not None:
+                self._rest.begin_gathering()
 
     @contextmanager
     def iteration(self, optim_wrapper: OptimWrapper) -> Iterator[None]:
@@ -351,6 +360,8 @@ class LocalShardedDataParallel(PlacedModel):
         process_group: The processes; all, unless given.
         broadcast_buffers: Also take over process 0's buffers before every training step.
         find_unused_parameters: Allow parameters without gradient.
+        prefetch: Gather the next module's parameters while a module runs, where a process would
+            otherwise wait for them. Two modules' parameters are whole at once then.
 
     Raises:
         LocalLearningError: As :class:`LocalDataParallel`; torch is older than 2.6; there is no
@@ -369,10 +380,13 @@ class LocalShardedDataParallel(PlacedModel):
         process_group: Optional[dist.ProcessGroup] = None,
         broadcast_buffers: bool = False,
         find_unused_parameters: bool = False,
+        prefetch: bool = False,
     ):
         check_fully_shard()
         super().__init__(module)
-        self.placement = Sharded(module, process_group, broadcast_buffers, find_unused_parameters)
+        self.placement = Sharded(
+            module, process_group, broadcast_buffers, find_unused_parameters, prefetch
+        )
 
     def no_sync(self) -> None:
         """There is no such thing: gradients are in pieces from each backward pass on."""

@@ -7,7 +7,7 @@ heads, and gradients come from several backward passes. So parts are gathered an
 outside of any pass.
 """
 
-from typing import Dict, List, Sequence, Set, Tuple
+from typing import Any, Dict, List, Sequence, Set, Tuple
 
 import torch
 import torch.distributed as dist
@@ -69,6 +69,8 @@ class ShardedPart(nn.Module):
             ignored_params=set(model.parameters()) - parameters | set(scalars),
         )
         self.gathered = False
+        # What waits for a gathering that was begun ahead of its time.
+        self._under_way: Any = None
         # For the optimizer, which holds pieces alone.
         self.scalars = {
             p: nn.Parameter(
@@ -87,14 +89,26 @@ class ShardedPart(nn.Module):
         """
         return x * 1
 
+    def begin_gathering(self) -> None:
+        """Have the pieces travel from now on; :meth:`gather` waits for them."""
+        if not self.gathered and self._under_way is None:
+            self._under_way = self.unshard(async_op=True)
+
     def gather(self) -> None:
         """Make the model's parameters whole, in all processes."""
         if not self.gathered:
-            self.unshard()
+            self.begin_gathering()
+            self._arrive()
             self.gathered = True
+
+    def _arrive(self) -> None:
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
 
     def release(self) -> None:
         """Free all but this process's pieces."""
+        self._arrive()  # After an error, say, before the module ran.
         self.reshard()
         self.gathered = False
 

@@ -29,12 +29,12 @@ from .test_module_parallel import network as small
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6')]
 
 STEPS = 5
-# Head, settings of the optimizer wrapper, and iterations of a step.
+# Head, settings of the optimizer wrapper, iterations of a step, and whether parts are prefetched.
 CASES = [
-    ('own', 'eager', 2),
-    ('shared', 'eager', 1),
-    ('shared', 'clipped', 1),
-    ('own', 'eager, clipped', 1),
+    ('own', 'eager', 2, True),
+    ('shared', 'eager', 1, False),
+    ('shared', 'clipped', 1, True),
+    ('own', 'eager, clipped', 1, False),
 ]
 
 
@@ -66,7 +66,7 @@ def adamw(parameters):
     return torch.optim.AdamW(parameters, lr=0.003, foreach=True)
 
 
-def trained(rank, count, head, settings, counts):
+def trained(rank, count, head, settings, counts, prefetch):
     """Parameters and the optimizer's state after some steps on a process's part of the batches."""
     model = network(head)
     if rank:
@@ -74,7 +74,7 @@ def trained(rank, count, head, settings, counts):
             for parameter in model.parameters():
                 parameter.add_(rank)
     if count > 1:
-        model = LocalShardedDataParallel(model)
+        model = LocalShardedDataParallel(model, prefetch=prefetch)
     trainer = Trainer(
         model,
         optimizer=adamw if settings == 'eager' else None,
@@ -119,9 +119,14 @@ def test_training_is_that_of_the_joint_batch(case, joint):
 # What is whole, and when
 
 
-def whole_modules(head):
-    """In two steps, the parts that are whole: when a module runs, and when its optimizer steps."""
-    model = LocalShardedDataParallel(small(auxiliary=OWN_HEAD if head == 'own' else {}))
+def whole_modules(head, prefetch=False):
+    """In two steps, the parts that are whole: when a module runs, and when its optimizer steps.
+
+    With ``prefetch``, also those that are on their way when a module runs.
+    """
+    model = LocalShardedDataParallel(
+        small(auxiliary=OWN_HEAD if head == 'own' else {}), prefetch=prefetch
+    )
     whole = [weakref.ref(p) for p in model.parameters()]
     trainer = Trainer(model, optimizer=adam, apply='eager')
     assert [p for p in whole if p() is not None] == []
@@ -130,11 +135,13 @@ def whole_modules(head):
     def gathered():
         return [k for k, part in enumerate(parts) if part.gathered]
 
+    def seen(k):
+        on_their_way = [n for n, part in enumerate(parts) if part._under_way is not None]
+        found.append((k, gathered(), on_their_way) if prefetch else (k, gathered()))
+
     for k, module in enumerate(backbone.module_segments):
         layer = backbone.segments[module[0]].submodules[0]
-        backbone.backbone.get_submodule(layer).register_forward_pre_hook(
-            lambda *_, k=k: found.append((k, gathered()))
-        )
+        backbone.backbone.get_submodule(layer).register_forward_pre_hook(lambda *_, k=k: seen(k))
     for step in range(2):
         trainer.step(batch(step))
         assert gathered() == []
@@ -238,6 +245,7 @@ def inspected(rank):
     return dict(
         own=whole_modules('own'),
         shared=whole_modules('shared'),
+        prefetched=whole_modules('own', True)[0],
         validated=validated(rank),
         refusals=refusals(),
         branches=trained_branches(True),
@@ -259,6 +267,14 @@ def test_one_module_is_whole_at_a_time(found):
         assert own == 2 * [*((k, [k]) for k in range(last)), (last, [last, rest])]
         assert outcome['shared'][0] == 2 * [(k, [k, rest]) for k in range(MODULES)]
         assert shares and all(share == 0.5 for share in shares)
+
+
+def test_the_next_module_is_on_its_way(found):
+    """Neck and head travel with the last module; nothing is left to travel while that one runs."""
+    last, rest = MODULES - 1, MODULES
+    expected = [*((k, [k], [k + 1]) for k in range(last - 1)), (last - 1, [last - 1], [last, rest])]
+    for outcome in found:
+        assert outcome['prefetched'] == 2 * [*expected, (last, [last, rest], [])]
 
 
 def test_validation_sees_all_weights(found):
