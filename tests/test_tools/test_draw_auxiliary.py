@@ -2,12 +2,14 @@
 
 import pytest
 from matplotlib.image import imread
+from matplotlib.patches import FancyBboxPatch
 
+from fba_mm import localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
 from fba_mm.errors import LocalLearningError
 
-from ..test_analysis.small_configs import classifier, detector, local_detector
+from ..test_analysis.small_configs import classifier, detector, local_detector, super_resolution
 from .in_process import load_tool, run_tool
 from .test_bad_input import assert_refused
 
@@ -56,6 +58,40 @@ def test_a_shared_head_is_told_from_the_own_blocks(tmp_path):
     assert "the model's own, shared by all modules" in texts
 
 
+def test_what_pools_has_nothing_to_train(tmp_path):
+    _, runs = traced(localize(detector(), 3, auxiliary='pooled'), (2, 3, 64, 64))
+    assert {layer.kind for layer in runs[0].layers[:-2]} == {'fixed'}
+    assert 'nothing to train' in drawn_texts(draw_auxiliary(runs, tmp_path / 'pooled.png'))
+
+
+def test_the_bank_gives_shallower_maps():
+    """They stand before the neck that they are given to, in those modules that have some below."""
+    model, runs = traced(local_detector('blocks'), (2, 3, 64, 64))
+    backbone = model.backbone
+    levels = [
+        {backbone.segments[i].level for i in module} - {None} for module in backbone.module_segments
+    ]
+    for k, run in enumerate(runs):
+        earlier = sorted(set().union(*levels[:k]) - levels[k])
+        banked = [i for i, layer in enumerate(run.layers) if layer.kind == 'bank']
+        if not earlier:
+            assert banked == []
+            continue
+        (place,) = banked
+        names = ', '.join(f'level {level}' for level in earlier)
+        assert run.layers[place].name == f'feature bank: {names}'
+        assert run.layers[place + 1].name == 'FPN'
+    assert earlier
+
+
+def test_the_bank_of_networks_that_make_images():
+    """It is given to the reduced head, which comes before the loss."""
+    cfg = localize(super_resolution(), 3, auxiliary=dict(type='SLMReconstruction', skip=True))
+    _, runs = traced(cfg, (2, 3, 24, 24))
+    kinds = [layer.kind for layer in runs[1].layers]
+    assert kinds.count('bank') == 1 and kinds.index('bank') < len(kinds) - 1
+
+
 def test_averaged_blocks_and_branches(tmp_path):
     """MAN++ runs two blocks on the module's output, one of them an average."""
     _, runs = traced(
@@ -77,6 +113,15 @@ def test_the_picture_fits_its_columns(tmp_path):
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    frames = [
+        patch.get_window_extent()
+        for patch in figure.axes[0].patches
+        if isinstance(patch, FancyBboxPatch)
+    ]
+    for text in boxes:
+        for frame in frames:
+            inside = frame.x0 < text.x0 and text.x1 < frame.x1
+            assert inside or not text.overlaps(frame)
 
 
 def test_nothing_stays_behind():

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.textpath import TextPath
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -29,19 +30,32 @@ from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.local import find_local_backbone
 from fba_mm.local.auxiliary.base import Auxiliary
+from fba_mm.local.local_step import LocalStep
 from fba_mm.local.task_loss import StubbableBackbone
 from fba_mm.localize import localize
 
 # What is looked into, instead of being one box.
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Auxiliary, BaseModel)
-# Fill of a box by who trains it.
-_FILLS = {'auxiliary': '#CFE3F5', 'shared': '#FBE3C8', 'averaged': '#E4E4E4', 'module': '#DCEBD2'}
+# Fill of a box by who trains it, in the legend's order.
+_FILLS = {
+    'module': '#DCEBD2',
+    'auxiliary': '#CFE3F5',
+    'shared': '#FBE3C8',
+    'bank': '#EAD7EC',
+    'averaged': '#E4E4E4',
+    'fixed': '#FFFFFF',
+}
 _MEANINGS = {
     'module': "the module's output",
     'auxiliary': 'trained with this module, gone after training',
     'shared': "the model's own, shared by all modules",
+    'bank': "maps of other modules from the feature bank, beside this one's",
     'averaged': 'not trained by gradients: an average of weights',
+    'fixed': 'nothing to train',
 }
+# What a text in a box may take of the width of its column.
+_TEXT_SHARE = 0.78
+_FONT_SIZE = 8.5
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,9 @@ class Layer:
     """One layer, or block, that ran for a module's loss.
 
     Attributes:
-        name: Class of the layer.
-        kind: ``'auxiliary'``, ``'shared'`` (the model's own) or ``'averaged'`` (without gradients).
+        name: Class of the layer, or what the bank gives.
+        kind: ``'auxiliary'``, ``'shared'`` (the model's own), ``'averaged'`` (without gradients),
+            ``'fixed'`` (nothing to train) or ``'bank'`` (no layer: maps of the feature bank).
         shape: Of its output without the batch, as text; empty where it is no tensor.
         parameters: Number of parameters.
         branches: Whether it starts again from the module's output, after other layers.
@@ -120,9 +135,9 @@ def _noting(step: TrainingStep, auxiliary: Auxiliary, index: int, runs: List[Aux
     loss = auxiliary.loss
     local_backbone = find_local_backbone(step.model)
 
-    def noting(x: Tensor, *args: Any, **kwargs: Any):
-        with _noted(step.model, auxiliary, x) as layers:
-            losses = loss(x, *args, **kwargs)
+    def noting(x: Tensor, levels: Dict[int, Tensor], local_step: LocalStep):
+        with _noted(step.model, auxiliary, x) as layers, _bank_noted(auxiliary, local_step, layers):
+            losses = loss(x, levels, local_step)
         names = [local_backbone.segments[i].name for i in local_backbone.module_segments[index]]
         runs.append(
             AuxiliaryRun(
@@ -156,7 +171,9 @@ def _noted(model: nn.Module, auxiliary: Auxiliary, x: Tensor) -> Iterator[List[L
             return
         parameters = [*module.parameters()]
         kind = 'auxiliary' if module in own else 'shared'
-        if parameters and not any(p.requires_grad for p in parameters):
+        if not parameters:
+            kind = 'fixed'
+        elif not any(p.requires_grad for p in parameters):
             kind = 'averaged'
         layers.append(
             Layer(
@@ -181,6 +198,43 @@ def _noted(model: nn.Module, auxiliary: Auxiliary, x: Tensor) -> Iterator[List[L
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _bank_noted(auxiliary: Auxiliary, step: LocalStep, layers: List[Layer]) -> Iterator[None]:
+    """Note what the bank gives in this context, before what it is given to."""
+    point = auxiliary.cut_point
+    own = {stage.level for stage in point.stages if stage.stage == point.stage}
+    given: Dict[str, Tensor] = {}
+    places: List[int] = []
+    bank, get, pooled, head_loss = step.bank, step.bank.get, step.bank.pooled, step.head_loss
+
+    def noting_get(level: Union[int, str]) -> Optional[Tensor]:
+        found = get(level)
+        if found is not None and level not in own:
+            given[f'level {level}' if isinstance(level, int) else str(level)] = found
+            if point.reduced_head is not None:  # The head makes an image before there is a loss.
+                places.append(len(layers))
+        return found
+
+    def noting_pooled() -> List[Tensor]:
+        found = pooled()
+        given.update((f'module {k}', one) for k, one in enumerate(found, 1))
+        return found
+
+    def noting_head_loss(*args: Any, **kwargs: Any):
+        places.append(len(layers))
+        return head_loss(*args, **kwargs)
+
+    bank.get, bank.pooled, step.head_loss = noting_get, noting_pooled, noting_head_loss
+    try:
+        yield
+    finally:
+        del bank.get, bank.pooled, step.head_loss  # uncovers the class's
+    if given:
+        names, shapes = ', '.join(given), list(dict.fromkeys(map(_shape, given.values())))
+        place = places[0] if places else len(layers)
+        layers.insert(place, Layer(f'feature bank: {names}', 'bank', ', '.join(shapes), 0))
 
 
 def _worth_a_box(module: nn.Module) -> bool:
@@ -228,7 +282,8 @@ def draw_auxiliary(
         )
     drawn = [known[number] for number in modules]
     tallest = max(len(run.layers) for run in drawn)
-    figure = Figure(figsize=(3.1 * len(drawn) + 0.4, 0.52 * tallest + 2.5), dpi=130)
+    width = max(3.1, max(map(_text_width, drawn)) / _TEXT_SHARE)
+    figure = Figure(figsize=(width * len(drawn) + 0.4, 0.52 * tallest + 2.5), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     axes.set_axis_off()
@@ -238,6 +293,7 @@ def draw_auxiliary(
         _draw_column(axes, column, run)
         kinds.update((layer.kind, None) for layer in run.layers)
     axes.text(-0.5, tallest + 2.4, title, fontsize=13, fontweight='bold', va='top')
+    kinds = {kind: None for kind in _FILLS if kind in kinds}
     for row, kind in enumerate(kinds):
         y = -0.75 - 0.38 * row
         axes.add_patch(
@@ -258,8 +314,8 @@ def _draw_column(axes: Axes, column: int, run: AuxiliaryRun) -> None:
     axes.text(
         column,
         0,
-        f'module {run.module}: {run.segments}\n{run.shape}',
-        fontsize=8.5,
+        _text_of(run),
+        fontsize=_FONT_SIZE,
         ha='center',
         va='center',
     )
@@ -278,12 +334,11 @@ def _draw_column(axes: Axes, column: int, run: AuxiliaryRun) -> None:
         else:
             _arrow(axes, column, row)
         _box(axes, column, row, 0.86, 0.62, _FILLS[layer.kind])
-        figures = [layer.shape, _count(layer.parameters)]
         axes.text(
             column,
             row,
-            f'{layer.name}\n{" · ".join(filter(None, figures))}',
-            fontsize=8.5,
+            _text_of(layer),
+            fontsize=_FONT_SIZE,
             ha='center',
             va='center',
         )
@@ -301,6 +356,20 @@ def _draw_column(axes: Axes, column: int, run: AuxiliaryRun) -> None:
         va='center',
         color='.35',
     )
+
+
+def _text_of(drawn: Union[Layer, AuxiliaryRun]) -> str:
+    if isinstance(drawn, AuxiliaryRun):
+        return f'module {drawn.module}: {drawn.segments}\n{drawn.shape}'
+    figures = filter(None, [drawn.shape, _count(drawn.parameters)])
+    return f'{drawn.name}\n{" · ".join(figures)}'
+
+
+def _text_width(run: AuxiliaryRun) -> float:
+    """The widest line of a column, in inches."""
+    lines = [line for part in (run, *run.layers) for line in _text_of(part).split('\n')]
+    lines.append(' + '.join(run.losses))
+    return max(TextPath((0, 0), line or ' ', _FONT_SIZE).get_extents().width for line in lines) / 72
 
 
 def _count(parameters: int) -> str:
