@@ -31,7 +31,13 @@ _STOCK_FORM = {
     'AmpLocalOptimWrapper': 'AmpOptimWrapper',
 }
 # What this package adds to configs that it trains.
-_OWN_HOOKS = ('FBAHook', 'SplitBatchHook', 'IterationSeedHook', 'LocalAccuracyHook')
+_OWN_HOOKS = (
+    'FBAHook',
+    'SplitBatchHook',
+    'IterationSeedHook',
+    'LocalAccuracyHook',
+    'LocalMemoryHook',
+)
 
 
 def localize(

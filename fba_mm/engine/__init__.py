@@ -12,6 +12,7 @@ from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
 from .iteration_seed_hook import IterationSeedHook
 from .local_accuracy_hook import LocalAccuracyHook
+from .local_memory_hook import LocalMemoryHook
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .local_optim_wrapper_constructor import LocalOptimWrapperConstructor
 from .split_batch_hook import SplitBatchHook
@@ -24,6 +25,7 @@ __all__ = [
     'IterationSeedHook',
     'LocalAccuracyHook',
     'LocalDataParallel',
+    'LocalMemoryHook',
     'LocalModuleParallel',
     'LocalOptimWrapper',
     'LocalOptimWrapperConstructor',
