@@ -13,6 +13,7 @@ optimizer state included; time is counted operations.
 
 import argparse
 from pathlib import Path
+from typing import Dict, List
 
 from rich.console import Console
 
@@ -22,7 +23,8 @@ from fba_mm.analysis.synthetic_batch import Shape, batch_shape
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.planning import plan_training
-from fba_mm.planning.frontier_plot import draw_frontier
+from fba_mm.planning.frontier_plot import Point, draw_frontier
+from fba_mm.planning.joint_frontier import draw_joint_frontier, joint_table
 
 # As wide as the widest table, where no terminal says how wide it is.
 WIDTH = 140
@@ -31,7 +33,11 @@ WIDTH = 140
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Memory and time of the ways to train a config')
     parser.add_argument(
-        'config', help='path of a stock config, or its name in a package (mmdet::retinanet/...)'
+        'configs',
+        nargs='+',
+        metavar='config',
+        help='path of a stock config, or its name in a package (mmdet::retinanet/...); several are '
+        'also shown together',
     )
     parser.add_argument(
         '--memory-budget',
@@ -53,7 +59,11 @@ def parse_args() -> argparse.Namespace:
         choices=['bfloat16', 'float16'],
         help='automatic mixed precision, in bfloat16 unless float16 is asked for',
     )
-    parser.add_argument('--out', help='the picture (default: work_dirs/plan_training/<config>.png)')
+    parser.add_argument(
+        '--out',
+        help='the picture (default: work_dirs/plan_training/<config>.png); with several configs, a '
+        'folder for one of each and one of all',
+    )
     command_line.add_cfg_options(parser)
     return parser.parse_args()
 
@@ -75,22 +85,33 @@ def shape_from(
 
 def main() -> None:
     args = parse_args()
-    name = Path(args.config.split('::')[-1]).stem
-    out = Path(args.out or f'work_dirs/plan_training/{name}.png')
-    command_line.check_writable(out.parent, '--out')
-    cfg = load_config(args.config)
-    command_line.apply_cfg_options(cfg, args.cfg_options)
-    cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
+    names = [Path(config.split('::')[-1]).stem for config in args.configs]
+    if len(set(names)) < len(names):
+        raise LocalLearningError('two configs have the same name: plan them one by one')
+    root = Path(args.out or 'work_dirs/plan_training')
+    alone = args.out and len(names) == 1
+    files = [root] if alone else [root / f'{name}.png' for name in names]
+    command_line.check_writable(files[0].parent, '--out')
+    cfgs = [load_config(config) for config in args.configs]
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    shape = shape_from(args, *batch_shape(cfg))
-    with console.status('simulating'):
-        plan = plan_training(cfg, args.memory_budget, shape, console.print)
-    plan.print(console)
-    title = f'{name}, {"×".join(map(str, shape))}{", " + args.amp if args.amp else ""}'
-    draw_frontier(plan.points(), out, title, budget=plan.budget)
-    console.print(str(out), soft_wrap=True)
+    together: Dict[str, List[Point]] = {}
+    for name, cfg, file in zip(names, cfgs, files):
+        command_line.apply_cfg_options(cfg, args.cfg_options)
+        cfg = in_mixed_precision(cfg, args.amp) if args.amp else cfg
+        shape = shape_from(args, *batch_shape(cfg))
+        with console.status(f'simulating {name}'):
+            plan = plan_training(cfg, args.memory_budget, shape, console.print)
+        plan.print(console)
+        title = f'{name}, {"×".join(map(str, shape))}{", " + args.amp if args.amp else ""}'
+        draw_frontier(plan.points(), file, title, budget=plan.budget)
+        console.print(str(file), soft_wrap=True)
+        together[name] = plan.points()
+    if len(together) > 1:
+        console.print(joint_table(together, 'Ways to train of least memory', 'as shipped'))
+        draw_joint_frontier(together, root / 'frontier.png', 'Ways to train')
+        console.print(str(root / 'frontier.png'), soft_wrap=True)
 
 
 if __name__ == '__main__':

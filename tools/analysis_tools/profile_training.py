@@ -8,13 +8,15 @@ Trains on synthetic batches, from scratch: no data and no checkpoints are needed
 stand back-propagation, activation checkpointing, gradient accumulation over single images where
 that is exact, and the forward pass with its loss alone. Peak: live tensors above parameters,
 buffers and optimizer state. Two pictures: memory over time of all ways, and along their steps.
+Several configs also get a table and, with timed steps, a picture together.
 """
 
 import argparse
+import math
 import sys
 from functools import partial
 from pathlib import Path
-from typing import List
+from typing import Dict, List
 
 from mmengine.config import Config
 from rich.console import Console
@@ -31,6 +33,7 @@ from fba_mm.errors import LocalLearningError
 from fba_mm.localize import localize
 from fba_mm.planning.baselines import BASELINES, baselines
 from fba_mm.planning.frontier_plot import Point, draw_frontier
+from fba_mm.planning.joint_frontier import draw_joint_frontier, joint_table
 from fba_mm.planning.ways import Way, local_way
 from fba_mm.tasks import task_of
 
@@ -38,12 +41,14 @@ from fba_mm.tasks import task_of
 DEFAULT_BASELINES = ['bp', 'checkpointing', 'accumulation', 'forward']
 # As wide as the widest table, where no terminal says how wide it is.
 WIDTH = 120
+# Where a folder of each config comes to lie.
+ROOT = 'work_dirs/profile_training'
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Memory and time of a training step',
-        epilog='With several configs, each gets tables and a folder of its own.',
+        epilog='With several configs, each gets tables and a folder of its own, all one together.',
     )
     parser.add_argument(
         'configs',
@@ -144,7 +149,7 @@ def folders_from(args: argparse.Namespace) -> List[Path]:
     if args.out and len(names) == 1:
         folders = [Path(args.out)]
     else:
-        root = Path(args.out or 'work_dirs/profile_training')
+        root = Path(args.out or ROOT)
         folders = [root / name for name in names]
     for folder in folders:
         command_line.check_writable(folder, '--out')
@@ -186,6 +191,7 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
+    together: Dict[str, List[Point]] = {}
     for config, cfg, folder in zip(args.configs, cfgs, folders):
         shape = shape_from(args, cfg)
         text = ', '.join(filter(None, ['×'.join(map(str, shape)), args.device, args.amp]))
@@ -214,6 +220,33 @@ def main() -> None:
             draw_profile(profiles, folder / 'frontier.png', title)
             written.append('frontier.png')
         console.print('\n'.join(str(folder / file) for file in written), soft_wrap=True)
+        together[name] = points_of(profiles)
+    if len(together) > 1:
+        show_together(console, together, Path(args.out or ROOT), bool(args.rounds))
+
+
+def points_of(profiles: List[VariantProfile]) -> List[Point]:
+    """The ways to train in which steps were profiled, back-propagation first."""
+    trained = [one for one in profiles if one.kind != 'forward']
+    return [
+        Point(one.name, one.is_exact, one.median_seconds or math.nan, one.total)
+        for one in sorted(trained, key=lambda one: one.kind != 'bp')
+    ]
+
+
+def show_together(
+    console: Console, configs: Dict[str, List[Point]], folder: Path, timed: bool
+) -> None:
+    """One table of all configs, and one picture where steps were timed."""
+    first = {points[0].name for points in configs.values()}
+    shipped = first.pop() if len(first) == 1 else 'the first way'
+    title = 'A training step, peak with parameters and state'
+    console.print(joint_table(configs, title, shipped))
+    if timed:
+        draw_joint_frontier(
+            configs, folder / 'frontier.png', 'A training step', shipped, 'time of a step'
+        )
+        console.print(str(folder / 'frontier.png'), soft_wrap=True)
 
 
 def draw_profile(profiles: List[VariantProfile], out_file: Path, title: str) -> None:
