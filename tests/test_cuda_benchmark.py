@@ -125,6 +125,7 @@ def stand_in():
     answers = dict(
         is_available=True,
         synchronize=None,
+        current_stream=None,
         empty_cache=None,
         reset_peak_memory_stats=None,
         memory_allocated=1000 * MIB,

@@ -207,6 +207,11 @@ def check_device(device: str) -> None:
         raise LocalLearningError(
             f"device {device!r}: torch sees no CUDA device here, profile with 'cpu'"
         )
+    if kind == 'cuda' and (torch.device(device).index or 0) >= torch.cuda.device_count():
+        raise LocalLearningError(
+            f'device {device!r}: torch sees {torch.cuda.device_count()} CUDA devices here, count '
+            'them from 0'
+        )
 
 
 def _measure(variant: Variant, step: TrainingStep, batch: dict, device: str) -> VariantProfile:
@@ -267,10 +272,12 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     if torch.device(device).type == 'cuda':
         # The device's own clock, between what it did before and what it does after.
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # Of this device: the current one, which an event would take, may be another.
+        stream = torch.cuda.current_stream(device)
         torch.cuda.synchronize(device)
-        start.record()
+        start.record(stream)
         run()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return start.elapsed_time(end) / 1000
     start = time.perf_counter()

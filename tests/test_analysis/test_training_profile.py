@@ -240,6 +240,15 @@ def test_without_cuda(monkeypatch):
         check_device('cuda')
 
 
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    check_device('cuda')
+    check_device('cuda:1')
+    with pytest.raises(LocalLearningError, match="'cuda:2': torch sees 2 CUDA devices"):
+        check_device('cuda:2')
+
+
 def test_on_cuda_the_allocator_has_the_word(monkeypatch):
     """With the CPU in CUDA's place, and an allocator that always holds 1 MiB more in a step."""
     from fba_mm.analysis import training_profile
@@ -254,8 +263,8 @@ def test_on_cuda_the_allocator_has_the_word(monkeypatch):
         def __init__(self, enable_timing):
             assert enable_timing
 
-        def record(self):
-            clock.append('record')
+        def record(self, stream):
+            clock.append(f'record on {stream}')
 
         def synchronize(self):
             clock.append('wait')
@@ -266,9 +275,12 @@ def test_on_cuda_the_allocator_has_the_word(monkeypatch):
     monkeypatch.setattr(training_profile, 'measure_step', measure)
     monkeypatch.setattr(training_profile, 'check_device', lambda device: None)
     monkeypatch.setattr(torch.cuda, 'synchronize', clock.append)
+    monkeypatch.setattr(torch.cuda, 'current_stream', lambda device: f"{device}'s stream")
     monkeypatch.setattr(torch.cuda, 'Event', Event)
     monkeypatch.setattr(Variant, 'build', lambda variant, device: TrainingStep(variant.cfg))
-    bp = profile_one(detector(), device='cuda', rounds=1)
+    # A device that need not be the current one.
+    bp = profile_one(detector(), device='cuda:1', rounds=1)
     assert bp.at_peak['allocator'] == MIB
     assert sum(bp.at_peak.values()) == bp.memory.peak_bytes
-    assert clock == ['cuda', 'record', 'record', 'wait'] and bp.seconds == [0.25]
+    recorded = "record on cuda:1's stream"
+    assert clock == ['cuda:1', recorded, recorded, 'wait'] and bp.seconds == [0.25]
