@@ -4,9 +4,14 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from PIL import Image
 
+from fba_mm.analysis.activation_maps import activation_maps
+from fba_mm.analysis.trained_network import TrainedNetwork, validation_samples
+from fba_mm.command_line import apply_cfg_options
+from fba_mm.config import load_config
 from fba_mm.datasets import build_digits_on_photos
 
 from .in_process import ROOT, run_tool
@@ -160,3 +165,19 @@ def test_a_faulty_mask(masks, tmp_path, capfd):
         path.write_bytes(good)
     assert_refused(result, 'val_dataloader.dataset: ', 'masks/val/000002.png has label 11')
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.slow
+def test_layers_on_validation_images(masks, trained):
+    """A trained segmentor's backbone, layer by layer, as for CKA and activation maps."""
+    cfg = load_config(str(CONFIGS['fba']))
+    apply_cfg_options(cfg, {'val_dataloader.dataset.data_root': str(masks)})
+    network = TrainedNetwork.load(cfg, str(trained))
+    samples = validation_samples(cfg, 9)
+    assert len(samples) == 3
+    images = network.preprocessed(samples)
+    layers = dict(network.layers(images))
+    with torch.no_grad():
+        levels = network.backbone(images)
+    assert torch.equal(layers[network.layer_names[-1]], levels[-1])
+    assert len(activation_maps(network, samples, network.module_ends())) == 4

@@ -4,9 +4,13 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.image import imread
 from PIL import Image
 
+from fba_mm.analysis.activation_maps import shown_image
+from fba_mm.analysis.trained_network import TrainedNetwork, validation_samples
+from fba_mm.config import load_config
 from fba_mm.datasets import build_photo_pairs
 
 from .in_process import ROOT, run_tool
@@ -120,3 +124,19 @@ def test_pairs_of_another_scale(pairs, tmp_path, capfd):
     )
     assert_refused(result, 'LRbicx3/one.png has 32x24 px', 'enlarges 2 times', 'data_prefix.img')
     assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.slow
+def test_layers_on_validation_images(pairs, checkpoints):
+    """A trained generator, layer by layer, as for CKA and activation maps."""
+    cfg = load_config(str(CONFIGS['fba']))
+    cfg.model.generator.backbone.update(mid_channels=8, num_blocks=4)
+    cfg.val_dataloader.dataset.data_root = str(pairs)
+    network = TrainedNetwork.load(cfg, str(checkpoints['fba']))
+    samples = validation_samples(cfg, 9)
+    images = network.preprocessed(samples)
+    layers = dict(network.layers(images))
+    with torch.no_grad():
+        assert torch.equal(layers[network.layer_names[-1]], network.backbone(images))
+    shown = shown_image(samples[0])
+    assert shown.shape[2] == 3 and shown.shape[0] <= images.shape[2]
