@@ -90,14 +90,12 @@ class MinibatchCKA:
             first: From :func:`gram_matrices`, (A, N, N).
             second: The other network's, of the same images, (B, N, N).
         """
-        found = (
-            unbiased_hsic(first, second),
-            _own_hsic(first),
-            _own_hsic(second),
-        )
-        self._sums = (
-            found if self._sums is None else tuple(a + b for a, b in zip(self._sums, found))
-        )
+        found = unbiased_hsic(first, second), _own_hsic(first), _own_hsic(second)
+        if self._sums is None:
+            self._sums = found
+        else:
+            cross, one, other = (a + b for a, b in zip(self._sums, found))
+            self._sums = cross, one, other
 
     def matrix(self) -> Tensor:
         """CKA of what was counted, (A, B): 1 for alike, 0 for unrelated.

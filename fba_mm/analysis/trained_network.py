@@ -1,11 +1,12 @@
 """A trained model's backbone, layer by layer, on images of a config's validation data."""
 
 from dataclasses import dataclass
-from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union, cast
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class TrainedNetwork:
     """
 
     cfg: Config
-    model: nn.Module
+    model: BaseModel
     backbone: nn.Module
     local: Optional[LocalBackbone]
     segments: List[Segment]
@@ -73,7 +74,7 @@ class TrainedNetwork:
         """
         if checkpoint == UNTRAINED:
             cfg = from_scratch(cfg)
-        model = build_model(cfg)
+        model = cast(BaseModel, build_model(cfg))
         if checkpoint == UNTRAINED:
             torch.manual_seed(seed)
             with quiet(), readable_errors('the model cannot be initialized'), config_scope(cfg):
@@ -110,7 +111,7 @@ class TrainedNetwork:
             num_modules: Cut in so many modules, as :class:`LocalBackbone` takes it. None takes the
                 modules that the network was trained in, or its stages.
         """
-        if num_modules is None and self.is_cut:
+        if num_modules is None and self.local is not None and self.is_cut:
             modules = self.local.module_segments
         else:
             unrolled = unroll(self.backbone)

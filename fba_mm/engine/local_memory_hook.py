@@ -4,6 +4,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 from ..arguments import check_count
 from ..distributed import placement_of
@@ -40,11 +41,11 @@ class LocalMemoryHook(Hook):
         self.interval = interval
         self._first = 0
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Measure the second iteration from here, whether or not the training is resumed."""
         self._first = runner.iter + 1
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Have the coming step measured, if it is its turn."""
         if runner.iter < self._first or (runner.iter - self._first) % self.interval:
             return
