@@ -176,6 +176,17 @@ def test_several_configs_get_a_folder_each(written, tmp_path, monkeypatch, capsy
         assert len(found['variants'][0]['modules']) == modules
         assert found['variants'][0]['median_seconds'] is None
         assert (folder / 'memory.png').exists()
+    # Both in one table; nothing was timed, so there is no picture of them.
+    _, _, together = result.out.partition('A training step, peak')
+    lines = [line.split() for line in together.splitlines()]
+    rows = [line for line in lines if line[:1] in (['local'], ['stock'])]
+    assert [row[0] for row in rows] == ['local', 'stock']
+    for name, mib, *_ in rows:
+        path = tmp_path / 'work_dirs/profile_training' / name / 'profile.json'
+        bp = json.loads(path.read_text())['variants'][1]
+        nbytes = bp['peak_bytes'] + sum(bp['resident'].values())
+        assert mib == f'{nbytes / 2**20:,.0f}'
+    assert not (folder.parent / 'frontier.png').exists()
 
 
 @pytest.mark.slow
