@@ -87,6 +87,10 @@ def _is_missing(package: str) -> bool:
 
 def _unreadable(config: str, error: Exception) -> LocalLearningError:
     reason = ' '.join(str(error).split()) or type(error).__name__
+    if 'Duplicate key is not allowed among bases' in reason:
+        reason += (
+            ': inherit one of them, and write into the config what the other has under this key'
+        )
     return LocalLearningError(f'config {config} cannot be read: {type(error).__name__}: {reason}')
 
 

@@ -6,8 +6,7 @@ from mmengine.config import Config
 from fba_mm import LocalLearningError
 from fba_mm.compat import install_config_names
 from fba_mm.compat.config_names import CONFIGS
-from fba_mm.config import load_config
-from fba_mm.preflight.building import build_model
+from fba_mm.config import class_of, load_config
 
 
 def _inheriting(folder, bases, text='') -> Config:
@@ -39,11 +38,17 @@ def test_beside_a_stock_config(tmp_path):
     assert cfg.model_wrapper_cfg == dict(type='LocalDataParallel')
 
 
+def test_two_bases_with_hooks_are_told_apart(tmp_path):
+    (tmp_path / 'own.py').write_text("custom_hooks = [dict(type='CheckInvalidLossHook')]")
+    with pytest.raises(LocalLearningError, match="{'custom_hooks'}.*: inherit one of them"):
+        _inheriting(tmp_path, ['./own.py', 'fba_mm::_base_/fba.py'])
+
+
 def test_types_of_other_packages_are_found(tmp_path):
     cfg = _inheriting(tmp_path, 'fba_mm::demo/yolov1_r34_digits.py')
     assert '_scope_' not in cfg.model
-    cfg.model.backbone.init_cfg = None
-    assert type(build_model(cfg)).__name__ == 'YOLOV1'
+    for part in (cfg.model.data_preprocessor, cfg.model.backbone):
+        assert class_of(part, cfg.default_scope).__module__.startswith('mmdet.')
 
 
 def test_what_is_not_there_and_what_is_no_name_of_ours(tmp_path):
