@@ -25,6 +25,7 @@ ONEDL = (
 )
 LITE = 'mmcv-lite==2.1.0'
 TOOLS = (
+    'hypothesis',
     'pytest',
     'pytest-xdist',
     'scipy',

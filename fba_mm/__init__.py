@@ -48,6 +48,7 @@ from .local import LocalBackbone  # noqa: E402
 from .local.partition import Segment, Unrolled, backbone_family, run_submodule  # noqa: E402
 from .localize import localize  # noqa: E402
 from .models import SlicedFocalLoss, cifar_resnet, light_fcn, light_retinanet  # noqa: E402
+from .plain_pytorch import LocalLearning  # noqa: E402
 
 __version__ = '0.1.0'
 # What needs mmdet or mmpretrain, and is imported when a config names it.
@@ -66,6 +67,7 @@ __all__ = [
     'FBAHook',
     'LocalBackbone',
     'LocalDataParallel',
+    'LocalLearning',
     'LocalLearningError',
     'LocalModuleParallel',
     'LocalOptimWrapper',

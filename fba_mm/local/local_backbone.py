@@ -1,5 +1,6 @@
 """``LocalBackbone``: where the network is cut, and what each module learns from."""
 
+from collections import OrderedDict
 from typing import (
     Any,
     Callable,
@@ -33,6 +34,7 @@ from .partition import (
     check_segments,
     cut,
     cut_points,
+    levels_of,
     recompute_spans,
     trace_footprints,
     unroll,
@@ -73,7 +75,7 @@ class LocalBackbone(StubbableBackbone):
     ``LocalOptimWrapper``.
 
     Args:
-        backbone: Config of the backbone to wrap, or of mmagic's generator.
+        backbone: Config of the backbone to wrap, or of mmagic's generator; or the built one.
         num_modules: K. A number (1 is back-propagation; cuts are placed so that the largest
             module keeps as little as possible for its backward pass), ``'stages'`` for one module
             per stage, ``'blocks'`` for the finest cut; or explicit cuts: the blocks after which to
@@ -122,7 +124,7 @@ class LocalBackbone(StubbableBackbone):
 
     def __init__(
         self,
-        backbone: dict,
+        backbone: Union[dict, nn.Module],
         num_modules: Union[int, str, Sequence[Union[int, str]]] = 4,
         auxiliary: Optional[dict] = None,
         head_batch_size: Optional[int] = None,
@@ -134,7 +136,7 @@ class LocalBackbone(StubbableBackbone):
         init_cfg: Optional[dict] = None,
     ):
         super().__init__(init_cfg)
-        if pretrained is not None:
+        if pretrained is not None and isinstance(backbone, dict):
             backbone = dict(backbone, pretrained=pretrained)
         if check_budget(num_modules, memory_budget):
             raise LocalLearningError(
@@ -143,7 +145,9 @@ class LocalBackbone(StubbableBackbone):
                 'in your own script, or give a number'
             )
         auxiliary = auxiliary or {}
-        self.backbone = MODELS.build(backbone)
+        self.backbone: Any = (
+            backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone)
+        )
         self.auxiliary = ModuleList()
         sizes = dict(head_batch_size=head_batch_size, recompute_batch_size=recompute_batch_size)
         for name, size in sizes.items():
@@ -166,6 +170,8 @@ class LocalBackbone(StubbableBackbone):
         self._initialize_auxiliary_at: Optional[str] = None
         self.register_load_state_dict_post_hook(_expect_missing_auxiliary)
 
+        self._returns_tuple = True
+        self._level_names: Optional[Tuple[str, ...]] = None
         # The spans of each module; none where nothing is recomputed.
         self.spans: List[List[range]] = []
         self.module_segments: List[range]
@@ -178,6 +184,7 @@ class LocalBackbone(StubbableBackbone):
         if unrolled.reduced_head is not None and not (whole and head_batch_size is None):
             unrolled = in_slices(unrolled, head_batch_size)
         self._returns_tuple = unrolled.returns_tuple
+        self._level_names = unrolled.level_names
         self.segments = unrolled.segments
         self.footprints = trace_footprints(
             self.backbone, self.segments, unrolled.input_shape, unrolled.as_map
@@ -374,15 +381,15 @@ class LocalBackbone(StubbableBackbone):
         if self._answer is not None:
             features = self.answer(x)
             self._check_images(x)
-            return features
+            return self._as_wrapped(features)
         if not (self.training and torch.is_grad_enabled()):
             return self.backbone(x, *args, **kwargs)
         if self.step is None and self.num_modules > 1:
             raise LocalLearningError(WITHOUT_HOOK)
         if self.num_modules == 1 or not isinstance(self.step, LocalStep):
             # Back-propagation, or a pass that asks for outputs, not for losses.
-            return self._forward_whole(x, *args, **kwargs)
-        return self.train_modules(x, self.step)
+            return self._as_wrapped(self._forward_whole(x, *args, **kwargs))
+        return self._as_wrapped(self.train_modules(x, self.step))
 
     def train_modules(self, x: Tensor, step: LocalStep) -> Union[Features, StageState]:
         """Train all modules but the last on a batch; of those in other processes, none.
@@ -422,8 +429,16 @@ class LocalBackbone(StubbableBackbone):
         return self._returned(levels)
 
     def _returned(self, levels: Dict[int, Tensor]) -> Features:
-        """The levels as the wrapped backbone returns them."""
+        """The levels in order; one that is no tuple's, an image or scores, as it is."""
         features = tuple(levels[level] for level in sorted(levels))
+        return features if self._returns_tuple else features[0]
+
+    def _as_wrapped(self, features: Any) -> Any:
+        """Levels in the form in which the wrapped backbone returns them."""
+        if not isinstance(features, tuple):
+            return features
+        if self._level_names is not None:
+            return OrderedDict(zip(self._level_names, features))
         return features if self._returns_tuple else features[0]
 
     def local_logits(self, x: Tensor, step: LocalStep) -> List[Tensor]:
@@ -524,8 +539,7 @@ class LocalBackbone(StubbableBackbone):
         with torch.no_grad(), unchanged_state(self.backbone), torch.autocast(
             device_type, enabled=is_autocast_enabled(device_type), cache_enabled=False
         ):
-            features = self.backbone(x)
-            for level, feature in enumerate(features if self._returns_tuple else (features,)):
+            for level, feature in enumerate(levels_of(self.backbone(x))):
                 step.bank.put(level, feature, ahead=True)
 
     @staticmethod

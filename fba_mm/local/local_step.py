@@ -32,7 +32,8 @@ class LocalStep:
         model: The model around the backbone, whose neck and head auxiliary networks may share.
         source: The backbone of that model, which can answer with given features.
         inputs: The batch of images after preprocessing, (N, 3, H, W), or mmagic's dict of batches.
-        data_samples: The batch's targets, a list, or mmagic's one sample of stacked targets.
+        data_samples: The batch's targets, a list, or mmagic's one sample of stacked targets; or a
+            tensor of classes, where the loss is a function of torch's.
         bank: Key features of this batch.
         train: ``train(i, losses)`` computes the gradients of module i's losses, now.
         accumulate: ``accumulate(losses)`` computes the gradients of a part of a module's losses,
@@ -136,7 +137,9 @@ class LocalStep:
         """
         if self._labels is None:
             samples = self.data_samples
-            if all('gt_score' in sample for sample in samples):
+            if isinstance(samples, Tensor):
+                labels = samples
+            elif all('gt_score' in sample for sample in samples):
                 labels = torch.stack([sample.gt_score for sample in samples])
             else:
                 labels = torch.cat(

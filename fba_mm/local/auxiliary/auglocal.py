@@ -7,7 +7,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...arguments import check_count, check_number
+from ...errors import LocalLearningError
 from ..partition import CutPoint, LaterBlock
+from ..partition.cut_point import same
 from .classification import ClassificationAuxiliary
 
 
@@ -53,8 +55,8 @@ class AugLocal(ClassificationAuxiliary):
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: ``1 <= min_depth <= max_depth`` or ``0 <= pyramid <= 1`` does not hold;
-            and see :class:`ClassificationAuxiliary`.
+        LocalLearningError: ``1 <= min_depth <= max_depth`` or ``0 <= pyramid <= 1`` does not hold,
+            or the network passes on tokens; and see :class:`ClassificationAuxiliary`.
 
     Example:
         >>> backbone = dict(type='LocalBackbone', backbone=dict(type='CifarResNet', depth=32),
@@ -77,6 +79,11 @@ class AugLocal(ClassificationAuxiliary):
         check_count('auxiliary.max_depth', max_depth, min_depth, 'a number of blocks')
         check_number('auxiliary.pyramid', pyramid, least=0, most=1)
         depth = depth_at(cut_point, max_depth, min_depth, pyramid)
+        if cut_point.as_map is not same:
+            raise LocalLearningError(
+                "AugLocal's blocks stand for those of a network that passes on maps, and this one "
+                'passes on tokens: take another auxiliary network'
+            )
         self.picks = pick(cut_point, depth)
         self.blocks = Sequential()
         channels, stride = cut_point.channels, cut_point.stride

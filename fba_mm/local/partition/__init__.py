@@ -9,7 +9,7 @@ from pkgutil import iter_modules
 from .balance import cut
 from .cut_point import CutPoint, LaterBlock, StageMap, cut_points
 from .family import backbone_family, unroll
-from .footprint import Footprint, check_segments, trace_footprints
+from .footprint import Footprint, check_segments, levels_of, trace_footprints
 from .segment import IMAGES, Segment, Unrolled, run_submodule
 from .spans import Recompute, recompute_spans
 
@@ -29,6 +29,7 @@ __all__ = [
     'check_segments',
     'cut',
     'cut_points',
+    'levels_of',
     'recompute_spans',
     'run_submodule',
     'trace_footprints',

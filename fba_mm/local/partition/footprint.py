@@ -15,7 +15,7 @@ from ...errors import LocalLearningError
 from .segment import IMAGES, Segment, Unrolled, same
 
 # Packages whose backbones' segments are compared with their forward by the tests.
-_TESTED = ('mmdet', 'mmpretrain', 'mmseg', 'mmagic', 'fba_mm')
+_TESTED = ('mmdet', 'mmpretrain', 'mmseg', 'mmagic', 'torchvision', 'fba_mm')
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
         if segment.level is not None
     }
     ours = [levels[level] for level in sorted(levels)]
-    whole = [whole] if isinstance(whole, Tensor) else list(whole)
+    whole = levels_of(whole)
     if len(whole) != len(ours):
         raise LocalLearningError(
             f'backbone {name} returns {len(whole)} maps, and its segments {len(ours)}: fix the '
@@ -196,6 +196,17 @@ def check_segments(backbone: nn.Module, unrolled: Unrolled) -> None:
                 f'{level} than its forward does: fix the function under @backbone_family that '
                 'describes it, or write one for this class'
             )
+
+
+def levels_of(output: Any) -> Tuple[Tensor, ...]:
+    """The maps that a backbone returns.
+
+    Args:
+        output: Its output: a tuple, a dict in the order of the levels, or one tensor.
+    """
+    if isinstance(output, Tensor):
+        return (output,)
+    return tuple(output.values() if isinstance(output, dict) else output)
 
 
 def _copies(module: nn.Module) -> Dict[str, Tensor]:

@@ -124,6 +124,9 @@ class Unrolled:
             last segment, where that is the task's head (reconstruction). It is called with
             (x, first map or None, images).
         auxiliary: Type of the auxiliary networks that modules get unless the config names one.
+        level_names: Keys under which the backbone returns its levels, where it returns a dict.
+        num_scores: Number of classes, where the backbone is a whole classifier and returns their
+            scores as its only level.
     """
 
     segments: List[Segment] = field(default_factory=list)
@@ -134,3 +137,5 @@ class Unrolled:
     returns_tuple: bool = True
     reduced_head: Optional[Callable[[int, Optional[str]], nn.Module]] = None
     auxiliary: str = 'SLM'
+    level_names: Optional[Tuple[str, ...]] = None
+    num_scores: Optional[int] = None
