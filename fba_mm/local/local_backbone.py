@@ -145,9 +145,7 @@ class LocalBackbone(StubbableBackbone):
                 'in your own script, or give a number'
             )
         auxiliary = auxiliary or {}
-        self.backbone: Any = (
-            backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone)
-        )
+        self.backbone: Any = backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone)
         self.auxiliary = ModuleList()
         sizes = dict(head_batch_size=head_batch_size, recompute_batch_size=recompute_batch_size)
         for name, size in sizes.items():

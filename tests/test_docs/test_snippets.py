@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 ELSEWHERE = {
     'docs/methods.md': 'tests/test_local/test_auxiliary/test_all_methods.py',
     'docs/backbones.md': 'tests/test_local/test_partition/test_family.py',
+    'docs/plain_pytorch.md': 'tests/test_plain_pytorch.py',
 }
 DRAWN = ('kaiming_uniform_', 'kaiming_normal_', 'uniform_', 'normal_', 'xavier_uniform_')
 # What a page takes for granted that readers have.
