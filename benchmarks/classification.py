@@ -8,9 +8,9 @@ Trains the configs of ``configs/classification/<data>``, each method with each s
 budget, and goes on where it stopped. With ``--search`` each method first gets a learning rate of
 its own, chosen on images held out of the training set (``search.json``, ``search.md``). Then times
 steps of all methods by turns, so that what else the machine does meets all alike. Ends with a table
-(accuracy, time and peak memory of a step), ``results.json``, ``table.md`` and
-``classification.png``: accuracy over the time of a step, as the FBA paper's Figure 1a has it over
-that of an epoch.
+(accuracy, time, operations and peak memory of a step), ``results.json``, ``table.md`` and
+``classification.png``: accuracy over the operations of a step, as the FBA paper's Figure 1a has it
+over the time of an epoch, and over its peak memory.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import copy
 import json
 import statistics
 from pathlib import Path
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
 import matplotlib
 import torch
@@ -39,7 +39,7 @@ from seeded_trainings import (
 )
 
 from fba_mm import command_line
-from fba_mm.analysis import TrainingStep, measure_step
+from fba_mm.analysis import TrainingStep, measure_step, predict_memory
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config
@@ -62,6 +62,8 @@ METHODS = dict(
 )
 CONFIGS = ROOT / 'configs/classification'
 MIB = 2**20
+
+Shape = Tuple[int, ...]
 
 
 def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]) -> Config:
@@ -121,19 +123,32 @@ def resized(cfg: Config, size: int) -> Config:
     return cfg
 
 
+def own_config(args: argparse.Namespace, method: str) -> Config:
+    """A method's config as it is, for images of the size that was asked for."""
+    cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
+    return cfg if args.size is None else resized(cfg, args.size)
+
+
+def shape_of(args: argparse.Namespace, cfg: Config, batch: Optional[int] = None) -> Shape:
+    """Of the images of a step."""
+    batch = batch or args.batch or cfg.train_dataloader.batch_size
+    return (batch, 3, *([args.size] * 2 if args.size else batch_shape(cfg)[2:]))
+
+
+def operations(args: argparse.Namespace, method: str) -> int:
+    """Floating-point operations of a training step, counted."""
+    cfg = own_config(args, method)
+    return predict_memory(cfg, shape_of(args, cfg)).flops
+
+
 def training_step(
     args: argparse.Namespace, method: str, batch: Optional[int]
 ) -> Callable[[], dict]:
     """One training step of a method on a synthetic batch, to be measured."""
-    cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
-    if args.size is not None:
-        cfg = resized(cfg, args.size)
+    cfg = own_config(args, method)
     step = TrainingStep(cfg, args.device)
     step.model.to(memory_format=torch.channels_last)
-    height, width = [args.size] * 2 if args.size else batch_shape(cfg)[2:]
-    data = synthetic_batch(
-        step.model, (batch or args.batch or cfg.train_dataloader.batch_size, 3, height, width)
-    )
+    data = synthetic_batch(step.model, shape_of(args, cfg, batch))
     # One sample with all labels, as in training.
     labels = torch.cat([sample.gt_label for sample in data['data_samples']])
     data['data_samples'] = [DataSample().set_gt_label(labels)]
@@ -150,12 +165,14 @@ def print_table(
     results: Results,
     peaks: Dict[str, int],
     seconds: Dict[str, float],
+    flops: Dict[str, int],
     rates: Dict[str, float],
     args: argparse.Namespace,
     console: Console,
 ) -> str:
     """Print what was found; returns it as Markdown too."""
-    columns = ['method', 'lr', 'accuracy %', 's / step', 'time / BP', 'peak MiB', 'peak / BP']
+    columns = ['method', 'lr', 'accuracy %', 's / step', 'time / BP', 'operations / BP']
+    columns += ['peak MiB', 'peak / BP']
     table = Table(title=title(args))
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
     for column in columns:
@@ -167,6 +184,7 @@ def print_table(
             spread([one['accuracy'] for one in by_seed.values()]),
             f'{seconds[method]:.2f}',
             ratio(seconds, method),
+            ratio(flops, method),
             f'{peaks[method] / MIB:.1f}',
             ratio(peaks, method),
         ]
@@ -193,31 +211,43 @@ def title(args: argparse.Namespace) -> str:
     return ', '.join(parts + ['last epoch', f'seeds {args.seeds}', *chosen, args.device])
 
 
-def draw(results: Results, seconds: Dict[str, float], args: argparse.Namespace, path: Path) -> None:
-    """Accuracy over the time of a step, one point per method."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for method, by_seed in results.items():
-        accuracy = [one['accuracy'] for one in by_seed.values()]
-        error = statistics.stdev(accuracy) if len(accuracy) > 1 else 0
-        strong = method in ('bp', 'fba', 'fba_k8')
-        axes.errorbar(
-            seconds[method],
-            statistics.mean(accuracy),
-            error,
-            fmt='D' if strong else 'o',
-            markersize=8 if strong else 6,
-            capsize=3,
-        )
-        axes.annotate(
-            METHODS[method],
-            (seconds[method], statistics.mean(accuracy)),
-            xytext=(7, 5),
-            textcoords='offset points',
-            weight='bold' if strong else 'normal',
-        )
-    axes.margins(x=0.2, y=0.15)
-    axes.set(xlabel='seconds per step', ylabel='test accuracy, %', title=title(args))
-    axes.grid(alpha=0.3)
+def draw(
+    results: Results,
+    flops: Dict[str, int],
+    peaks: Dict[str, int],
+    args: argparse.Namespace,
+    path: Path,
+) -> None:
+    """Accuracy over operations and over peak memory of a step, one point per method."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
+    sides = (
+        ('operations of a step, GFLOP', {name: count / 1e9 for name, count in flops.items()}),
+        ('peak memory of a step, MiB', {name: peak / MIB for name, peak in peaks.items()}),
+    )
+    for axes, (label, costs) in zip(panels, sides):
+        for method, by_seed in results.items():
+            accuracy = [one['accuracy'] for one in by_seed.values()]
+            point = (costs[method], statistics.mean(accuracy))
+            strong = method == 'bp' or method.startswith('fba')
+            axes.errorbar(
+                *point,
+                statistics.stdev(accuracy) if len(accuracy) > 1 else 0,
+                fmt='D' if strong else 'o',
+                markersize=8 if strong else 6,
+                capsize=3,
+            )
+            axes.annotate(
+                METHODS[method],
+                point,
+                xytext=(7, 5),
+                textcoords='offset points',
+                weight='bold' if strong else 'normal',
+            )
+        axes.margins(x=0.2, y=0.15)
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel='test accuracy, %')
+    figure.suptitle(title(args), fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -308,12 +338,16 @@ def main() -> None:
         args.device,
         args.rounds,
     )
-    table = print_table(results, peaks, seconds, rates, args, console)
+    flops = {method: operations(args, method) for method in args.methods}
+    table = print_table(results, peaks, seconds, flops, rates, args, console)
     (out / 'table.md').write_text(f'{title(args)}\n\n{table}')
     (out / 'results.json').write_text(
-        json.dumps(dict(results=results, peaks=peaks, step_seconds=seconds, lr=rates), indent=1)
+        json.dumps(
+            dict(results=results, peaks=peaks, step_seconds=seconds, operations=flops, lr=rates),
+            indent=1,
+        )
     )
-    draw(results, seconds, args, out / 'classification.png')
+    draw(results, flops, peaks, args, out / 'classification.png')
     console.print(f'{out}/table.md, results.json, classification.png')
 
 
