@@ -4,10 +4,12 @@ import json
 import runpy
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from fba_mm.__main__ import COMMANDS
 from fba_mm.config import load_config
 from fba_mm.preflight.building import build_model
 
@@ -25,17 +27,17 @@ def test_a_data_set_of_ones_own(tmp_path, monkeypatch):
             (tmp_path / block.file).write_text(block.text)
     (text,) = (block.text for block in blocks(PAGE, 'bash') if 'make_shapes.py' in block.text)
     for line in text.splitlines():
-        _, script, *words = shlex.split(line)
-        if script == 'make_shapes.py':
-            monkeypatch.setattr(sys, 'argv', [script, *words])
-            runpy.run_path(script)
+        program, command, *words = shlex.split(line)
+        if program == 'python':
+            monkeypatch.setattr(sys, 'argv', [command, *words])
+            runpy.run_path(command)
             continue
-        tool = script[len('tools/') : -len('.py')]
-        if tool == 'train':
+        assert program == 'fba-mm'
+        if command == 'train':
             # One epoch instead of twelve.
             words += ['--cfg-options', 'train_cfg.max_epochs=1']
         words = [word.replace('epoch_12', 'epoch_1') for word in words]
-        assert run_tool(tool, *words).status == 0, line
+        assert run_tool(Path(COMMANDS[command][0]).stem, *words).status == 0, line
     assert len(json.loads((tmp_path / 'data/shapes/train.json').read_text())['images']) == 24
     stock = build_model(load_config('my_shapes.py'))
     weights = torch.load('shapes.pth', weights_only=True)['state_dict']
