@@ -21,6 +21,8 @@ _CPU_SLICE_BYTES = 1 << 20
 _SLICE_BYTES = 16 << 20
 # RoIs of a slice.
 _ROIS = 32
+# Of masks of the image's size, for the RoIs whose targets are made at once.
+_MASK_BYTES = 32 << 20
 
 
 @MODELS.register_module(name='InSlices')
@@ -37,7 +39,9 @@ def in_slices(of: Union[str, type], **kwargs: Any) -> nn.Module:
     - mmseg's decode heads with the loss of ``BaseDecodeHead`` on softmax cross entropy: the logits
       are enlarged to the size of the labels, classified and compared some rows at a time.
     - mmdet's ``FCNMaskHead``: some RoIs at a time go through its convolutions, whose maps for all
-      are the largest tensors of a Mask R-CNN. They are run once more for it.
+      are the largest tensors of a Mask R-CNN. They are run once more for it. Targets, too, are cut
+      from the objects' masks some RoIs at a time: mmdet makes a copy of the whole image's mask for
+      each of them.
 
     :func:`fba_mm.localize.sliced` puts it into configs.
 
@@ -106,6 +110,30 @@ class _SlicedRoIs:
                 for part in parts
             ]
         )
+
+    def get_targets(
+        self, sampling_results: list, batch_gt_instances: list, rcnn_train_cfg: dict
+    ) -> Tensor:
+        from mmdet.structures.mask import BitmapMasks, mask_target
+
+        targets = []
+        for result, objects in zip(sampling_results, batch_gt_instances):
+            masks, of_object = objects.masks, result.pos_assigned_gt_inds
+            size = max(_MASK_BYTES // (4 * max(masks.height * masks.width, 1)), 1)
+            if not isinstance(masks, BitmapMasks) or len(of_object) <= size:
+                targets.append(
+                    mask_target([result.pos_priors], [of_object], [masks], rcnn_train_cfg)
+                )
+                continue
+            # By objects, so that each mask goes to the device about once.
+            order = of_object.argsort()
+            found = []
+            for rows in order.split(size):
+                needed, which = of_object[rows].unique(return_inverse=True)
+                own = masks[needed.cpu().numpy()]
+                found.append(mask_target([result.pos_priors[rows]], [which], [own], rcnn_train_cfg))
+            targets.append(torch.cat(found)[order.argsort()])
+        return torch.cat(targets)
 
 
 class _SlicedRows:

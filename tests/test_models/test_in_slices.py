@@ -2,10 +2,14 @@
 
 import copy
 from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 
 from fba_mm import LocalLearningError
 from fba_mm.analysis import StorageTracker
@@ -183,6 +187,35 @@ def test_a_mask_head(monkeypatch):
         MODELS.build(
             dict(type='InSlices', of='mmdet.FCNMaskHead', norm_cfg=dict(type='BN'), **kwargs)
         )
+
+
+def test_targets_of_a_mask_head():
+    """The same bits from fewer copies of masks, of images with RoIs and without."""
+    kwargs = dict(num_convs=1, in_channels=8, conv_out_channels=8, num_classes=2)
+    stock = MODELS.build(dict(type='mmdet.FCNMaskHead', **kwargs))
+    sliced = MODELS.build(dict(type='InSlices', of='mmdet.FCNMaskHead', **kwargs))
+    generator = torch.Generator().manual_seed(0)
+    results, instances = [], []
+    for rois in (20, 1, 0):
+        masks = torch.randint(0, 2, (3, 800, 1300), generator=generator, dtype=torch.uint8)
+        instances.append(InstanceData(masks=BitmapMasks(masks.numpy(), 800, 1300)))
+        corner = torch.rand(rois, 2, generator=generator) * 600
+        boxes = torch.cat([corner, corner + 20 + 100 * torch.rand(rois, 2, generator=generator)], 1)
+        results.append(
+            SimpleNamespace(
+                pos_priors=boxes,
+                pos_assigned_gt_inds=torch.randint(0, 3, (rois,), generator=generator),
+            )
+        )
+    cfg = ConfigDict(mask_size=28)
+    found, peaks = [], []
+    for head in (stock, sliced):
+        with StorageTracker() as tracker:
+            found.append(head.get_targets(results, instances, cfg))
+        peaks.append(tracker.peak)
+    assert torch.equal(*found)
+    assert 0.1 < found[0].mean() < 0.9
+    assert peaks[1] < 0.6 * peaks[0]
 
 
 @pytest.mark.parametrize(
