@@ -22,10 +22,17 @@ def trained_proposals() -> Iterator[None]:
     RoI heads train on a fixed number of proposals, but mask heads only on those that hit an object:
     few in the first steps, as many as the sampler takes later. Memory has to suffice for these. So
     up to 256 of the proposals of an image, at most half, are replaced by shifted boxes of its
-    objects. Nothing else is touched, and models without an RPN not at all.
+    objects, and so are the boxes that a stage of a cascade hands to the next. Nothing else is
+    touched, and models without an RPN or a cascade not at all.
     """
     module = sys.modules.get('mmdet.models.dense_heads.base_dense_head')
+    cascades = sys.modules.get('mmdet.models.roi_heads.bbox_heads')
     with ExitStack() as stack:
+        for kind in with_subclasses(cascades.BBoxHead) if cascades else ():
+            if 'refine_bboxes' in vars(kind):
+                stack.enter_context(
+                    mock.patch.object(kind, 'refine_bboxes', _refined(kind.refine_bboxes))
+                )
         for kind in with_subclasses(module.BaseDenseHead) if module else ():
             # DETR's predicts no proposals; EmbeddingRPN's, which are learned, are not boxes yet.
             if 'loss_and_predict' in vars(kind):
@@ -52,6 +59,21 @@ def _hitting(loss_and_predict: Callable) -> Callable:
             if 'bboxes' in result and 'gt_instances' in sample:
                 _put_on_objects(_plain(result.bboxes), _plain(sample.gt_instances.bboxes))
         return losses, results
+
+    return wrapped
+
+
+def _refined(refine_bboxes: Callable) -> Callable:
+
+    @functools.wraps(refine_bboxes)
+    def wrapped(self: Any, sampling_results: list, *args: Any, **kwargs: Any) -> Any:
+        results = refine_bboxes(self, sampling_results, *args, **kwargs)
+        for result, sampled in zip(results or (), sampling_results):
+            # Sparse R-CNN's stages have no samples.
+            objects = getattr(sampled, 'pos_gt_bboxes', None)
+            if objects is not None:
+                _put_on_objects(_plain(result.bboxes), _plain(objects))
+        return results
 
     return wrapped
 

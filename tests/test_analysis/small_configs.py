@@ -3,6 +3,8 @@
 from mmengine.config import Config
 
 from fba_mm import localize
+from fba_mm.analysis.step_configs import from_scratch
+from fba_mm.config import load_config
 
 from ..conftest import own_head, retinanet
 from ..super_resolution import editor, edsr
@@ -19,6 +21,21 @@ def detector(**backbone) -> Config:
             ),
         )
     )
+
+
+def cascade() -> Config:
+    """MMDetection's Cascade Mask R-CNN with few channels."""
+    cfg = from_scratch(load_config('mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py'))
+    model, roi_head = cfg.model, cfg.model.roi_head
+    model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    model.neck.update(in_channels=[8, 16, 32, 64], out_channels=8)
+    model.rpn_head.update(in_channels=8, feat_channels=8)
+    for extractor in (roi_head.bbox_roi_extractor, roi_head.mask_roi_extractor):
+        extractor.out_channels = 8
+    for head in roi_head.bbox_head:
+        head.update(in_channels=8, fc_out_channels=16, num_classes=4)
+    roi_head.mask_head.update(in_channels=8, conv_out_channels=8, num_classes=4)
+    return cfg
 
 
 def local_detector(num_modules=3, light=False, **kwargs) -> Config:

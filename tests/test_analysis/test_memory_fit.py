@@ -20,7 +20,7 @@ from fba_mm.tasks import backbone_key
 
 from ..conftest import own_head
 from ..super_resolution import rdn
-from .small_configs import classifier, detector, local_detector, super_resolution
+from .small_configs import cascade, classifier, detector, local_detector, super_resolution
 
 SHAPE = (2, 3, 96, 96)
 
@@ -57,18 +57,23 @@ CONFIGS = {
 }
 
 
+# A cascade's images are large enough for as many proposals as its samplers ask for.
 @pytest.mark.slow
-@pytest.mark.parametrize('make', CONFIGS.values(), ids=CONFIGS)
-def test_what_is_predicted_is_what_is_measured(make):
+@pytest.mark.parametrize(
+    ('make', 'shape'),
+    [*((make, SHAPE) for make in CONFIGS.values()), (cascade, (2, 3, 128, 128))],
+    ids=[*CONFIGS, 'mask heads in a cascade'],
+)
+def test_what_is_predicted_is_what_is_measured(make, shape):
     cfg = make()
     step = TrainingStep(copy.deepcopy(cfg))
-    data = synthetic_batch(step.model, SHAPE)
+    data = synthetic_batch(step.model, shape)
     step(data)
     gc.collect()
     resident = resident_bytes(step.model, step.optim_wrapper.optimizer)
     measured = measure_step(lambda: step(data)).peak_bytes
 
-    found = predict_memory(cfg, SHAPE)
+    found = predict_memory(cfg, shape)
     assert not found.guessed_loss
     assert found.num_modules == cfg.model[backbone_key(cfg.model)].get('num_modules')
     assert found.parameters == resident['parameters']
