@@ -7,14 +7,14 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..arguments import check_count
 from ..errors import LocalLearningError
 from ..local import local_backbones
 from ..local.assigned_targets import AssignedTargets
-from ..local.head_batches import add_losses, can_be_split, is_image_mean, slices_of
+from ..local.head_batches import add_losses, can_be_split, feed, is_image_mean, slices_of
 from ..local.task_loss import Losses, map_losses
 from ..tasks import task_of_model
 from .local_optim_wrapper import LocalOptimWrapper
@@ -117,14 +117,18 @@ class SplitBatchHook(Hook):
             return None
         targets = AssignedTargets(data_samples)
         self._context.enter_context(targets.answering(targets.heads_of(model)))
-        for part in parts:
+
+        def loss_of(_: tuple, part: slice) -> Losses:
             with targets.only(part):
                 # Not called as a module: this hook is for the batch.
                 losses = model.forward(inputs[part], _of(data_samples, part), mode='loss')
-            losses = _shared(model, losses, part, len(inputs))
+            return _shared(model, losses, part, len(inputs))
+
+        def accumulate(losses: Losses) -> None:
             self._optim_wrapper.accumulate_local(model.parse_losses(losses)[0])
             torch.clear_autocast_cache()  # Casts of weights have given their gradients.
-            self._fed = add_losses(map_losses(losses, Tensor.detach), self._fed)
+
+        _, self._fed = feed((), [*parts, last], loss_of, accumulate)
         self._last, self._images_of_batch = last, len(inputs)
         self._context.enter_context(targets.only(last))
         return (), dict(kwargs, inputs=inputs[last], data_samples=_of(data_samples, last))

@@ -136,7 +136,8 @@ def feed(
     """Compute the losses of all slices but the last, and their gradients.
 
     Args:
-        features: The whole batch's, (N, C, H, W) each, attached to a module's graph or not.
+        features: The whole batch's, (N, C, H, W) each, attached to a module's graph or not; none
+            where the backbone, too, runs on one slice after the other.
         images: Slices of the batch, from :func:`slices_of`.
         loss_of: ``loss_of(features, images)``: the losses of one slice.
         accumulate: Computes the gradients of losses, now, and adds them up.
