@@ -83,6 +83,10 @@ WAYS: Dict[str, Tuple[str, Callable[[Config], Optional[Config]]]] = {
         'accumulation, 1 image, and 3 spans',
         lambda cfg: accumulated(checkpointed(sliced(cfg), 3), 1),
     ),
+    'both_head': (
+        'accumulation, 1 image, 3 spans, neck and head',
+        lambda cfg: accumulated(checkpointed(sliced(cfg), 3, head=True), 1),
+    ),
     'local': ('`--local 4`', partial(localize, num_modules=4)),
     'least_local': ("local, K='blocks', recomputed", least_local),
 }

@@ -4,7 +4,7 @@ import gc
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, List, Optional, Union
+from typing import Callable, Iterator, List, Optional, Set, Union
 
 from mmengine.config import Config
 from rich import box
@@ -207,6 +207,13 @@ def _young_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
+def _is_slower(way: Way, other: Way) -> bool:
+    """Whether an exact way computes all that another one does, and more."""
+    if (way.kind, other.kind) == ('images', 'accumulation'):
+        return other.recomputes_head <= way.recomputes_head
+    return way.kind == other.kind and other.recomputes_head < way.recomputes_head
+
+
 class Search:
     """Simulates ways to train a config.
 
@@ -227,6 +234,8 @@ class Search:
         self._cfg, self._shape, self._budget, self._report = cfg, shape, budget, report
         self._tried: List[Planned] = []
         self._skipped: List[str] = []
+        # Kinds of exact ways that are for other models.
+        self._inapplicable: Set[str] = set()
 
     def plan(self) -> Plan:
         """Go through all ways. If the config fits as it is, no other one is tried."""
@@ -238,6 +247,8 @@ class Search:
         # No way to train has fewer parameters.
         if not self._fits(stock) and not stock.memory.resident > (self._budget or math.inf):
             for way in others:
+                if self._is_needless(way):
+                    continue
                 if isinstance(way, Way):
                     self.attempt(way)
                 elif not way.exact and any(
@@ -250,6 +261,14 @@ class Search:
                     self.least_that_fits(way)
         rest = sorted(self._tried[1:], key=lambda p: (not p.way.exact, -p.memory.total))
         return Plan(self._shape, [stock, *rest], self._budget, self._skipped)
+
+    def _is_needless(self, way: Union[Way, Series]) -> bool:
+        """Whether a way can't be simulated, as others of its kind, or would not be taken."""
+        if way.exact and way.kind in self._inapplicable:
+            return True
+        return isinstance(way, Way) and any(
+            self._fits(one) and _is_slower(way, one.way) for one in self._tried
+        )
 
     def _show(self, series: Series) -> None:
         """Try some of a series that show its range."""
@@ -324,6 +343,8 @@ class Search:
             # The others can do without it.
             self._skipped.append(f'{way.name}: {error}' if self._tried else str(error))
             self._report(f'{way.name}: skipped ({error})')
+            if way.kind == 'accumulation':
+                self._inapplicable.add(way.kind)
             return None
         stock = self._tried[0].memory if self._tried else memory
         planned = Planned(way, memory, memory.operations / stock.operations)

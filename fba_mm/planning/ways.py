@@ -21,6 +21,7 @@ Count = Union[int, str]
 
 EXACT = 'none: the same gradients'
 _UNKNOWN = 'not measured'
+_HEAD = ', neck and head'
 # Of more images, one at a time is slow; accumulation takes several.
 _FEW = 8
 
@@ -38,6 +39,8 @@ class Way:
         how: The options of ``tools/train.py`` that ask for it; empty if only a budget does.
         kind: ``'bp'``, ``'slices'``, ``'checkpointing'``, ``'images'``, ``'accumulation'`` or
             ``'local'``.
+        recomputes_head: Whether neck and dense heads run twice, too: that takes less memory and
+            more time than the other ways of the kind.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Way:
     configure: Callable[[Config], Config]
     how: str = ''
     kind: str = 'local'
+    recomputes_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,13 +127,17 @@ def exact_ways(cfg: Config, images: Optional[int] = None) -> List[Union[Way, Ser
                 'checkpointing',
             )
         )
-    if images <= _FEW:
-        has_dense_head = any(name in cfg.model for name in task_of(cfg).dense_heads)
-        for head in (False, True) if has_dense_head else (False,):
-            name = f'{_spans(3)}{", neck and head" * head}, image by image'
-            found.append(Way(name, True, EXACT, partial(image_by_image, head=head), kind='images'))
+    heads = [False]
+    if any(name in cfg.model for name in task_of(cfg).dense_heads):
+        heads.append(True)
     if parts and not is_distributed():
         found.append(Series(partial(_accumulation, images, 3), parts, True, 'accumulation'))
+        found += [_accumulation(images, 3, parts[-1], head) for head in heads[1:]]
+    if images <= _FEW:
+        for head in heads:
+            name = f'{_spans(3)}{_HEAD * head}, image by image'
+            configure = partial(image_by_image, head=head)
+            found.append(Way(name, True, EXACT, configure, '', 'images', head))
     return found
 
 
@@ -173,17 +181,19 @@ def _spans(spans: Count) -> str:
     return 'checkpointing, blocks' if spans == 'blocks' else f'checkpointing, {spans} spans'
 
 
-def _accumulation(images: int, spans: Optional[int], parts: int) -> Way:
+def _accumulation(images: int, spans: Optional[int], parts: int, head: bool = False) -> Way:
     at_once = -(-images // parts)
     name = f'accumulation, {at_once} image{"s" * (at_once > 1)} at a time'
     if spans is not None:
-        name += f', {_spans(spans)}'
+        name += f', {_spans(spans)}{_HEAD * head}'
 
     def configure(cfg: Config) -> Config:
-        cfg = sliced(cfg) if spans is None else _checkpointing(spans, cfg)
+        cfg = sliced(cfg)
+        if spans is not None:
+            cfg = checkpointed(cfg, spans, head=head)
         return accumulated(cfg, at_once)
 
-    return Way(name, True, EXACT, configure, kind='accumulation')
+    return Way(name, True, EXACT, configure, '', 'accumulation', head)
 
 
 def _recomputed(task: Task, at_once: Optional[int], heads: str, num_modules: Count) -> Way:

@@ -46,8 +46,20 @@ def trained(cfg, shape, steps=2):
         (segmentor, (3, 3, 32, 32), sliced),
         (partial(detector, norm_eval=True), (3, 3, 64, 64), lambda cfg: cfg),
         (classifier, (3, 3, 32, 32), lambda cfg: checkpointed(cfg, 2)),
+        (
+            partial(detector, norm_eval=True),
+            (3, 3, 64, 64),
+            lambda cfg: checkpointed(cfg, 2, head=True),
+        ),
     ],
-    ids=['classifier', 'super-resolution', 'segmentor', 'detector', 'recomputed'],
+    ids=[
+        'classifier',
+        'super-resolution',
+        'segmentor',
+        'detector',
+        'recomputed',
+        'neck and head recomputed',
+    ],
 )
 def test_parts_train_as_the_whole(make, shape, change):
     """Also where the last part is a smaller one."""

@@ -94,6 +94,7 @@ def test_a_local_config_and_its_baselines():
         'checkpointing, 3 spans',
         'checkpointing, blocks',
         'accumulation, 1 image at a time, checkpointing, 3 spans',
+        'accumulation, 1 image at a time, checkpointing, 3 spans, neck and head',
         'forward and loss',
     ]
     for variant in others:

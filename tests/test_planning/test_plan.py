@@ -315,3 +315,35 @@ def test_memory_that_does_not_fall_with_the_number(takes, budget, found):
     with mock.patch('fba_mm.planning.plan.predict_memory', predict):
         planned = Search(detector(), SHAPE, budget).least_that_fits(series)
     assert (planned and planned.way.name) == (found and f'K={found}')
+
+
+@pytest.mark.parametrize(
+    'budget, exact, tried',
+    [
+        (6, True, ['accumulation']),
+        (4, True, ['accumulation', 'accumulation, head', 'images']),
+        (3, True, ['accumulation', 'accumulation, head', 'images', 'images, head']),
+        (4, False, ['images', 'images, head']),  # accumulation is not exact
+    ],
+)
+def test_what_would_not_be_taken_is_not_simulated(budget, exact, tried):
+    takes = {'shipped': 9, 'accumulation': 6, 'accumulation, head': 4, 'images': 8}
+
+    def predict(name, shape):
+        if name.startswith('accumulation') and not exact:
+            raise LocalLearningError('no')
+        return MemoryPrediction(None, 0, 0, takes.get(name, 5), flops=1)
+
+    def made(name):
+        kind, head = name.split(',')[0], name.endswith('head')
+        return Way(name, True, '', lambda cfg: name, kind=kind, recomputes_head=head)
+
+    series = Series(lambda parts: made('accumulation'), [2], True, 'accumulation')
+    others = [made(name) for name in ('accumulation, head', 'images', 'images, head')]
+    ways = [made('shipped'), series, *others]
+    with mock.patch('fba_mm.planning.plan.predict_memory', predict), mock.patch(
+        'fba_mm.planning.plan.ways_to_train', lambda cfg, images: ways
+    ):
+        plan = Search(detector(), SHAPE, budget).plan()
+    assert {one.way.name for one in plan.tried} == {'shipped', *tried}
+    assert len(plan.skipped) == (not exact)
