@@ -119,7 +119,7 @@ def profile_training(
     variants: Sequence[Variant],
     shape: Shape,
     device: str = 'cpu',
-    rounds: int = 5,
+    rounds: int = 3,
     report: Callable[[str], None] = print,
 ) -> List[VariantProfile]:
     """Run training steps of several ways to train on one synthetic batch.
@@ -132,8 +132,8 @@ def profile_training(
         shape: The batch, (images, channels, height, width).
         device: ``'cpu'`` or ``'cuda'``.
         rounds: Timed steps of each; 0 measures memory alone.
-        report: Called with a line of progress now and then, and for ways that this model can't be
-            trained in: accumulation is exact for few.
+        report: Called with a line of progress for each way, with how long the timed rounds will
+            take, and for ways that this model can't be trained in: accumulation is exact for few.
 
     Returns:
         One profile for each way that the model can be trained in.
@@ -148,11 +148,11 @@ def profile_training(
         0.9
     """
     check_device(device)
-    profiles, ready = [], []
+    profiles, ready, round_seconds = [], [], 0.0
     with _quiet():
-        for variant in variants:
+        for number, variant in enumerate(variants, 1):
             try:
-                step, batch = _ready(variant, shape, device)
+                step, batch, seconds = _ready(variant, shape, device)
             except LocalLearningError as error:
                 if variant.kind != 'accumulation':
                     raise
@@ -160,19 +160,26 @@ def profile_training(
                 continue
             profile = _measure(variant, step, batch, device)
             profiles.append(profile)
-            report(f'{variant.name}: {profile.memory.peak_bytes / MIB:.1f} MiB')
+            report(
+                f'{variant.name}: {profile.memory.peak_bytes / MIB:.1f} MiB, its first step '
+                f'{seconds:.1f} s ({number} of {len(variants)})'
+            )
+            round_seconds += seconds
             if rounds:
                 ready.append(partial(variant.run, step, batch))
             del step
         for number in range(rounds):
-            report(f'timing, round {number + 1} of {rounds}')
+            left = (rounds - number) * round_seconds
+            report(f'timing, round {number + 1} of {rounds}: about {left:.0f} s left')
+            start = time.perf_counter()
             for profile, run in zip(profiles, ready):
                 profile.seconds.append(seconds_of(run, device))
+            round_seconds = time.perf_counter() - start
     return profiles
 
 
-def _ready(variant: Variant, shape: Shape, device: str) -> Tuple[TrainingStep, dict]:
-    """A step that has been made once, and its batch."""
+def _ready(variant: Variant, shape: Shape, device: str) -> Tuple[TrainingStep, dict, float]:
+    """A step that has been made once, its batch, and the seconds that it took."""
     torch.manual_seed(0)
     step = variant.build(device)
     with readable_errors(f'{variant.name}: the model cannot be initialized'):
@@ -184,8 +191,8 @@ def _ready(variant: Variant, shape: Shape, device: str) -> Tuple[TrainingStep, d
     ):
         if step.hooks:
             check_local_training(step.model, type(step.optim_wrapper), step.hooks[0].bank.scope)
-        variant.run(step, batch)
-    return step, batch
+        seconds = seconds_of(partial(variant.run, step, batch), device)
+    return step, batch, seconds
 
 
 def check_device(device: str) -> None:

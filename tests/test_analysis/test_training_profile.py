@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -140,9 +141,14 @@ def test_progress_and_time(profiles, lines):
         *(profile.name for profile in profiles),
         'timing, round 1 of 1',
     ]
+    assert re.fullmatch(
+        rf'{re.escape(profiles[0].name)}: [\d.]+ MiB, its first step [\d.]+ s \(1 of 9\)', lines[0]
+    )
+    assert re.fullmatch(r'timing, round 1 of 1: about \d+ s left', lines[-1])
     assert [line.split(':')[0] for line in left_out] == [
         'accumulation, 1 image at a time',
         'accumulation, 1 image at a time, checkpointing, 3 spans',
+        'accumulation, 1 image at a time, checkpointing, 3 spans, neck and head',
     ]
     assert all('batch normalization is trained' in line for line in left_out)
     assert all(len(profile.seconds) == 1 and profile.median_seconds > 0 for profile in profiles)

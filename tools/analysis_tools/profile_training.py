@@ -82,7 +82,7 @@ def parse_args() -> argparse.Namespace:
         help='height and width of the images, one number if they are square, instead of --shape',
     )
     parser.add_argument(
-        '--rounds', type=int, default=5, help='timed steps; 0 measures memory alone'
+        '--rounds', type=int, default=3, help='timed steps; 0 measures memory alone'
     )
     parser.add_argument(
         '--details',
