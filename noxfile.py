@@ -35,6 +35,13 @@ TOOLS = (
     'wheel',
 )
 
+# Whatever installs, pip or uv.
+_LIST = """
+from importlib.metadata import distributions
+for one in distributions():
+    print(one.metadata['Name'], one.version)
+"""
+
 # Name: Python, and the packages.
 ROWS = {
     'classic-2.1.2-py3.10': (
@@ -113,8 +120,9 @@ def _define(name: str, python: str, *packages: str) -> None:
 
 
 def _installed(session: nox.Session) -> set:
-    lines = session.run('python', '-m', 'pip', 'freeze', '--exclude', 'fba_mm', silent=True)
-    return set(lines.splitlines())
+    # Nothing is printed where an environment is used again as it is: nothing is installed there.
+    lines = session.run_install('python', '-c', _LIST, silent=True)
+    return set((lines or '').splitlines())
 
 
 for _name, _row in ROWS.items():

@@ -2,8 +2,8 @@
 
 A checkpoint is a pickle, and a pickle from a stranger is a program. Two ways lead from one to
 running code in MMEngine: unpickling (it falls back to ``weights_only=False`` when the safe way
-fails), and resuming (it executes the config text that the checkpoint carries). Both are closed
-here unless the user says that the file is trusted.
+fails), and the config texts that the checkpoint carries, which are programs that resuming and
+inferencers execute. Both are closed here unless the user says that the file is trusted.
 """
 
 import functools
@@ -17,9 +17,14 @@ import torch
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from ..compat import torch_versions
 from ..errors import LocalLearningError
 from .checksums import check_sums
 from .safe_unpickler import UnsafePickle, load_safely
+
+# Config texts are in ``meta``, and in the message hub, from where they go on into checkpoints of
+# a training that is resumed, and to whoever builds a model from those.
+_TEXTS = ('config', 'cfg')
 
 
 class UnusableCheckpoint(LocalLearningError):
@@ -35,9 +40,8 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
         map_location: As :func:`torch.load` takes it.
 
     Returns:
-        The checkpoint. Unless trusted, it comes without ``meta['config']``, a program text that
-        MMEngine would execute on resuming, and without names of files in other directories that
-        MMEngine would delete.
+        The checkpoint. Unless trusted, it comes without config texts, which MMEngine would
+        execute, and without names of files in other directories, which it would delete.
 
     Raises:
         LocalLearningError: The file is missing or corrupt (its checksums are compared), or needs to
@@ -69,14 +73,15 @@ def _disarmed(path: str, checkpoint: dict) -> dict:
     for key in ('meta', 'message_hub'):
         if key in checkpoint:
             checkpoint[key] = _plain(path, key, checkpoint[key])
-    checkpoint.get('meta', {}).pop('config', None)
+    for key in _TEXTS:
+        checkpoint.get('meta', {}).pop(key, None)
     hub = checkpoint.get('message_hub', {})
     if 'runtime_info' in hub:
         folder = os.path.dirname(os.path.abspath(path))
         hub['runtime_info'] = {
             key: value
             for key, value in _plain(path, 'runtime_info', hub['runtime_info']).items()
-            if not _names_other_files(key, value, folder)
+            if key not in _TEXTS and not _names_other_files(key, value, folder)
         }
     return checkpoint
 
@@ -131,7 +136,9 @@ def guard_checkpoints(trust: bool = False) -> None:
     """
     if trust:
         return
-    # Reads of MMEngine that don't go through the loaders below: torch itself refuses then.
+    # Reads that don't go through the loaders below: torch itself refuses then, or should.
+    if not torch_versions.REFUSES_CODE:
+        torch.load = _load_as_torch
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
     os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
     # MMEngine's own list offers the real getattr, which leads to everything.

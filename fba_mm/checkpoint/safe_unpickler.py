@@ -3,7 +3,8 @@
 ``torch.load(weights_only=True)`` means another thing in each version of torch: before 2.4 it knows
 neither numpy's arrays nor a way to add them, before 2.6 it hands TorchScript archives on to code
 that runs them, and before 2.10 it believes what a file says of a tensor's size. So the pickle is
-read here, in the same way in all of them; torch reads the tensors' bytes.
+read here, in the same way in all of them; torch reads the tensors' bytes. Dense tensors alone: the
+indices of sparse ones may point anywhere, and not every version looks at them.
 
 What a pickle can do is limited by instruction: it may name only what stands in a table, call only
 what stands there as callable, add items only to the built-in containers, and set the state only of
@@ -16,7 +17,6 @@ import os
 import pickle
 import tarfile
 import warnings
-import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from types import SimpleNamespace
@@ -26,6 +26,8 @@ from unittest import mock
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+
+from ..compat.torch_versions import sizes_of_records
 
 _torch_load = torch.load
 
@@ -62,8 +64,9 @@ def load_safely(file: Union[str, os.PathLike, BinaryIO], map_location: Any = Non
         with open(file, 'rb') as opened:
             return load_safely(opened, map_location)
     sizes = None
-    if zipfile.is_zipfile(file):
-        sizes = _sizes_of_records(file)
+    file.seek(0)
+    if file.read(4) == b'PK\x03\x04':  # By which torch tells an archive.
+        sizes = sizes_of_records(file)
     elif _is_tar(file):
         # A format from before torch 0.2, which is unpacked to files.
         raise UnsafePickle('unpacking a tar archive')
@@ -80,17 +83,6 @@ def load_safely(file: Union[str, os.PathLike, BinaryIO], map_location: Any = Non
         os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
         warnings.filterwarnings('ignore', message='.*TorchScript')
         return _torch_load(file, map_location, pickle_module=module, weights_only=False)
-
-
-def _sizes_of_records(file: BinaryIO) -> Dict[str, int]:
-    """The bytes of each record of the archive, by its name within the archive's folder."""
-    file.seek(0)
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-    sizes = {record.filename.partition('/')[2]: record.file_size for record in records}
-    if len(sizes) < len(records):
-        raise pickle.UnpicklingError('two records have the same name')
-    return sizes
 
 
 def _is_tar(file: BinaryIO) -> bool:
@@ -260,8 +252,6 @@ def _callables() -> Dict[str, Callable]:
         found[f'numpy.{module}.multiarray.scalar'] = np.float64().__reduce__()[0]
     for name in (
         '_rebuild_tensor',
-        '_rebuild_sparse_tensor',
-        '_rebuild_qtensor',
         '_rebuild_device_tensor_from_numpy',
         '_rebuild_device_tensor_from_cpu_tensor',
     ):

@@ -1,6 +1,7 @@
 """Reading checkpoints without running code from them."""
 
 import os
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from mmengine.runner.checkpoint import load_checkpoint
 
 from fba_mm import LocalLearningError
 from fba_mm.checkpoint import check_fit, guard_checkpoints, read_checkpoint
+from fba_mm.checkpoint.safe_unpickler import UnsafePickle
+from fba_mm.compat import torch_versions
 from tests.conftest import build, retinanet
 from tests.test_tools.in_process import untouched_process
 
@@ -144,6 +147,34 @@ def test_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     torch.save({'a': torch.ones(1)}, tmp_path / 'mine.pth')
     assert read_checkpoint('~/mine.pth')['a'] == 1
+
+
+def test_config_texts_are_dropped(tmp_path):
+    """Resuming executes one, inferencers the others."""
+    path = str(tmp_path / 'x.pth')
+    runtime_info = OrderedDict(iter=3, cfg='print()')
+    torch.save(
+        dict(
+            meta=dict(epoch=1, config='print()', cfg='print()'),
+            message_hub=dict(runtime_info=runtime_info),
+        ),
+        path,
+    )
+    assert read_checkpoint(path) == dict(
+        meta=dict(epoch=1), message_hub=dict(runtime_info=dict(iter=3))
+    )
+
+
+def test_torch_itself_where_it_cannot_be_left_to_it(tmp_path, monkeypatch):
+    """Older versions hand such a file on to code that runs it, whatever they are told."""
+    monkeypatch.setattr(torch_versions, 'REFUSES_CODE', False)
+    torch.jit.save(torch.jit.script(torch.nn.ReLU()), str(tmp_path / 'a.pth'))
+    torch.save(dict(a=torch.ones(1)), tmp_path / 'b.pth')
+    with untouched_process():
+        guard_checkpoints()
+        with pytest.raises(UnsafePickle, match='TorchScript'):
+            torch.load(tmp_path / 'a.pth', weights_only=False)
+        assert torch.load(tmp_path / 'b.pth', 'cpu', weights_only=True) == dict(a=1)
 
 
 @pytest.mark.parametrize('forced', ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None])

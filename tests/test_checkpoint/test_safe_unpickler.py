@@ -4,6 +4,7 @@ import codecs
 import collections
 import io
 import pickle
+import struct
 import tarfile
 import zipfile
 
@@ -12,7 +13,8 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from fba_mm.checkpoint.safe_unpickler import UnsafePickle, _Unpickler, load_safely
+from fba_mm.checkpoint.safe_unpickler import UnsafePickle, _callables, _Unpickler, load_safely
+from fba_mm.compat import torch_versions
 
 
 def _checkpoint() -> dict:
@@ -188,20 +190,64 @@ def _rewritten(good, path, name, change):
     return path
 
 
-def test_storage_that_is_shorter_than_it_says(tmp_path):
+def _with_two_directories(path, target, size):
+    """The archive again, with another list of records after the first.
+
+    Python's reader takes the one that stands last, in which ``data/0`` has ``size`` bytes and no
+    record has a checksum; torch's reader takes the one whose place is stated.
+    """
+    archive = path.read_bytes()
+    end = archive.rfind(b'PK\5\6')
+    length, start = struct.unpack('<II', archive[end + 12 : end + 20])
+    first = archive[start : start + length]
+    second, entry = bytearray(first), 0
+    while entry < length:
+        name, *others = struct.unpack('<HHH', second[entry + 28 : entry + 34])
+        is_longer = second[entry + 46 :][:name].endswith(b'data/0')
+        second[entry + 16 : entry + 20] = bytes(4)
+        if is_longer:
+            struct.pack_into('<II', second, entry + 20, size, size)
+        entry += 46 + name + sum(others)
+    target.write_bytes(archive[:start] + first + second + archive[end:])
+    return target
+
+
+@pytest.mark.parametrize('by_torch', [True, False])
+def test_storage_that_is_shorter_than_it_says(by_torch, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_versions, 'REFUSES_CODE', by_torch and torch_versions.REFUSES_CODE)
     torch.save(torch.arange(100.0), tmp_path / 'good.pth')
     path = _rewritten(tmp_path / 'good.pth', tmp_path / 'bad.pth', 'data/0', lambda data: data[:8])
-    with pytest.raises(pickle.UnpicklingError, match='fewer bytes'):
-        load_safely(path)
+    two = _with_two_directories(path, tmp_path / 'two.pth', size=400)
+    with zipfile.ZipFile(two) as archive:
+        assert sorted(record.file_size for record in archive.infolist())[-1] == 400
+    for bad in (path, two):
+        with pytest.raises(Exception, match='fewer bytes than|does not match expected size'):
+            load_safely(bad)
 
 
-def test_two_records_of_one_name(tmp_path):
-    torch.save(torch.arange(100.0), tmp_path / 'a.pth')
-    duplicate = pytest.warns(UserWarning, match='Duplicate')
-    with zipfile.ZipFile(tmp_path / 'a.pth', 'a') as archive, duplicate:
-        archive.writestr(next(n for n in archive.namelist() if n.endswith('data/0')), b'12')
-    with pytest.raises(pickle.UnpicklingError, match='same name'):
+@pytest.mark.parametrize('layout', ['coo', 'csr', 'quantized'])
+def test_tensors_that_are_not_dense(layout, tmp_path):
+    """Their indices may point anywhere."""
+    tensor = torch.eye(2)
+    tensor = {
+        'coo': tensor.to_sparse,
+        'csr': tensor.to_sparse_csr,
+        'quantized': lambda: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    }[layout]()
+    torch.save(tensor, tmp_path / 'a.pth')
+    with pytest.raises(UnsafePickle, match='_rebuild_(sparse_|q)tensor'):
         load_safely(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize(
+    'offset, size, stride',
+    [(-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2**62, 4), (4, 1)), (2**62, (4,), (1,))],
+    ids=str,
+)
+def test_a_view_of_other_memory(offset, size, stride):
+    storage = torch.arange(4.0)._typed_storage()
+    with pytest.raises(RuntimeError):
+        _callables()[_REBUILD](storage, offset, size, stride, False, {})
 
 
 def test_torchscript_is_not_loaded(tmp_path):

@@ -34,7 +34,7 @@ def untouched_process():
     handlers = list(logging.getLogger().handlers)
     with mock.patch.dict('os.environ'), mock.patch.object(
         CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes)
-    ):
+    ), mock.patch.object(torch, 'load', torch.load):
         try:
             yield
         finally:

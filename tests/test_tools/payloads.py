@@ -85,6 +85,12 @@ def _config_text_that_clings(checkpoint, marker):
     return checkpoint
 
 
+def _config_text_in_the_hub(checkpoint, marker):
+    """Resumed, it would go on into the training's own checkpoints, and into inferencers."""
+    checkpoint['message_hub']['runtime_info']['cfg'] = _touch(marker) + '\n'
+    return checkpoint
+
+
 PAYLOADS = {
     'all of it': _all_of_it,
     'eval': _legacy_eval,
@@ -93,7 +99,11 @@ PAYLOADS = {
     'state_dict': _in_state_dict,
     'getattr': None,
 }
-CONFIG_TEXTS = {'config text': _config_text, 'config text that clings': _config_text_that_clings}
+CONFIG_TEXTS = {
+    'config text': _config_text,
+    'config text that clings': _config_text_that_clings,
+    'config text in the hub': _config_text_in_the_hub,
+}
 PAYLOADS_AND_TEXTS = dict(PAYLOADS, **CONFIG_TEXTS)
 
 

@@ -75,6 +75,10 @@ def test_config_text_is_not_executed(use, payload, trained, config, tmp_path, ma
     result = _use(use, config, path, tmp_path, capsys)
     assert not marker.exists()
     assert result.status == 0, result.err
+    # Nor is it handed on.
+    for path in (tmp_path / 'work').rglob('*.pth'):
+        written = torch.load(path, weights_only=False)
+        assert marker.name not in f'{written["meta"]} {written["message_hub"]["runtime_info"]}'
 
 
 @pytest.mark.parametrize(
