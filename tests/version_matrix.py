@@ -1,16 +1,17 @@
 """A short training, test, export and resumption, compared with those of other versions.
 
-    python -m tests.version_matrix ROW [FOLDER]
+    python -m tests.version_matrix ROW [--folder FOLDER]
+    python -m tests.version_matrix ROW --read    # what others have written since, nothing else
 
 Writes to ``FOLDER/ROW``, and reads what is there of other rows: their losses are the same up to one
 in the last printed digit, training goes on from their checkpoints as from its own, and the plain
 toolbox loads what they exported. FOLDER is ``work_dirs/version_matrix`` unless given.
 """
 
+import argparse
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import torch
@@ -44,15 +45,16 @@ def assert_close(theirs: list, losses: list, name: str) -> int:
     return sum(a != b for a, b in pairs)
 
 
-def run(row: str, folder: Path) -> None:
+def write(row: str, folder: Path) -> None:
+    """Train, test, export and resume, and write losses and checkpoints."""
     own = folder / row
     shutil.rmtree(own, ignore_errors=True)
     own.mkdir(parents=True)
     data = folder / 'data'
     if not data.exists():
         build_digits_on_photos(data, num_train=10, num_val=4, image_size=64, digit_size=(12, 28))
-    # Each version writes the config that it resolves: names of mmdet's modules differ.
-    (data / 'fba.py').unlink(missing_ok=True)
+    # A folder of its own, for the config that each version resolves: names in mmdet's differ.
+    data = shutil.copytree(data, own / 'data')
     # At a low learning rate, differences in rounding stay differences in rounding.
     config = write_config(
         own / 'small_fba.py', data, 'optim_wrapper = dict(optimizer=dict(lr=1e-4))'
@@ -78,8 +80,15 @@ def run(row: str, folder: Path) -> None:
     train(config, own / 'bf16', '--amp', '--cfg-options', 'optim_wrapper.dtype=bfloat16')
     print(f'{row}: test, export, resumption and bfloat16 work')
 
+
+def read(row: str, folder: Path) -> None:
+    """Compare with all that lies there, and go on from it."""
+    own = folder / row
+    config = own / 'small_fba.py'
+    losses = json.loads((own / 'losses.json').read_text())
     for other in sorted(folder.glob('*/losses.json')):
         name = other.parent.name
+        shutil.rmtree(own / f'from_{name}', ignore_errors=True)
         differ = assert_close(json.loads(other.read_text()), losses, name)
         half = train(config, own / f'from_{name}', '--resume', other.parent / 'whole/epoch_1.pth')
         assert_close(half, losses[ITERATIONS // 2 :], f'from {name}')
@@ -104,4 +113,11 @@ def load_stock(config: Path, exported: Path) -> None:
 
 
 if __name__ == '__main__':
-    run(sys.argv[1], Path(*sys.argv[2:3] or [ROOT / 'work_dirs/version_matrix']).resolve())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('row')
+    parser.add_argument('--folder', type=Path, default=ROOT / 'work_dirs/version_matrix')
+    parser.add_argument('--read', action='store_true', help='what others have written since')
+    args = parser.parse_args()
+    if not args.read:
+        write(args.row, args.folder.resolve())
+    read(args.row, args.folder.resolve())

@@ -5,10 +5,10 @@ with: from that one on, torch itself does what is done here.
 """
 
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from types import SimpleNamespace
-from typing import Any, BinaryIO, Callable, ContextManager, Dict, Optional, Tuple
+from typing import Any, BinaryIO, Callable, ContextManager, Dict, Iterator, Optional, Tuple
 from unittest import mock
 
 import torch
@@ -221,6 +221,30 @@ except ImportError:
     flop_registry = {op: _of_tensors(formula) for op, formula in flop_mapping.items()}
 
 
-# torch 2.2
-with suppress(ImportError):
-    from torch._subclasses.fake_tensor import unset_fake_temporarily  # noqa: F401, for others
+# torch 2.2: computing with values while a mode of fake tensors is active.
+try:
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+except ImportError:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import (
+        _get_current_dispatch_mode_stack,
+        _pop_mode,
+        _push_mode,
+    )
+
+    @contextmanager
+    def unset_fake_temporarily() -> Iterator[None]:
+        """Within this context, the modes that are active are those that make no fake tensors."""
+        modes = _get_current_dispatch_mode_stack()
+        others = [mode for mode in modes if not isinstance(mode, FakeTensorMode)]
+        _replace_modes(modes, others)
+        try:
+            yield
+        finally:
+            _replace_modes(others, modes)
+
+    def _replace_modes(old: list, new: list) -> None:
+        for _ in old:
+            _pop_mode()
+        for mode in new:
+            _push_mode(mode)

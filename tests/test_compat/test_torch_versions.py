@@ -100,3 +100,21 @@ def test_the_floor_is_stated_once():
     assert (ROOT / 'noxfile.py').read_text().count(f'torch=={floor}.') >= 2
     for entry in re.findall(r'torch (2\.\d+)', Path(torch_versions.__file__).read_text()):
         assert tuple(map(int, entry.split('.'))) > tuple(map(int, floor.split('.'))), entry
+
+
+def test_values_while_tensors_are_fake():
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Seeing():
+        with torch_versions.unset_fake_temporarily():
+            assert torch.ones(2).tolist() == [1.0, 1.0] and seen
+        assert isinstance(torch.ones(2), FakeTensor)
+    assert type(torch.ones(2)) is torch.Tensor
