@@ -240,7 +240,6 @@ def _callables() -> Dict[str, Callable]:
         'numpy.dtype': _dtype,
         'torch.Size': torch.Size,
         'torch.device': torch.device,
-        'torch.serialization._get_layout': torch.serialization._get_layout,
         'torch._tensor._rebuild_from_type_v2': _tensor_of_type,
         'torch._utils._rebuild_tensor_v2': _tensor,
         'torch._utils._rebuild_parameter': _parameter,
@@ -263,11 +262,7 @@ def _callables() -> Dict[str, Callable]:
 @functools.lru_cache(maxsize=None)
 def _values() -> Dict[str, Any]:
     """What a checkpoint may refer to, but not call, by the name that it has in a pickle."""
-    found = {
-        str(value): value
-        for value in vars(torch).values()
-        if isinstance(value, (torch.dtype, torch.qscheme))
-    }
+    found = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
     for name in _STATISTICS:  # Protocol 4 names methods; before, getattr finds them.
         found[f'mmengine.logging.history_buffer.HistoryBuffer.{name}'] = getattr(
             HistoryBuffer, name

@@ -1,7 +1,9 @@
 """Reading checkpoints without running code from them."""
 
 import os
+import pickle
 from collections import OrderedDict
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.runner.checkpoint import load_checkpoint
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from fba_mm import LocalLearningError
 from fba_mm.checkpoint import check_fit, guard_checkpoints, read_checkpoint
@@ -195,6 +198,39 @@ def test_guard_whatever_the_environment_says(forced, tmp_path, monkeypatch):
         with pytest.raises(Exception):  # noqa: B017, which one depends on the version
             torch.load(tmp_path / 'b.pth', weights_only=False)
     assert not (tmp_path / 'marker').exists()
+
+
+@pytest.mark.parametrize('position', range(5))
+def test_each_part_of_a_file_from_before_archives(position, tmp_path):
+    """Such a file is five pickles, one after the other, and the content of tensors."""
+    marker = tmp_path / 'marker'
+    parts = [MAGIC_NUMBER, PROTOCOL_VERSION, dict(little_endian=True), dict(state_dict={}), []]
+    parts[position] = _Touch(marker)
+    path = tmp_path / 'x.pth'
+    path.write_bytes(b''.join(pickle.dumps(part, 2) for part in parts))
+    with pytest.raises(LocalLearningError, match=r'wants to run code \(\w+.system\)'):
+        read_checkpoint(str(path))
+    assert not marker.exists()
+    with suppress(Exception):
+        read_checkpoint(str(path), trust=True)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize('key', ['teacher_ckpt', 'init_cfg'])
+def test_weights_that_a_model_loads_itself(key, tmp_path):
+    path, marker = str(tmp_path / 'x.pth'), tmp_path / 'marker'
+    torch.save(dict(state_dict={}, author=_Touch(marker)), path)
+    cfg = retinanet(num_modules=None)
+    if key == 'teacher_ckpt':
+        cfg['type'] = 'mmdet.KnowledgeDistillationSingleStageDetector'
+        cfg.update(teacher_config=dict(model=retinanet(num_modules=None)), teacher_ckpt=path)
+    else:
+        cfg['backbone']['init_cfg'] = dict(type='Pretrained', checkpoint=path)
+    with untouched_process():
+        guard_checkpoints()
+        with pytest.raises(LocalLearningError, match='wants to run code'):
+            build(cfg)
+    assert not marker.exists()
 
 
 class _Touch:
