@@ -10,6 +10,7 @@ from functools import lru_cache
 from textwrap import shorten
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import (
     HOOKS,
@@ -149,6 +150,10 @@ def _annotations(function: Any) -> Dict[str, Any]:
         for name, parameter in parameters.items()
         if type(parameter.default) in (int, float, bool)
     }
+    if str(getattr(function, '__module__', '')).startswith('torch.'):
+        # Before torch 2.2, SGD has momentum=0 without an annotation, which stands for any number.
+        told = {name: float if kind is int else kind for name, kind in told.items()}
+        told['lr'] = Union[float, torch.Tensor]
     return {
         name: annotation
         for name, annotation in {**told, **found}.items()
