@@ -405,12 +405,12 @@ def local_form(optim_wrapper: OptimWrapper, settings: Mapping) -> OptimWrapper:
     Args:
         optim_wrapper: The runner's; returned as it is if it is none of MMEngine's for mixed
             precision.
-        settings: Its config.
+        settings: Its config; where there is none, it is returned as it is, too.
 
     Example:
         >>> runner.optim_wrapper = local_form(runner.optim_wrapper, runner.cfg.optim_wrapper)
     """
-    if type(optim_wrapper) is not AmpOptimWrapper:
+    if type(optim_wrapper) is not AmpOptimWrapper or not settings:
         return optim_wrapper
     names = ('loss_scale', 'dtype', 'accumulative_counts', 'clip_grad')
     kept = {name: settings[name] for name in names if name in settings}

@@ -1,15 +1,17 @@
 """When gradients are computed and applied: at the end or eagerly, scaled, clipped, accumulated."""
 
 import copy
+import sys
 from unittest import mock
 
 import pytest
 import torch
 import torch.utils.checkpoint
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
 from fba_mm import AmpLocalOptimWrapper, LocalLearningError, LocalOptimWrapper
+from fba_mm.engine.local_optim_wrapper import local_form
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -547,3 +549,17 @@ def test_wrong_settings_of_mixed_precision(settings, message):
     parameter = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(LocalLearningError, match=message):
         AmpLocalOptimWrapper(optimizer=torch.optim.SGD([parameter], lr=0.1), **settings)
+
+
+def test_what_takes_the_place_of_mmengines_own_mixed_precision():
+    """It has the same optimizer and settings; what isn't that, or has no config, stays."""
+    module = sys.modules[AmpOptimWrapper.__module__]
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    settings = dict(clip_grad=dict(max_norm=3.0), accumulative_counts=2, dtype='bfloat16')
+    with mock.patch.object(module, 'is_cuda_available', lambda: True):
+        stock = AmpOptimWrapper(optimizer=torch.optim.SGD([parameter], lr=0.1), **settings)
+    local = local_form(stock, dict(settings, type='AmpOptimWrapper', paramwise_cfg=None))
+    assert type(local) is AmpLocalOptimWrapper and local.optimizer is stock.optimizer
+    assert local.clip_grad_kwargs == dict(max_norm=3.0) and local._accumulative_counts == 2
+    assert local.cast_dtype is torch.bfloat16
+    assert local_form(stock, {}) is stock and local_form(local, settings) is local
