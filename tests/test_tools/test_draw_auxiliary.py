@@ -1,5 +1,7 @@
 """What is drawn of an auxiliary network is what ran."""
 
+from dataclasses import replace
+
 import pytest
 from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch
@@ -146,6 +148,25 @@ def test_a_stock_config_made_local(tmp_path, capsys):
     assert result.status == 0, result.err
     assert str(out) in result.out
     assert imread(out).ndim == 3
+
+
+@pytest.mark.slow
+def test_several_networks_side_by_side(tmp_path, capsys):
+    _, runs = traced(local_detector(3), (2, 3, 64, 64))
+    named = [replace(run, network=name) for name in ('one', 'other') for run in runs]
+    texts = drawn_texts(draw_auxiliary(named, tmp_path / 'both.png', modules=[2]))
+    assert texts.count('one') == texts.count('other') == 1
+    assert sum(text.startswith('module 2') for text in texts) == 2
+    with pytest.raises(LocalLearningError, match='one: module 3 has no auxiliary network'):
+        draw_auxiliary(named, 'unused.png', modules=[3])
+    paths = [tmp_path / 'shallow.py', tmp_path / 'other.py']
+    for path in paths:
+        detector().dump(path)
+    out = tmp_path / 'joint.png'
+    result = run_tool(TOOL, *paths, '--local', 2, '--out', out, capsys=capsys)
+    assert result.status == 0, result.err
+    assert imread(out).ndim == 3
+    assert_refused(run_tool(TOOL, paths[0], paths[0], capsys=capsys), 'the same name')
 
 
 def test_a_config_without_modules(tmp_path, capsys):

@@ -3,14 +3,17 @@ r"""Draw the auxiliary networks of a config: layers, shapes and parameters up to
     python tools/analysis_tools/draw_auxiliary.py configs/classification/cifar10/resnet32_dgl.py
     python tools/analysis_tools/draw_auxiliary.py mmdet::retinanet/retinanet_r50_fpn_1x_coco.py \
         --local 4 --modules 1 3 --out slm.png
+    python tools/analysis_tools/draw_auxiliary.py \
+        configs/classification/cifar10/resnet32_{dgl,fba,infopro}.py --modules 7
 
-One training step is done on a synthetic batch: no data and no checkpoints are needed.
+Several configs are drawn side by side. One training step is done on a synthetic batch: no data and
+no checkpoints are needed.
 """
 
 import argparse
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -89,6 +92,7 @@ class AuxiliaryRun:
         layers: In the order in which they ran.
         losses: Names of the losses.
         parameters: Number of parameters of the auxiliary network.
+        network: What to call the network that it is of, where several are drawn.
     """
 
     module: int
@@ -97,6 +101,7 @@ class AuxiliaryRun:
     layers: Tuple[Layer, ...]
     losses: Tuple[str, ...]
     parameters: int
+    network: str = ''
 
 
 def trace_auxiliary(step: TrainingStep, data: Any) -> List[AuxiliaryRun]:
@@ -259,10 +264,10 @@ def draw_auxiliary(
     """Draw what was traced, a column for each module, from its output up to its losses.
 
     Args:
-        runs: From :func:`trace_auxiliary`.
+        runs: From :func:`trace_auxiliary`, of one network or of several, one after the other.
         out_file: A PNG file; missing folders are made.
-        modules: Numbers of the modules to draw. Unset, the first, one in the middle, and the last
-            that has an auxiliary network.
+        modules: Numbers of the modules to draw, of each network. Unset, the first, one in the
+            middle, and the last that has an auxiliary network.
         title: Of the figure.
 
     Returns:
@@ -271,16 +276,11 @@ def draw_auxiliary(
     Raises:
         LocalLearningError: A module has no auxiliary network.
     """
-    known = {run.module: run for run in runs}
-    if modules is None:
-        modules = sorted({runs[0].module, runs[len(runs) // 2].module, runs[-1].module})
-    strangers = [number for number in modules if number not in known]
-    if strangers:
-        raise LocalLearningError(
-            f'module {strangers[0]} has no auxiliary network: give numbers from {runs[0].module} '
-            f'to {runs[-1].module}'
-        )
-    drawn = [known[number] for number in modules]
+    drawn = [
+        run
+        for name in dict.fromkeys(run.network for run in runs)
+        for run in _chosen([run for run in runs if run.network == name], modules)
+    ]
     tallest = max(len(run.layers) for run in drawn)
     width = max(3.1, max(map(_text_width, drawn)) / _TEXT_SHARE)
     figure = Figure(figsize=(width * len(drawn) + 0.4, 0.52 * tallest + 2.5), dpi=130)
@@ -294,22 +294,40 @@ def draw_auxiliary(
         kinds.update((layer.kind, None) for layer in run.layers)
     axes.text(-0.5, tallest + 2.4, title, fontsize=13, fontweight='bold', va='top')
     kinds = {kind: None for kind in _FILLS if kind in kinds}
+    # Below the names of networks, where there are several.
+    top = -1.0 if any(run.network for run in drawn) else -0.75
     for row, kind in enumerate(kinds):
-        y = -0.75 - 0.38 * row
+        y = top - 0.38 * row
         axes.add_patch(
             Rectangle(
                 (-0.5, y - 0.11), 0.05, 0.22, facecolor=_FILLS[kind], edgecolor='.45', linewidth=0.8
             )
         )
         axes.text(-0.41, y, _MEANINGS[kind], fontsize=8.5, va='center')
-    axes.set_ylim(-0.85 - 0.38 * len(kinds), tallest + 2.5)
+    axes.set_ylim(top - 0.1 - 0.38 * len(kinds), tallest + 2.5)
     out_file = os.fspath(out_file)
     os.makedirs(os.path.dirname(os.path.abspath(out_file)), exist_ok=True)
     figure.savefig(out_file, format='png')
     return figure
 
 
+def _chosen(runs: Sequence[AuxiliaryRun], modules: Optional[Sequence[int]]) -> List[AuxiliaryRun]:
+    """Those of one network to draw."""
+    known = {run.module: run for run in runs}
+    if modules is None:
+        modules = sorted({runs[0].module, runs[len(runs) // 2].module, runs[-1].module})
+    strangers = [number for number in modules if number not in known]
+    if strangers:
+        whose = f'{runs[0].network}: ' if runs[0].network else ''
+        raise LocalLearningError(
+            f'{whose}module {strangers[0]} has no auxiliary network: give numbers from '
+            f'{runs[0].module} to {runs[-1].module}'
+        )
+    return [known[number] for number in modules]
+
+
 def _draw_column(axes: Axes, column: int, run: AuxiliaryRun) -> None:
+    axes.text(column, -0.55, run.network, fontsize=9, fontweight='bold', ha='center', va='center')
     _box(axes, column, 0, 0.86, 0.62, _FILLS['module'])
     axes.text(
         column,
@@ -368,8 +386,9 @@ def _text_of(drawn: Union[Layer, AuxiliaryRun]) -> str:
 def _text_width(run: AuxiliaryRun) -> float:
     """The widest line of a column, in inches."""
     lines = [line for part in (run, *run.layers) for line in _text_of(part).split('\n')]
-    lines.append(' + '.join(run.losses))
-    return max(TextPath((0, 0), line or ' ', _FONT_SIZE).get_extents().width for line in lines) / 72
+    lines += [' + '.join(run.losses), run.network]
+    paths = [TextPath((0, 0), line, _FONT_SIZE) for line in lines if line]
+    return max(path.get_extents().width for path in paths) / 72
 
 
 def _count(parameters: int) -> str:
@@ -405,11 +424,19 @@ def _arrow(axes: Axes, x: float, row: int) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw the auxiliary networks of a config')
-    parser.add_argument('config', help='path of a config, or its name in a package (mmdet::...)')
+    parser.add_argument(
+        'configs',
+        nargs='+',
+        metavar='config',
+        help='path of a config, or its name in a package (mmdet::...); several are drawn side by '
+        'side',
+    )
     command_line.add_local(parser, 'a stock config')
     parser.add_argument('--modules', type=int, nargs='+', help='numbers of modules, from 1')
     parser.add_argument('--title', help="default: the config's name")
-    parser.add_argument('--out', help='a PNG file (default: work_dirs/draw_auxiliary/<config>.png)')
+    parser.add_argument(
+        '--out', help='a PNG file (default: work_dirs/draw_auxiliary/<first config>.png)'
+    )
     command_line.add_cfg_options(parser)
     return parser.parse_args()
 
@@ -417,18 +444,27 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     command_line.check_local(args)
-    name = Path(args.config.split('::')[-1]).stem
-    out = Path(args.out or f'work_dirs/draw_auxiliary/{name}.png')
+    names = [Path(config.split('::')[-1]).stem for config in args.configs]
+    out = Path(args.out or f'work_dirs/draw_auxiliary/{names[0]}.png')
     command_line.check_writable(out.parent, '--out')
-    cfg = load_config(args.config)
-    command_line.apply_cfg_options(cfg, args.cfg_options)
-    if args.local is not None:
-        cfg = localize(cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget)
-    step = TrainingStep(cfg)
-    _, channels, height, width = batch_shape(cfg)
-    # Two images: batch norm on 1×1 maps needs more than one value.
-    runs = trace_auxiliary(step, synthetic_batch(step.model, (2, channels, height, width)))
-    draw_auxiliary(runs, out, args.modules, args.title or name)
+    if len(set(names)) < len(names):
+        raise LocalLearningError('two configs have the same name: draw them one by one')
+    runs: List[AuxiliaryRun] = []
+    for config, name in zip(args.configs, names):
+        cfg = load_config(config)
+        command_line.apply_cfg_options(cfg, args.cfg_options)
+        if args.local is not None:
+            cfg = localize(
+                cfg, args.local, auxiliary=args.auxiliary, memory_budget=args.memory_budget
+            )
+        step = TrainingStep(cfg)
+        _, channels, height, width = batch_shape(cfg)
+        # Two images: batch norm on 1×1 maps needs more than one value.
+        batch = synthetic_batch(step.model, (2, channels, height, width))
+        network = name if len(names) > 1 else ''
+        runs += [replace(run, network=network) for run in trace_auxiliary(step, batch)]
+    title = args.title or (names[0] if len(names) == 1 else 'Auxiliary networks')
+    draw_auxiliary(runs, out, args.modules, title)
     print(out)
 
 
