@@ -25,7 +25,7 @@ from ..memory_budget import check_budget, parse_memory
 from ..preflight.building import readable_errors
 from ..tasks import backbone_key
 from .memory import StorageTracker
-from .operations import OPERATIONS_PER_BYTE, OperationCounter
+from .operations import OPERATIONS_PER_BYTE, OperationCounter, few_slices
 from .peak_split import resident_bytes
 from .simulated_step import SimulatedStep, quiet, without_memory
 from .step_configs import backbone_of, from_scratch, trains_locally
@@ -159,7 +159,7 @@ def _simulate(cfg: Config, shape: Shape, guess_loss: bool, steps: int) -> Memory
         sizes = resident_bytes(step.model, optimizer)
         tracker.watch(step.model, optimizer)
         # The tracker looks at who called it, so that no other mode may stand between.
-        with counter, _trained(optimizer) as trained, tracker:
+        with few_slices(counter), counter, _trained(optimizer) as trained, tracker:
             for _ in range(steps):
                 step(batch)
         peak = tracker.peak - sizes['parameters'] - sizes['optimizer_state']

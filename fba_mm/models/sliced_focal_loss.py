@@ -1,7 +1,7 @@
 """Focal loss that goes through the logits slice by slice, and keeps nothing but them."""
 
 import math
-from typing import Any, Callable, Iterator, Optional, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -207,9 +207,14 @@ def _slices(
     dtype = _compute_dtype(pred)
     row_bytes = math.prod(pred.shape[1:]) * torch.finfo(dtype).bits // 8
     step = max(1, slice_bytes // max(1, row_bytes))
-    for start in range(0, len(pred), step):
+    for start in starts_of_slices(len(pred), step):
         rows = slice(start, start + step)
         yield (rows, pred[rows].to(dtype), target[rows], None if weight is None else weight[rows])
+
+
+def starts_of_slices(rows: int, step: int) -> Iterable[int]:
+    """The first row of each slice; a simulation may answer with some of them alone."""
+    return range(0, rows, step)
 
 
 def _compute_dtype(pred: Tensor) -> torch.dtype:

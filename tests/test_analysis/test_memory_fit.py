@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -12,10 +13,13 @@ from mmengine.registry import MODELS
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step, resident_bytes
 from fba_mm.analysis.memory_fit import fit_modules, predict_memory, resolve_num_modules
+from fba_mm.analysis.operations import OperationCounter, few_slices
 from fba_mm.analysis.simulated_step import SimulatedStep
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.errors import LocalLearningError
+from fba_mm.localize import sliced
 from fba_mm.memory_budget import check_budget, parse_memory
+from fba_mm.models import sliced_focal_loss
 from fba_mm.tasks import backbone_key
 
 from ..conftest import own_head
@@ -95,6 +99,26 @@ def test_on_a_gpu_the_optimizer_takes_all_parameters_at_once():
     foreach = dict(cfg.optim_wrapper.optimizer, foreach=True)
     assert on_gpu == predict_memory(changed(cfg, optimizer=foreach), shape)
     assert on_gpu.peak > on_cpu.peak
+
+
+@pytest.mark.slow
+def test_slices_that_are_alike_are_simulated_twice(monkeypatch):
+    """With the same account of memory and operations, in fewer ops."""
+    monkeypatch.setattr(sliced_focal_loss, '_CPU_SLICE_BYTES', 1 << 8)
+    cfg, ops, found = local_detector(light=True), [], []
+    dispatch = OperationCounter.__torch_dispatch__
+
+    def counted(self, *args, **kwargs):
+        ops[-1] += 1
+        return dispatch(self, *args, **kwargs)
+
+    monkeypatch.setattr(OperationCounter, '__torch_dispatch__', counted)
+    for context in (few_slices, nullcontext):
+        ops.append(0)
+        with mock.patch('fba_mm.analysis.memory_fit.few_slices', context):
+            found.append(predict_memory(sliced(cfg), SHAPE))
+    assert found[0] == found[1]
+    assert ops[0] < 0.8 * ops[1]
 
 
 @pytest.mark.slow
