@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 RUN := NO_ALBUMENTATIONS_UPDATE=1 $(VENV)/bin/python
 
-.PHONY: demo test test-fast lint format docs tutorial model-zoo install clean
+.PHONY: demo test test-fast coverage lint format docs tutorial model-zoo install clean
 
 # The stamp lies in the environment: delete the environment, and it is made again.
 $(VENV)/installed: requirements.txt setup.py
@@ -25,6 +25,9 @@ test: install
 
 test-fast: install
 	$(PYTEST) -m "not slow" tests
+
+coverage: install
+	$(PYTEST) --cov --cov-report=term:skip-covered tests
 
 lint: install
 	$(VENV)/bin/ruff format --check .

@@ -1,6 +1,7 @@
-"""Mutations of valid configs of all four tasks: each is trained, or refused in one readable line.
+"""Mutations of valid configs of all tasks: each is trained, or refused in one readable line.
 
 python -m tests.config_fuzz --count 400 --seed 0
+python -m tests.config_fuzz --count 2000 --seed 1 --until build
 """
 
 import argparse
@@ -17,6 +18,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from fba_mm import LocalLearningError, localize
+from fba_mm.checkpoint import guard_checkpoints
 from fba_mm.datasets import build_digits_on_photos
 from fba_mm.preflight.building import build_model, readable_errors
 from fba_mm.preflight.config_types import check_types
@@ -54,7 +56,8 @@ class Stop(Exception):
     """The first iteration would begin: nothing was found wrong."""
 
 
-def _runtime(scope: str, dataset: dict, evaluator, **more) -> dict:
+def runtime(scope: str, dataset: dict, evaluator, **more) -> dict:
+    """A config of a short training."""
     loader = dict(
         batch_size=2,
         num_workers=0,
@@ -115,6 +118,12 @@ def stock_configs(folder: Path) -> dict:
         for i in range(4):
             noise = np.random.default_rng(i).integers(0, 256, (size, size, 3), np.uint8)
             Image.fromarray(noise).save(folder / 'pairs' / kind / f'{i}.png')
+    for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
+        (folder / 'depths' / kind).mkdir(parents=True)
+        for i in range(4):
+            noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), np.uint8)
+            map_of = noise if kind == 'images' else 1000 + 9 * noise[..., 0].astype(np.uint16)
+            Image.fromarray(map_of).save(folder / 'depths' / kind / f'kitchen_{i:04}.{suffix}')
     load = dict(type='LoadImageFromFile')
     detector = retinanet(num_modules=None)
     detector['bbox_head']['num_classes'] = 10
@@ -122,7 +131,7 @@ def stock_configs(folder: Path) -> dict:
     for head in ('decode_head', 'auxiliary_head'):
         segmenter[head]['num_classes'] = 11
     return dict(
-        detection=_runtime(
+        detection=runtime(
             'mmdet',
             dict(
                 type='CocoDataset',
@@ -143,7 +152,7 @@ def stock_configs(folder: Path) -> dict:
             dict(type='CocoMetric', ann_file=f'{boxes}/annotations/instances_train.json'),
             model=dict(detector),
         ),
-        classification=_runtime(
+        classification=runtime(
             'mmpretrain',
             dict(
                 type='fba_mm.HandwrittenDigits',
@@ -165,7 +174,7 @@ def stock_configs(folder: Path) -> dict:
                 ),
             ),
         ),
-        segmentation=_runtime(
+        segmentation=runtime(
             'mmseg',
             dict(
                 type='BaseSegDataset',
@@ -178,7 +187,50 @@ def stock_configs(folder: Path) -> dict:
             dict(type='IoUMetric'),
             model=segmenter,
         ),
-        super_resolution=_runtime(
+        depth_estimation=runtime(
+            'mmseg',
+            dict(
+                type='NYUDataset',
+                data_root=f'{folder}/depths',
+                data_prefix=dict(img_path='images', depth_map_path='annotations'),
+                pipeline=[
+                    load,
+                    dict(type='LoadDepthAnnotation', depth_rescale_factor=1e-3),
+                    dict(
+                        type='PackSegInputs',
+                        meta_keys=(
+                            'img_path',
+                            'depth_map_path',
+                            'ori_shape',
+                            'img_shape',
+                            'pad_shape',
+                            'scale_factor',
+                            'flip',
+                            'category_id',
+                        ),
+                    ),
+                ],
+            ),
+            dict(type='DepthMetric', min_depth_eval=0.001, max_depth_eval=10.0),
+            model=dict(
+                type='DepthEstimator',
+                data_preprocessor=dict(
+                    type='SegDataPreProcessor', mean=[128.0] * 3, std=[64.0] * 3, size=(32, 32)
+                ),
+                backbone=dict(type='ResNet', depth=18, base_channels=16, stem_channels=16),
+                decode_head=dict(
+                    type='VPDDepthHead',
+                    in_channels=[16, 32, 64, 128],
+                    embed_dim=16,
+                    feature_dim=128,
+                    num_deconv_layers=2,
+                    num_deconv_filters=(16, 16),
+                    max_depth=10,
+                ),
+                test_cfg=dict(mode='whole'),
+            ),
+        ),
+        super_resolution=runtime(
             'mmagic',
             dict(
                 type='BasicImageDataset',
@@ -240,8 +292,13 @@ def mutate(cfg: Config, rng: random.Random) -> Tuple[Config, str]:
     return cfg, f'{where}={value!r}'
 
 
-def prepare(cfg: Config) -> None:
-    """What tools/train.py does with a config, up to the first iteration.
+def prepare(cfg: Config, until: str = 'start') -> None:
+    """What tools/train.py does with a config, up to some point.
+
+    Args:
+        cfg: The config.
+        until: ``'build'``: the model is built, and all checks of settings and data have been made;
+            ``'start'``: the first iteration would begin; ``'iteration'``: it has ended.
 
     Raises:
         Stop: All is well.
@@ -250,25 +307,43 @@ def prepare(cfg: Config) -> None:
 
     from fba_mm import command_line
 
+    guard_checkpoints(False)
     check_types(cfg)
     choose_model_wrapper(cfg)
     use_atomic_checkpoints(cfg)
     check_training(cfg, build_model(cfg))
+    if until == 'build':
+        raise Stop
     with readable_errors('training cannot start'):
         runner = command_line.build_runner(cfg)
     build_loops(runner)
     assert isinstance(runner, Runner)
-    with readable_start(runner), mock.patch.object(
-        type(runner.train_loop), 'run_epoch', side_effect=Stop
-    ):
+    loop = type(runner.train_loop)
+    run_iter = loop.run_iter
+
+    def run_one(self: object, *batch: object) -> None:
+        run_iter(self, *batch)
+        raise Stop
+
+    stop = (
+        mock.patch.object(loop, 'run_iter', run_one)
+        if until == 'iteration'
+        else mock.patch.object(loop, 'run_epoch', side_effect=Stop)
+    )
+    with readable_start(runner), stop:
         runner.train()
 
 
-def run(cfg: Config) -> str:
-    """What became of a config: ``'trains'``, ``'refused: ...'`` or a traceback."""
+def run(cfg: Config, until: str = 'start') -> str:
+    """What became of a config: ``'trains'``, ``'refused: ...'`` or a traceback.
+
+    Args:
+        cfg: The config.
+        until: See :func:`prepare`.
+    """
     with untouched_process(), without_niceties():
         try:
-            prepare(cfg)
+            prepare(cfg, until)
         except Stop:
             return 'trains'
         except LocalLearningError as error:
@@ -306,13 +381,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--count', type=int, default=400)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--until', choices=('build', 'start', 'iteration'), default='iteration')
     parser.add_argument('--verbose', action='store_true')
     args = parser.parse_args()
     found: List[str] = []
     with tempfile.TemporaryDirectory() as folder:
         base = base_configs(Path(folder))
         for kind, cfg, change in mutations(base, args.count, args.seed):
-            result = run(cfg)
+            result = run(cfg, args.until)
             found.append(result.split()[0])
             if args.verbose or result.split()[0] in ('TRACEBACK', 'TWO', 'nothing'):
                 print(f'{kind}: {change}: {result}', flush=True)

@@ -66,7 +66,7 @@ def registered(registry: Registry, kind: str, cfg: Config) -> Optional[type]:
         None if nothing is registered under that name.
     """
     with config_scope(cfg), registry.switch_scope_and_registry(None) as own:
-        return own.get(kind)
+        return own.get(kind) if kind else None  # MMEngine would import a module without a name.
 
 
 def build_model(cfg: Config) -> nn.Module:

@@ -18,16 +18,22 @@ def stock(tmp_path_factory):
         ('segmentation', 'local'),
         ('super_resolution', 'stock'),
         ('classification', 'local'),
+        ('depth_estimation', 'local'),
     ],
 )
 def test_as_they_are(task, kind, stock):
-    assert config_fuzz.run(stock[task, kind]) == 'trains'
+    assert config_fuzz.run(stock[task, kind], 'iteration') == 'trains'
 
 
-def test_mutations(stock):
-    """A few of each task, of stock and of local training."""
+@pytest.mark.parametrize(
+    'until, count, seed',
+    [('iteration', 20, 0), pytest.param('build', 120, 1, marks=pytest.mark.slow)],
+)
+def test_mutations(until, count, seed, stock):
+    """Of each task, of stock and of local training; a few are trained for an iteration."""
     results = {
-        change: config_fuzz.run(cfg) for _, cfg, change in config_fuzz.mutations(stock, 16, 0)
+        f'{kind} {change}': config_fuzz.run(cfg, until)
+        for kind, cfg, change in config_fuzz.mutations(stock, count, seed)
     }
     assert {result.partition(':')[0] for result in results.values()} <= {'trains', 'refused'}, (
         results
