@@ -57,6 +57,8 @@ napoleon_use_rtype = False
 
 html_theme = 'furo'
 html_title = f'fba_mm {release}'
+html_static_path = ['static']
+html_css_files = ['wrap.css']
 html_show_sourcelink = False
 templates_path = ['templates']
 
