@@ -128,7 +128,7 @@ def readable_start(runner: Runner, what: str = 'training cannot start') -> Itera
         _write_traceback(runner, error)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         advice = 'check the config, the traceback is in the log file'
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             advice = 'take a smaller batch_size, or more local modules'
         raise LocalLearningError(
             f'{start.what} ({reason_of(error)}; {frame.filename}:{frame.lineno}): {advice}'

@@ -1,5 +1,6 @@
 """Faulty pairs of images are refused by file, before training."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from fba_mm import LocalLearningError
 from fba_mm.preflight.data import check_data
 
 from ..super_resolution import editor
+
+pytestmark = pytest.mark.skipif(find_spec('mmagic') is None, reason='needs mmagic')
 
 
 def save(path: Path, height: int, width: int, mode: str = 'RGB') -> None:
