@@ -100,6 +100,35 @@ def test_a_module_is_skipped(module, auxiliary, apply):
     trainer.step(batch())  # And goes on.
 
 
+@pytest.mark.parametrize('module', [0, 1, 2])
+@pytest.mark.parametrize('apply', ['end', 'eager'])
+def test_the_others_learn_as_without_the_fault(module, apply):
+    """Bit for bit, running statistics included."""
+    trained = []
+    for faulty in (False, True):
+        torch.manual_seed(0)
+        trainer, switch = spoiled(own_head(), module, hook=dict(invalid_loss='skip'), apply=apply)
+        switch.on = faulty
+        trainer.step(batch())
+        trained.append(trainer.model)
+    plain, other = trained
+    backbone = plain.backbone
+    layers = {
+        id(p)
+        for i in backbone.module_segments[module]
+        for p in backbone.segments[i].parameters(backbone.backbone)
+    }
+    if module < 2:
+        own = layers | {id(p) for p in backbone.auxiliary[module].parameters()}
+    else:
+        parts = plain.neck, plain.bbox_head
+        own = layers | {id(p) for part in parts for p in part.parameters()}
+    parameters, buffers = dict(other.named_parameters()), dict(other.named_buffers())
+    differ = {id(p) for name, p in plain.named_parameters() if not torch.equal(p, parameters[name])}
+    assert differ and differ <= own
+    assert all(torch.equal(value, buffers[name]) for name, value in plain.named_buffers())
+
+
 def test_all_are_looked_at_once_where_looking_means_waiting(monkeypatch):
     """As on a GPU, which the check takes the losses to be on here."""
     looks = []
