@@ -1,33 +1,19 @@
 """The ways to train as a picture: memory over time."""
 
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Sequence, Union
 
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..analysis.memory_plot import COLOURS
 
 MIB = 2**20
 _KINDS = ((True, 'exact', 'o', COLOURS[0]), (False, 'local learning', 's', COLOURS[1]))
-# Where a label may stand, in points from its dot, and how it is aligned.
-_PLACES = (
-    (8, 6, 'left'),
-    (8, -11, 'left'),
-    (-8, 6, 'right'),
-    (-8, -11, 'right'),
-    (0, 12, 'center'),
-    (0, -18, 'center'),
-    (12, 18, 'left'),
-    (12, -24, 'left'),
-    (0, 26, 'center'),
-    (-12, 18, 'right'),
-    (-12, -24, 'right'),
-    (0, -32, 'center'),
-)
 
 
 @dataclass(frozen=True)
@@ -35,7 +21,7 @@ class Point:
     """A way to train in the picture.
 
     Attributes:
-        name: Its label.
+        name: In the key.
         exact: Whether losses and gradients are those of the stock config.
         time: Of a step, over that of the stock config.
         nbytes: What a step takes.
@@ -71,7 +57,8 @@ def draw_frontier(
     """Draw memory over time of several ways to train, and save the picture as PNG.
 
     Exact and local ways each have a line through those that no other one of the kind beats. These
-    have names, and so has the first, which others are to be compared with; others are pale.
+    have numbers, which a key explains, and so has the first, which others are to be compared with;
+    others are pale.
 
     Args:
         points: The ways.
@@ -95,90 +82,60 @@ def draw_frontier(
     for side in ('top', 'right'):
         axes.spines[side].set_visible(False)
     named: List[Point] = []
+    key: List[Line2D] = []
     for exact, label, marker, colour in _KINDS:
         ways = [one for one in points if one.exact == exact]
         best = frontier(ways)
-        axes.scatter(
-            [one.time for one in ways],
-            [one.nbytes / MIB for one in ways],
-            s=28,
-            marker=marker,
-            color=colour,
-            alpha=0.35,
-            linewidths=0,
-        )
-        if best:
-            axes.plot(
-                [one.time for one in best],
-                [one.nbytes / MIB for one in best],
-                marker=marker,
+        style = dict(marker=marker, color=colour)
+        axes.scatter(*_places(ways), s=28, alpha=0.35, linewidths=0, **style)
+        if not best:
+            continue
+        axes.plot(*_places(best), linewidth=1.5, **style)
+        key.append(Line2D([], [], label=label, linewidth=1.5, **style))
+        if points[0] in ways and points[0] not in best:
+            best.insert(0, points[0])
+        for number, one in enumerate(best, len(named) + 1):
+            axes.annotate(
+                str(number),
+                (one.time, one.nbytes / MIB),
+                (6, 5),
+                textcoords='offset points',
+                fontsize=11,
                 color=colour,
-                label=label,
-                linewidth=1.5,
+            )
+            size = 6 if number < 10 else 9
+            label = f'{one.name}: {one.nbytes / MIB:,.0f}\u00a0MiB'
+            key.append(
+                Line2D(
+                    [],
+                    [],
+                    marker=f'${number}$',
+                    color=colour,
+                    linestyle='none',
+                    markersize=size,
+                    label=textwrap.fill(label, 38),
+                )
             )
         named += best
-    named += [one for one in points[:1] if one not in named]
     if budget is not None:
-        axes.axhline(budget / MIB, color='0.4', linestyle='--', linewidth=1, label='budget')
+        line = dict(color='0.4', linestyle='--', linewidth=1)
+        axes.axhline(budget / MIB, **line)
+        key.append(Line2D([], [], label='budget', **line))
     axes.set_ylim(0, 1.1 * max(one.nbytes for one in points) / MIB)
-    # Names stand to the right; what is far slower than all that is worth it stays out.
+    # What is far slower than all that is worth it stays out.
     times = [one.time for one in named]
-    width = max(max(times) - min(times), 0.2 * max(times))
-    axes.set_xlim(min(times) - 0.15 * width, max(times) + width)
+    margin = 0.15 * max(max(times) - min(times), 0.2 * max(times))
+    axes.set_xlim(min(times) - margin, max(times) + 2 * margin)
     beyond = [one.time for one in points if one.time > axes.get_xlim()[1]]
     if beyond:
         axes.set_xlabel(
             f'{x_label} ({len(beyond)} ways beyond, up to {max(beyond):.1f})', fontsize=12
         )
-    axes.legend(frameon=False, fontsize=11)
-    figure.canvas.draw()
-    _label(axes, named, points)
+    figure.legend(handles=key, loc='outside right upper', frameon=False, fontsize=10)
     Path(out_file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out_file)
     return figure
 
 
-def _label(axes: Axes, named: Sequence[Point], points: Sequence[Point]) -> None:
-    """Write each name where it covers neither a dot nor another name."""
-    canvas = axes.figure.canvas
-    renderer = canvas.get_renderer()
-    dots = [axes.transData.transform((one.time, one.nbytes / MIB)) for one in points]
-    legend = axes.get_legend().get_window_extent(renderer)
-    lines = [
-        line.get_path().interpolated(20).transformed(line.get_transform()).vertices
-        for line in axes.get_lines()
-    ]
-    taken = [legend]
-    for one in named:
-        colour = next(c for exact, _, _, c in _KINDS if exact == one.exact)
-        best = None
-        for x, y, align in _PLACES:
-            text = axes.annotate(
-                one.name,
-                (one.time, one.nbytes / MIB),
-                (x, y),
-                textcoords='offset points',
-                ha=align,
-                fontsize=9,
-                color=colour,
-            )
-            box = text.get_window_extent(renderer).expanded(1.02, 1.1)
-            frame = axes.get_window_extent(renderer)
-            badness = sum(box.overlaps(other) for other in taken) * 100
-            badness += 10 * sum(box.contains(*dot) for dot in dots)
-            badness += sum(box.contains(*point) for line in lines for point in line)
-            badness += 1000 * (
-                not (
-                    frame.x0 <= box.x0
-                    and box.x1 <= frame.x1
-                    and frame.y0 <= box.y0
-                    and box.y1 <= frame.y1
-                )
-            )
-            if best is None or badness < best[0]:
-                if best is not None:
-                    best[1].remove()
-                best = (badness, text, box)
-            else:
-                text.remove()
-        taken.append(best[2])
+def _places(points: Sequence[Point]) -> tuple:
+    return [one.time for one in points], [one.nbytes / MIB for one in points]
