@@ -27,7 +27,7 @@ def test_as_they_are(task, kind, stock):
 
 @pytest.mark.parametrize(
     'until, count, seed',
-    [('iteration', 20, 0), pytest.param('build', 120, 1, marks=pytest.mark.slow)],
+    [('iteration', 10, 0), pytest.param('build', 60, 1, marks=pytest.mark.slow)],
 )
 def test_mutations(until, count, seed, stock):
     """Of each task, of stock and of local training; a few are trained for an iteration."""
