@@ -9,12 +9,12 @@ import fba_mm
 from fba_mm import __main__ as command
 from fba_mm import command_line
 
-from .test_tools.in_process import ROOT
+from .test_tools.in_process import ROOT, untouched_process
 
 
 def _run(monkeypatch, *args):
     monkeypatch.setattr(sys, 'argv', ['/somewhere/fba-mm', *args])
-    with pytest.raises(SystemExit) as info:
+    with untouched_process(), pytest.raises(SystemExit) as info:
         command.main()
     return info.value.code
 
