@@ -205,6 +205,26 @@ def check_local(args: argparse.Namespace, budget_alone: bool = False) -> None:
         )
 
 
+def add_trained_models(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--model``, once for each checkpoint to look at, and whether these are trusted.
+
+    Args:
+        parser: The tool's.
+        what: Of the help: what to give.
+    """
+    parser.add_argument(
+        '--model',
+        nargs=3,
+        action='append',
+        required=True,
+        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
+        help=what,
+    )
+    parser.add_argument(
+        '--trust-checkpoint', action='store_true', help='load checkpoints that can run code'
+    )
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``.
 

@@ -25,13 +25,8 @@ from fba_mm.errors import LocalLearningError
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw activation maps of local modules')
-    parser.add_argument(
-        '--model',
-        nargs=3,
-        action='append',
-        required=True,
-        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
-        help="once for each network; 'untrained' stands for one as it is initialized",
+    command_line.add_trained_models(
+        parser, "once for each network; 'untrained' stands for one as it is initialized"
     )
     parser.add_argument('--images', type=int, default=3, help='how many images (default: 3)')
     parser.add_argument('--seed', type=int, default=0, help='of the draw of images')
@@ -44,9 +39,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--title', default='Activation maps', help='of the picture')
     parser.add_argument('--out', default='work_dirs/activations.png', help='a PNG file')
-    parser.add_argument(
-        '--trust-checkpoint', action='store_true', help='load checkpoints that can run code'
-    )
     command_line.add_cfg_options(parser)
     return parser.parse_args()
 

@@ -154,21 +154,11 @@ def draw_super_resolution(
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Draw super-resolution side by side')
-    parser.add_argument(
-        '--model',
-        nargs=3,
-        action='append',
-        required=True,
-        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
-        help='once for each model',
-    )
+    command_line.add_trained_models(parser, 'once for each model')
     parser.add_argument('--data', type=Path, help="default: the first config's first test set")
     parser.add_argument('--images', nargs='+', metavar='NAME', help='default: the first four')
     parser.add_argument('--crop', type=int, default=48, help='side of the enlarged square in px')
     parser.add_argument('--out', default='work_dirs/super_resolution.png', help='a PNG file')
-    parser.add_argument(
-        '--trust-checkpoint', action='store_true', help='load a checkpoint that can run code'
-    )
     return parser.parse_args()
 
 

@@ -33,13 +33,8 @@ from fba_mm.config import load_config
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Similarity of networks, layer by layer (CKA)')
-    parser.add_argument(
-        '--model',
-        nargs=3,
-        action='append',
-        required=True,
-        metavar=('NAME', 'CONFIG', 'CHECKPOINT'),
-        help="once for each checkpoint; 'untrained' stands for a network as it is initialized",
+    command_line.add_trained_models(
+        parser, "once for each checkpoint; 'untrained' stands for a network as it is initialized"
     )
     parser.add_argument(
         '--images', type=int, default=512, help='validation images (default: 512, if there are)'
@@ -51,9 +46,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--title', help='of the picture')
     parser.add_argument(
         '--out', default='work_dirs/cka.png', help='a PNG file; the numbers go to a .json beside it'
-    )
-    parser.add_argument(
-        '--trust-checkpoint', action='store_true', help='load checkpoints that can run code'
     )
     command_line.add_cfg_options(parser)
     return parser.parse_args()
