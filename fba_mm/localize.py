@@ -8,11 +8,10 @@ from typing import Any, Dict, Optional, Sequence, Tuple, Union
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import MODELS
 
 from .config import class_of, custom_hooks, load_config, name_classes, parts_of, type_name
 from .errors import LocalLearningError
-from .local.auxiliary import SLM, Auxiliary
+from .local.auxiliary import SLM, auxiliary_class
 from .memory_budget import check_budget
 from .tasks import Task, backbone_key, num_classes_of, task_of, tasks
 
@@ -309,8 +308,8 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
 
 def _method(model: dict, task: Task, name: Union[str, dict]) -> Optional[dict]:
     """An auxiliary network by its name, for what a model learns; None if this is no such name."""
-    kind = MODELS.module_dict.get(name) if isinstance(name, str) else None
-    if not inspect.isclass(kind) or not issubclass(kind, Auxiliary):
+    kind = auxiliary_class(name) if isinstance(name, str) else None
+    if kind is None:
         return None
     takes = inspect.signature(kind.__init__).parameters
     method: Dict[str, Any] = dict(type=name)

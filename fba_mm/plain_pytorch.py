@@ -18,7 +18,7 @@ from .engine.fba_hook import check_local_training
 from .engine.loss_check import LossCheck
 from .errors import LocalLearningError
 from .local import LocalBackbone
-from .local.auxiliary.base import Auxiliary
+from .local.auxiliary import auxiliary_class
 from .local.partition import unroll
 
 Criterion = Callable[[Any, Any], Tensor]
@@ -190,14 +190,9 @@ def _auxiliary_config(auxiliary: Union[str, dict], scores: Optional[int]) -> dic
         scores: Number of classes, where the model is a classifier.
     """
     config = dict(type=auxiliary) if isinstance(auxiliary, str) else dict(auxiliary)
-    kind = config.setdefault('type', 'SLM')
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
-    if not (isinstance(kind, type) and issubclass(kind, Auxiliary)):
-        known = sorted(
-            name
-            for name, one in MODELS.module_dict.items()
-            if isinstance(one, type) and issubclass(one, Auxiliary)
-        )
+    kind = auxiliary_class(config.setdefault('type', 'SLM'))
+    if kind is None:
+        known = sorted(filter(auxiliary_class, MODELS.module_dict))
         raise LocalLearningError(
             f'auxiliary={auxiliary!r} names no auxiliary network: give one of {", ".join(known)}'
         )

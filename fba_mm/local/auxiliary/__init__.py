@@ -6,10 +6,10 @@ A new method is one new file in this folder: it is imported, and so registered, 
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .base import Auxiliary
+from .base import Auxiliary, auxiliary_class
 from .slm import SLM
 
 for _module in iter_modules(__path__):
     import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['SLM', 'Auxiliary']
+__all__ = ['SLM', 'Auxiliary', 'auxiliary_class']

@@ -1,9 +1,11 @@
 """What every auxiliary network has in common."""
 
+import inspect
 from abc import ABCMeta, abstractmethod
-from typing import Dict, Optional, Set, Tuple
+from typing import Any, Dict, Optional, Set, Tuple, Type
 
 from mmengine.model import BaseModule
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ...arguments import check_number
@@ -145,3 +147,17 @@ class Auxiliary(BaseModule, metaclass=ABCMeta):
             losses: Entries that aren't losses stay as they are.
         """
         return map_losses(losses, lambda loss: loss * self.loss_weight)
+
+
+def auxiliary_class(kind: Any) -> Optional[Type[Auxiliary]]:
+    """The auxiliary network that the ``type`` of a config stands for; None if it is none.
+
+    Args:
+        kind: A name, or the class itself.
+
+    Example:
+        >>> auxiliary_class('DGL').__name__, auxiliary_class('ResNet')
+        ('DGL', None)
+    """
+    found = MODELS.module_dict.get(kind) if isinstance(kind, str) else kind
+    return found if inspect.isclass(found) and issubclass(found, Auxiliary) else None
