@@ -51,11 +51,12 @@ from .models import SlicedFocalLoss, cifar_resnet, light_fcn, light_retinanet  #
 from .plain_pytorch import LocalLearning  # noqa: E402
 
 __version__ = '0.1.0'
-# What needs mmdet or mmpretrain, and is imported when a config names it.
+# What needs mmdet, mmpretrain or much else, and is imported when a config names it.
 _WHERE = {
     'CheckedVOCDataset': 'datasets.checked_voc',
     'ClasswiseVOCMetric': 'evaluation',
     'HandwrittenDigits': 'datasets.classification',
+    'LocalMemoryHook': 'analysis.local_memory_hook',
     'STL10': 'datasets.classification',
     'SVHN': 'datasets.classification',
     'YOLOV1': 'models.yolov1',

@@ -12,7 +12,6 @@ from .device_epoch_loop import DeviceEpochLoop
 from .fba_hook import FBAHook
 from .iteration_seed_hook import IterationSeedHook
 from .local_accuracy_hook import LocalAccuracyHook
-from .local_memory_hook import LocalMemoryHook
 from .local_optim_wrapper import AmpLocalOptimWrapper, LocalOptimWrapper
 from .local_optim_wrapper_constructor import LocalOptimWrapperConstructor
 from .split_batch_hook import SplitBatchHook
@@ -25,7 +24,6 @@ __all__ = [
     'IterationSeedHook',
     'LocalAccuracyHook',
     'LocalDataParallel',
-    'LocalMemoryHook',
     'LocalModuleParallel',
     'LocalOptimWrapper',
     'LocalOptimWrapperConstructor',

@@ -8,6 +8,8 @@ from mmengine.runner import Runner
 
 from ..arguments import check_count
 from ..distributed import placement_of
+from .memory import StorageTracker
+from .step_phases import marked_phases, module_peaks
 
 MIB = 2**20
 
@@ -33,7 +35,7 @@ class LocalMemoryHook(Hook):
         LocalLearningError: ``interval`` is no positive number.
 
     Example:
-        >>> custom_hooks = [dict(type='FBAHook'), dict(type='LocalMemoryHook', interval=100)]
+        >>> custom_hooks = [dict(type='FBAHook'), dict(type='fba_mm.LocalMemoryHook')]
     """
 
     def __init__(self, interval: int = 100):
@@ -49,10 +51,6 @@ class LocalMemoryHook(Hook):
         """Have the coming step measured, if it is its turn."""
         if runner.iter < self._first or (runner.iter - self._first) % self.interval:
             return
-        # Of the layer above, which imports this one.
-        from ..analysis.memory import StorageTracker
-        from ..analysis.step_phases import marked_phases, module_peaks
-
         train_step = runner.model.train_step
 
         def measured(*args: Any, **kwargs: Any) -> Any:

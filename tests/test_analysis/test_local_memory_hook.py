@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from fba_mm import LocalLearningError
+from fba_mm.analysis.local_memory_hook import LocalMemoryHook
 from fba_mm.analysis.memory import measure_step
 from fba_mm.analysis.step_phases import marked_phases, module_peaks
 from fba_mm.analysis.synthetic_batch import synthetic_batch
 from fba_mm.analysis.training_step import TrainingStep
-from fba_mm.engine import LocalMemoryHook
 
-from ..test_analysis.small_configs import detector, local_detector
+from .small_configs import detector, local_detector
 
 
 class Hub(dict):
