@@ -1,5 +1,7 @@
 """``AtomicCheckpointHook``: at any moment, the last good checkpoint can be gone on from."""
 
+import difflib
+import inspect
 import os
 import shutil
 from collections import deque
@@ -30,7 +32,8 @@ class AtomicCheckpointHook(CheckpointHook):
         **kwargs: Arguments of ``CheckpointHook``.
 
     Raises:
-        LocalLearningError: In all processes, if a checkpoint can't be written.
+        LocalLearningError: ``CheckpointHook`` has no such argument; in training, in all processes,
+            if a checkpoint can't be written.
 
     Example:
         >>> default_hooks = dict(
@@ -41,6 +44,14 @@ class AtomicCheckpointHook(CheckpointHook):
     saves_whole_model = True
 
     def __init__(self, **kwargs):
+        # MMEngine's hook takes any name, and fails when it saves the first checkpoint.
+        known = inspect.signature(CheckpointHook.__init__).parameters
+        for name in kwargs.keys() - known.keys():
+            near = difflib.get_close_matches(name, known, 1)
+            raise LocalLearningError(
+                f'default_hooks.checkpoint.{name} is no setting of CheckpointHook: '
+                + (f'is {near[0]!r} meant?' if near else 'leave it out')
+            )
         if kwargs.get('backend_args') is None and '://' not in (kwargs.get('out_dir') or ''):
             kwargs['backend_args'] = dict(backend='atomic')
         super().__init__(**kwargs)

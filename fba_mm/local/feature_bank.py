@@ -22,7 +22,7 @@ class FeatureBank:
             under ``'all'``: ``'bfloat16'`` takes half the memory. Unset, as they are.
 
     Raises:
-        LocalLearningError: Unknown ``scope`` or ``dtype``.
+        LocalLearningError: Unknown ``scope`` or ``dtype``, or a ``dtype`` without ``'all'``.
 
     Example:
         >>> bank = FeatureBank('past')
@@ -43,6 +43,11 @@ class FeatureBank:
         if dtype is not None and not getattr(dtype, 'is_floating_point', False):
             raise LocalLearningError(
                 f"bank_dtype={dtype!r}: give 'bfloat16', 'float16' or 'float32'"
+            )
+        if dtype is not None and scope != 'all':
+            raise LocalLearningError(
+                f"bank_dtype={str(dtype)[6:]!r} goes with scope='all': the bank stores nothing of "
+                f'its own with scope={scope!r}, leave bank_dtype out'
             )
         self.scope = scope
         self.dtype = dtype

@@ -156,6 +156,11 @@ class LocalBackbone(StubbableBackbone):
                     what='a number of images',
                     fix=', or leave it unset for the whole batch',
                 )
+        if recompute_batch_size is not None and recompute is None:
+            raise LocalLearningError(
+                f'recompute_batch_size={recompute_batch_size} goes with recompute, without which '
+                "nothing is recomputed: give recompute='blocks', too, or leave it out"
+            )
         self.head_batch_size = head_batch_size
         self.recompute_batch_size = recompute_batch_size
         if reserve is None:

@@ -1,9 +1,12 @@
 """Building what a config asks for, with errors that a user can read."""
 
 import copy
+import difflib
+import inspect
 import re
+import traceback
 from contextlib import contextmanager
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional, Set
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, Registry
@@ -36,7 +39,51 @@ def readable_errors(what: str, fix: str = 'check the config') -> Iterator[None]:
                 f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
                 'its spelling, or name the module that registers it in custom_imports'
             ) from error
+        meant = argument_meant(error)
+        if meant is not None:
+            fix = f'is {meant!r} meant?'
         raise LocalLearningError(f'{what} ({reason}): {fix}') from error
+
+
+def argument_meant(error: BaseException) -> Optional[str]:
+    """The argument that a setting which nothing takes may have been meant for.
+
+    Args:
+        error: What building something from a config raised.
+
+    Returns:
+        None if it is about something else, or no argument's name is near.
+    """
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        return None
+    # MMEngine's function knows what it builds. What was built last, within the others, refused it.
+    kind: Any = None
+    cause: Optional[BaseException] = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            if frame.f_code.co_name == 'build_from_cfg':
+                kind = frame.f_locals.get('obj_cls', kind)
+        cause = cause.__cause__ or cause.__context__
+    near = difflib.get_close_matches(found[1], arguments_of(kind), 1)
+    return near[0] if near else None
+
+
+def arguments_of(kind: Any) -> Set[str]:
+    """What a class or a function that is built from a config takes, its bases' arguments included.
+
+    Args:
+        kind: The class or function.
+    """
+    functions = [vars(base).get('__init__') for base in getattr(kind, '__mro__', ())] or [kind]
+    return {
+        name
+        for function in functions
+        if inspect.isfunction(function)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name != 'self'
+    }
 
 
 def reason_of(error: Exception) -> str:

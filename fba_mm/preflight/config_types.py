@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import math
 import types
 import typing
@@ -12,6 +13,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import (
     HOOKS,
     LOG_PROCESSORS,
@@ -59,6 +61,23 @@ _DICTS = (
         for key in ('dataset', 'sampler', 'batch_sampler', 'collate_fn')
     ),
 )
+# What MMEngine asks a dict for, and nothing else is looked at there.
+_READ = {
+    'env_cfg': ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'),
+    'env_cfg.mp_cfg': ('mp_start_method', 'opencv_num_threads'),
+    'auto_scale_lr': ('enable', 'base_batch_size'),
+    'optim_wrapper.paramwise_cfg': (
+        'custom_keys',
+        'norm_decay_mult',
+        'bias_lr_mult',
+        'bias_decay_mult',
+        'dwconv_decay_mult',
+        'dcn_offset_lr_mult',
+        'flat_decay_mult',
+        'bypass_duplicate',
+    ),
+    'optim_wrapper.paramwise_cfg.custom_keys.*': ('lr_mult', 'decay_mult'),
+}
 # ``A | B`` has a type of its own before Python 3.14.
 _UNIONS = (Union, getattr(types, 'UnionType', Union))
 _PLAIN = (str, int, float, bool, type(None))
@@ -110,12 +129,33 @@ def check_types(cfg: Config) -> None:
 
 
 def _check_spelling(cfg: Config) -> None:
-    """Refuse a setting of the runner's that misses it by a letter, and would be ignored."""
+    """Refuse a setting that MMEngine knows under a name like it, and would ignore."""
     known = inspect.signature(Runner.__init__).parameters
-    for name in known.keys() - cfg.keys():
-        near = difflib.get_close_matches(name, cfg.keys() - known.keys(), 1, cutoff=0.9)
-        if near:
+    others = cfg.keys() - known.keys()
+    for name in known:
+        near = difflib.get_close_matches(name, others, 1, cutoff=0.9)
+        if near and name not in cfg:
             raise LocalLearningError(f'the config has {near[0]}, but no {name}: check its spelling')
+        # Some stock configs have such a name, too, and train without what stands there.
+        if near and _differ_by_a_letter(name, near[0]):
+            print_log(
+                f'the config has {near[0]} beside {name}, and nothing reads it: check its spelling',
+                'current',
+                logging.WARNING,
+            )
+    for place, keys in _READ.items():
+        for where, settings in _dicts_at(cfg, place):
+            for key in settings.keys() - keys:
+                near = difflib.get_close_matches(str(key), keys, 1, cutoff=0.8)
+                if near:
+                    raise LocalLearningError(
+                        f'{where}.{key} is read by nothing: is {near[0]!r} meant?'
+                    )
+
+
+def _differ_by_a_letter(one: str, other: str) -> bool:
+    short, long = sorted((one, other), key=len)
+    return any(long[:i] + long[i + 1 :] == short for i in range(len(long)))
 
 
 def _check_settings(where: str, settings: dict, kind: Any, registry: Registry, cfg: Config) -> None:
