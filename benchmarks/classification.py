@@ -43,12 +43,17 @@ from fba_mm.analysis import TrainingStep, measure_step, predict_memory
 from fba_mm.analysis.synthetic_batch import batch_shape, synthetic_batch
 from fba_mm.analysis.training_profile import seconds_by_turns
 from fba_mm.config import load_config
+from fba_mm.localize import checkpointed
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
+# As ``--checkpoint 3`` of tools/train.py: bit for bit the gradients of back-propagation, so that it
+# learns what that learns, and is measured but not trained.
+CHECKPOINTED, CHECKPOINTED_SPANS = 'bp_checkpointed', 3
 METHODS = dict(
     bp='BP',
+    bp_checkpointed='BP, checkpointed (exact)',
     greedy='Greedy',
     predsim='PredSim',
     dgl='DGL',
@@ -75,13 +80,13 @@ def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]
         seed: What chance starts from.
         lr: Learning rate; None for the config's.
     """
-    base = CONFIGS / args.data / f'{args.network}_{method}.py'
+    base = config_path(args, method)
     lines = [f'_base_ = {str(base)!r}', f'randomness = dict(seed={seed})']
     loop = dict(type='DeviceEpochLoop', joint_sample=True, channels_last=True)
     if args.images is not None:
         loop.update(max_images=args.images)
     if args.epochs is not None:
-        loop.update(max_epochs=args.epochs, val_interval=args.epochs)
+        loop.update(max_epochs=args.epochs)
         lines.append(
             f"param_scheduler = dict(type='CosineAnnealingLR', by_epoch=True, begin=0, "
             f'T_max={args.epochs}, convert_to_iter_based=True, _delete_=True)'
@@ -97,6 +102,8 @@ def config(args: argparse.Namespace, method: str, seed: int, lr: Optional[float]
         'checkpoint=dict(interval=-1, save_last=False))'
     )
     cfg = Config.fromstring('\n'.join(lines) + '\n', '.py')
+    # Once, at the end: there is no epoch to choose.
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
     return cfg if args.size is None else resized(cfg, args.size)
 
 
@@ -123,9 +130,17 @@ def resized(cfg: Config, size: int) -> Config:
     return cfg
 
 
+def config_path(args: argparse.Namespace, method: str) -> Path:
+    """The config of a method for the data, whether there is one or not."""
+    name = 'bp' if method == CHECKPOINTED else method
+    return CONFIGS / args.data / f'{args.network}_{name}.py'
+
+
 def own_config(args: argparse.Namespace, method: str) -> Config:
     """A method's config as it is, for images of the size that was asked for."""
-    cfg = load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
+    cfg = load_config(str(config_path(args, method)))
+    if method == CHECKPOINTED:
+        cfg = checkpointed(cfg, CHECKPOINTED_SPANS)
     return cfg if args.size is None else resized(cfg, args.size)
 
 
@@ -276,11 +291,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, help='default: work_dirs/classification/<data>')
     args = parser.parse_args()
     if args.methods is None:
-        args.methods = [
-            method
-            for method in METHODS
-            if (CONFIGS / args.data / f'{args.network}_{method}.py').exists()
-        ]
+        args.methods = [method for method in METHODS if config_path(args, method).exists()]
+    if CHECKPOINTED in args.methods and 'bp' not in args.methods:
+        parser.error(f'{CHECKPOINTED} learns what bp learns: add bp to --methods')
     return args
 
 
@@ -288,10 +301,8 @@ def main() -> None:
     args = parse_args()
     console = Console()
     out = args.out or ROOT / 'work_dirs/classification' / args.data
-    stock = [
-        load_config(str(CONFIGS / args.data / f'{args.network}_{method}.py'))
-        for method in args.methods
-    ]
+    stock = [load_config(str(config_path(args, method))) for method in args.methods]
+    trained = [method for method in args.methods if method != CHECKPOINTED]
     rates = {
         method: args.lr or cfg.optim_wrapper.optimizer.lr
         for method, cfg in zip(args.methods, stock)
@@ -327,11 +338,15 @@ def main() -> None:
             f'{images["val"]} to validate on, seed {SEARCH_SEED}: accuracy, %',
             args.extensions,
         )
-        search.run(args.methods, validation, say, args.jobs, console)
+        search.run(trained, validation, say, args.jobs, console)
         search.write(out)
         console.print(markdown(search.table()))
         rates = search.chosen()
-    results = run_all([*args.methods], args.seeds, one, say, args.jobs, console)
+    results = run_all(trained, args.seeds, one, say, args.jobs, console)
+    if CHECKPOINTED in args.methods:
+        results[CHECKPOINTED], rates[CHECKPOINTED] = results['bp'], rates['bp']
+    # In the order of the command line.
+    results = {method: results[method] for method in args.methods}
     peaks = {method: peak_bytes(args, method) for method in args.methods}
     seconds = seconds_by_turns(
         {method: training_step(args, method, None) for method in args.methods},

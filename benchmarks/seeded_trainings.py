@@ -3,16 +3,20 @@
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import re
+import runpy
 import statistics
-import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Union
 
+import torch
 from mmengine.config import Config
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -21,6 +25,10 @@ from fba_mm.config import settings_of
 from fba_mm.errors import LocalLearningError
 
 ROOT = Path(__file__).resolve().parent.parent
+# What tools/train.py imports.
+TOOL_IMPORTS = ('fba_mm.command_line', 'fba_mm.planning', 'fba_mm.preflight.training')
+# Of two threads that look for a process's end, one would miss its exit status.
+_ONE_AT_A_TIME = threading.Lock()
 
 # results[variant][seed] holds what was found of one training.
 Results = Dict[str, Dict[int, dict]]
@@ -57,7 +65,8 @@ def train(
             is the result of a config with other settings.
     """
     is_text = isinstance(config, str)
-    digest = digest_of(Config.fromstring(config, '.py') if is_text else config)
+    parsed = Config.fromstring(config, '.py') if is_text else config
+    digest = digest_of(parsed)
     result = folder / 'result.json'
     if result.exists():
         found = json.loads(result.read_text())
@@ -71,20 +80,13 @@ def train(
     (folder / 'config.py').write_text(config if is_text else config.pretty_text)
     work_dir, log = folder / f'work_dir_{os.getpid()}_{time.time():.0f}', folder / 'train.log'
     start = time.perf_counter()
-    with log.open('w') as file:
-        code = subprocess.run(
-            [
-                sys.executable,
-                'tools/train.py',
-                str(folder / 'config.py'),
-                '--work-dir',
-                str(work_dir),
-            ],
-            cwd=ROOT,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
-        ).returncode
+    code = run_tool(
+        ROOT / 'tools/train.py',
+        [str(folder / 'config.py'), '--work-dir', str(work_dir)],
+        log,
+        threads,
+        parsed.get('default_scope') or '',
+    )
     last = log.read_text().strip().rpartition('\n')[2].rpartition('error: ')[2]
     if code and not (may_diverge and _DIVERGED.search(last)):
         raise LocalLearningError(f'{last} (the training of {log})')
@@ -96,6 +98,49 @@ def train(
     (folder / 'result.part').write_text(json.dumps(dict(figures, config=digest)))
     (folder / 'result.part').rename(result)
     return figures
+
+
+def run_tool(tool: Path, arguments: List[str], log: Path, threads: int, scope: str) -> int:
+    """Run a tool in a process of its own, forked from one that has imported the packages.
+
+    Imports take longer than a short training. Where there is a GPU, each process imports by itself:
+    what OpenMMLab's packages ask CUDA for when they are imported can't be forked.
+
+    Args:
+        tool: The script.
+        arguments: Of its command line.
+        log: The file for all that it prints.
+        threads: CPU threads.
+        scope: The OpenMMLab package that is used, if it is one.
+
+    Returns:
+        The exit status.
+    """
+    method = 'forkserver' if 'forkserver' in multiprocessing.get_all_start_methods() else 'spawn'
+    context = multiprocessing.get_context(method)
+    packages = [f'{scope}.{part}' for part in ('datasets', 'models') if scope]
+    # Counts before the first tool alone: later ones are forked from the same process.
+    context.set_forkserver_preload([] if torch.cuda.is_available() else [*TOOL_IMPORTS, *packages])
+    log.write_text('')
+    process = context.Process(target=_tool_process, args=(str(tool), arguments, str(log), threads))
+    with _ONE_AT_A_TIME:
+        process.start()
+    wait([process.sentinel])
+    with _ONE_AT_A_TIME:
+        process.join()
+    return process.exitcode or 0
+
+
+def _tool_process(tool: str, arguments: List[str], log: str, threads: int) -> None:
+    with open(log, 'w') as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    os.environ['OMP_NUM_THREADS'] = str(threads)
+    torch.set_num_threads(threads)
+    sys.argv = [tool, *arguments]
+    sys.path.insert(0, str(Path(tool).parent))
+    runpy.run_path(tool, run_name='__main__')
 
 
 def scalars(work_dir: Path) -> List[dict]:

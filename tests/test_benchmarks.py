@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -39,14 +40,14 @@ def train(tmp_path):
     module = benchmark('seeded_trainings')
     calls = []
 
-    def run(command, **_):
-        calls.append(command)
-        return SimpleNamespace(returncode=0)
+    def run(tool, arguments, *_):
+        calls.append(arguments)
+        return 0
 
     def of(config, folder=tmp_path / 'training'):
         return module.train(folder, config, lambda work_dir: dict(mAP=0.5))
 
-    with mock.patch.object(module.subprocess, 'run', run):
+    with mock.patch.object(module, 'run_tool', run):
         yield SimpleNamespace(of=of, calls=calls)
 
 
@@ -70,6 +71,40 @@ def test_the_result_of_other_settings_is_not_taken(train, tmp_path):
     ):
         train.of('a = 2\n')
     assert (tmp_path / 'training/result.json').read_text() == before and len(train.calls) == 1
+
+
+def test_a_tool_runs_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Its arguments, threads, output and exit status are those of the script run by itself."""
+    tool = tmp_path / 'tool.py'
+    tool.write_text(
+        'import os, sys, torch\n'
+        'if __name__ == "__main__":\n'
+        '    print(os.getpid(), sys.argv[1:], torch.get_num_threads(), os.getcwd(), flush=True)\n'
+        '    os.system("echo of a child")\n'
+        '    sys.exit(int(sys.argv[1]))\n'
+    )
+    module = benchmark('seeded_trainings')
+    monkeypatch.setattr(sys, 'path', [str(FOLDER), *sys.path])
+    monkeypatch.setattr(module, 'TOOL_IMPORTS', ())
+    found = []
+
+    def run(code):
+        log = tmp_path / f'{code}.log'
+        found.append((code, module.run_tool(tool, [str(code), 'b c'], log, 2, '')))
+
+    threads = [threading.Thread(target=run, args=(code,)) for code in (0, 3, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [(0, 0), (3, 3), (5, 5)]
+    pids = set()
+    for code in (0, 3, 5):
+        first, second = (tmp_path / f'{code}.log').read_text().splitlines()
+        pid, rest = first.split(' ', 1)
+        pids.add(int(pid))
+        assert rest == f"['{code}', 'b c'] 2 {FOLDER.parent}" and second == 'of a child'
+    assert len(pids | {os.getpid()}) == 4
 
 
 def test_after_a_failure_no_other_training_begins():
@@ -258,17 +293,17 @@ def test_a_training_that_diverges(tmp_path, loss, says, diverges):
     """BP goes on with a loss that is no number, FBA stops: either is a result of a search, kept."""
     module = benchmark('seeded_trainings')
 
-    def run(command, stdout, **_):
-        log = Path(command[-1]) / 'now/vis_data/scalars.json'
-        log.parent.mkdir(parents=True)
-        log.write_text(json.dumps(dict(loss=loss)) + '\n')
-        stdout.write(says)
-        return SimpleNamespace(returncode=bool(says))
+    def run(tool, arguments, log, *_):
+        logged = Path(arguments[-1]) / 'now/vis_data/scalars.json'
+        logged.parent.mkdir(parents=True)
+        logged.write_text(json.dumps(dict(loss=loss)) + '\n')
+        log.write_text(says)
+        return int(bool(says))
 
     def train(folder, **kwargs):
         return module.train(tmp_path / folder, 'a = 1\n', lambda _: dict(mAP=0.0), **kwargs)
 
-    with mock.patch.object(module.subprocess, 'run', run):
+    with mock.patch.object(module, 'run_tool', run):
         assert train('a', may_diverge=True).get('diverged', False) is diverges
         if says:
             with pytest.raises(LocalLearningError, match='the loss of module 1 of 4 is nan'):

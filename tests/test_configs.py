@@ -171,7 +171,7 @@ def test_local_learning_changes_nothing_but_the_training(loaded):
     for name in LOCAL:
         if name.startswith(('classification/', 'detection/')):
             folder, file = name.replace('ablation/', '').rsplit('/', 1)
-            network = re.match(r'\w*?r(?:esnet)?\d+', file)[0]
+            network = re.match(r'\w*?r(?:esnet)?\d+|vit_tiny', file)[0]
             stock = loaded[f'{folder}/{network}_bp.py']
         elif name.startswith('segmentation/digits'):
             stock = loaded[name.replace('_fba', '_bp')]
@@ -181,7 +181,7 @@ def test_local_learning_changes_nothing_but_the_training(loaded):
         # A method that cuts by numbers of blocks has them all.
         backbone = loaded[name].model.backbone
         if isinstance(backbone.num_modules, list) and isinstance(backbone.num_modules[0], int):
-            blocks = {32: 16, 110: 55}[backbone.backbone.depth]
+            blocks = {32: 16, 110: 55, None: 13}[backbone.backbone.get('depth')]
             assert sum(backbone.num_modules) == blocks, name
 
 

@@ -83,6 +83,14 @@ class ClassificationAuxiliary(Auxiliary):
             x: The module's output as a map, (N, C, H, W).
         """
 
+    def features(self, x: Tensor) -> Tensor:
+        """What :meth:`scores` takes of the module's output: all of it, as a map (N, C, H, W).
+
+        Args:
+            x: The module's output, as the backbone passes it on.
+        """
+        return self.cut_point.as_map(x)
+
     def local_losses(self, x: Tensor, labels: Tensor, step: LocalStep) -> Losses:
         """The module's losses, before ``loss_weight``.
 
@@ -99,11 +107,11 @@ class ClassificationAuxiliary(Auxiliary):
 
     def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
         """The logits of each class. See :class:`Auxiliary`."""
-        return self.scores(self.cut_point.as_map(x))
+        return self.scores(self.features(x))
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The module's losses. See :class:`Auxiliary`."""
-        x = self.cut_point.as_map(x)
+        x = self.features(x)
         if len(x) == 1 and any(isinstance(m, nn.BatchNorm1d) for m in self.modules()):
             raise LocalLearningError(
                 f'{self.method} normalizes over the images of a batch, and this batch has one: set '
@@ -134,6 +142,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (N,) classes, or (N, num_classes) shares.
     """
     return F.cross_entropy(logits.float(), labels.float() if labels.ndim == 2 else labels)
+
+
+def draw_linear_of_tokens(layer: nn.Linear) -> None:
+    """Draw the weights of a linear layer as Vision Transformers do: of deviation 0.02, no bias.
+
+    Args:
+        layer: The layer.
+    """
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:

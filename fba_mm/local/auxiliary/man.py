@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ...arguments import check_number
+from ...arguments import check_count, check_number
 from ...errors import LocalLearningError
 from ..kept_state import unchanged_state
 from ..local_step import LocalStep
@@ -16,7 +16,7 @@ from ..partition import CutPoint
 from ..partition.cut_point import same
 from ..task_loss import Losses, StubbableBackbone
 from .base import Auxiliary
-from .classification import ClassificationAuxiliary
+from .classification import ClassificationAuxiliary, draw_linear_of_tokens
 
 
 class _ThroughNextBlock(Auxiliary):
@@ -33,6 +33,7 @@ class _ThroughNextBlock(Auxiliary):
         momentum: Share of E that is kept in an iteration.
         loss_weight: Factor of the module's losses.
         init_cfg: Initialization config.
+        blocks: Blocks between the module and the host; those behind the first are learned alone.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class _ThroughNextBlock(Auxiliary):
         momentum: float,
         loss_weight: float,
         init_cfg: Optional[dict],
+        blocks: int = 1,
     ):
         super().__init__(cut_point, loss_weight, init_cfg)
         self.momentum = check_number(
@@ -53,27 +55,37 @@ class _ThroughNextBlock(Auxiliary):
                 'no block follows that could be copied: give a host that learns from a map, as in '
                 "host=dict(type='DGL')"
             )
-        block = cut_point.later[0]
-        if block.path is None:
+        check_count('auxiliary.blocks', blocks, what='a number of blocks')
+        copied = cut_point.later[:blocks]
+        if len(copied) < blocks:
             raise LocalLearningError(
-                f'{block.name} cannot be copied, it is no submodule of its own in the backbone: '
-                f'take the host alone, auxiliary={host}, or another num_modules'
+                f'auxiliary.blocks={blocks}, and {len(copied)} follow module '
+                f'{cut_point.module + 1}: give fewer, or end the module before it earlier'
             )
-        self.path = block.path
-        self.averaged = self._copy().requires_grad_(False)
+        for block in copied:
+            if block.path is None:
+                raise LocalLearningError(
+                    f'{block.name} cannot be copied, it is no submodule of its own in the '
+                    f'backbone: take the host alone, auxiliary={host}, or another num_modules'
+                )
+        self.paths = tuple(str(block.path) for block in copied)
+        self.averaged = self._copy(self.paths[0]).requires_grad_(False)
         # Also where the block itself is frozen.
-        self.learned = self._copy().requires_grad_(True)
+        self.learned = self._copy(self.paths[0]).requires_grad_(True)
+        self.further = nn.ModuleList(
+            self._copy(path).requires_grad_(True) for path in self.paths[1:]
+        )
+        last = copied[-1]
         self.host = self._build_host(
             host,
             num_classes,
             replace(
                 cut_point,
-                channels=block.channels,
-                stride=block.stride,
-                stage=block.stage,
-                block=cut_point.block + 1,
-                later=cut_point.later[1:],
-                as_map=same,
+                channels=last.channels,
+                stride=last.stride,
+                stage=last.stage,
+                block=cut_point.block + blocks,
+                later=cut_point.later[blocks:],
             ),
         )
         self.reads_pooled = self.host.reads_pooled
@@ -83,15 +95,17 @@ class _ThroughNextBlock(Auxiliary):
         if self.is_init:
             return
         super().init_weights()
-        for block in (self.averaged, self.learned):
+        for block in (self.averaged, self.learned, self.further):
             for module in block.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+                elif isinstance(module, nn.Linear) and self.cut_point.as_map is not same:
+                    draw_linear_of_tokens(module)
                 elif hasattr(module, 'reset_parameters'):
                     module.reset_parameters()
 
-    def _copy(self) -> nn.Module:
-        block = self.cut_point.copy_block(self.path)
+    def _copy(self, path: str) -> nn.Module:
+        block = self.cut_point.copy_block(path)
         # Two blocks may read one map: the first must not write into it.
         for module in block.modules():
             if hasattr(module, 'inplace'):
@@ -115,8 +129,8 @@ class _ThroughNextBlock(Auxiliary):
                 )
         return MODELS.build(host, default_args=dict(cut_point=cut_point))
 
-    def _live(self, step: LocalStep) -> nn.Module:
-        return step.source.backbone.get_submodule(self.path)
+    def _live(self, step: LocalStep, index: int = 0) -> nn.Module:
+        return step.source.backbone.get_submodule(self.paths[index])
 
     @torch.no_grad()
     def after_backward(self, step: LocalStep) -> None:
@@ -132,29 +146,35 @@ class _ThroughNextBlock(Auxiliary):
         self.host.after_backward(step)
 
     def _outputs(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, Tensor]:
-        """L(x) and E(x), as maps."""
+        """L(x) and E(x), in the form that the backbone passes on."""
         live = self._live(step)
-        # A norm that the backbone keeps in evaluation mode works so in the copies.
         for block in (self.learned, self.averaged):
-            for own, other in zip(block.modules(), live.modules()):
-                own.training = other.training
+            _follow_modes(block, live)
         learned = self.learned(x)
         # E's running statistics are averages of the block's, not those of this pass.
         with unchanged_state(self.averaged):
             averaged = self.averaged(x)
-        return self.cut_point.as_map(learned), self.cut_point.as_map(averaged)
+        return learned, averaged
+
+    def _seen(self, x: Tensor, step: LocalStep) -> Tensor:
+        """What the host sees."""
+        y = self._combined(x, step)
+        for index, block in enumerate(self.further, start=1):
+            _follow_modes(block, self._live(step, index))
+            y = block(y)
+        return y
 
     @abstractmethod
     def _combined(self, x: Tensor, step: LocalStep) -> Tensor:
-        """What the host sees."""
+        """What the two blocks make together."""
 
     def loss(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Losses:
         """The host's losses on the two blocks' outputs. See :class:`Auxiliary`."""
-        return self.host.loss(self._combined(x, step), levels, step)
+        return self.host.loss(self._seen(x, step), levels, step)
 
     def logits(self, x: Tensor, levels: Dict[int, Tensor], step: LocalStep) -> Tensor:
         """The host's. See :class:`Auxiliary`."""
-        return self.host.logits(self._combined(x, step), levels, step)
+        return self.host.logits(self._seen(x, step), levels, step)
 
     follows_next_module = True
 
@@ -182,6 +202,12 @@ class _ThroughNextBlock(Auxiliary):
     def observe(self, features: Tuple[Tensor, ...], step: LocalStep) -> None:
         """See :class:`Auxiliary`."""
         self.host.observe(features, step)
+
+
+def _follow_modes(block: nn.Module, live: nn.Module) -> None:
+    """Let a copy work as its block: a norm that the backbone keeps in evaluation mode, say."""
+    for own, other in zip(block.modules(), live.modules()):
+        own.training = other.training
 
 
 @MODELS.register_module()
@@ -242,7 +268,8 @@ class MANPlusPlus(_ThroughNextBlock):
     """MAN++: y = s · L(x) + (2 - s) · E(x), and any other method learns from y.
 
     As :class:`MAN`, with a learned number s that starts at 1 and shares the sum out between the
-    two.
+    two. For Vision Transformers a copy of the block behind the next one, learned alone, and the
+    network's own norm, class token and classifier follow: ``blocks=2, host=dict(type='Readout')``.
 
     Source: Su et al., "MAN++: Scaling Momentum Auxiliary Network for Supervised Local Learning in
     Vision Tasks", TPAMI 2026, and the code released with it.
@@ -253,14 +280,17 @@ class MANPlusPlus(_ThroughNextBlock):
             default is the authors' on CIFAR beside InfoPro.
         num_classes: Classes of the data set, for hosts that classify.
         momentum: Share of E that is kept in an iteration.
+        blocks: Copied blocks between the module and the host: the first is the sum above, and those
+            behind it are learned alone.
         loss_weight: Factor of the module's losses, times that of the host.
         init_cfg: Initialization config.
 
     Raises:
-        LocalLearningError: See :class:`MAN`.
+        LocalLearningError: Fewer than ``blocks`` follow; and see :class:`MAN`.
 
     Example:
         >>> auxiliary = dict(type='MAN++', num_classes=1000)
+        >>> auxiliary = dict(type='MAN++', num_classes=1000, blocks=2, host=dict(type='Readout'))
     """
 
     def __init__(
@@ -271,10 +301,11 @@ class MANPlusPlus(_ThroughNextBlock):
         ),
         num_classes: Optional[int] = None,
         momentum: float = 0.995,
+        blocks: int = 1,
         loss_weight: float = 1.0,
         init_cfg: Optional[dict] = None,
     ):
-        super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg)
+        super().__init__(cut_point, host, num_classes, momentum, loss_weight, init_cfg, blocks)
         self.share = nn.Parameter(torch.ones(()))
 
     def _combined(self, x: Tensor, step: LocalStep) -> Tensor:

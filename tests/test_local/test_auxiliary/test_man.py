@@ -17,9 +17,12 @@ from fba_mm.preflight.building import build_model
 from ...conftest import batch, build, retinanet
 from ...local_training import Trainer
 from ...test_analysis.small_configs import classifier
+from ..test_partition.family_checks import class_batch
+from ..test_partition.family_checks import classifier as class_model
 from .places import (
     NUM_CLASSES,
     RESNET32,
+    assert_equal_at,
     batch_norm,
     map_at,
     negative_log_share,
@@ -97,13 +100,33 @@ def test_a_module_learns_through_two_copies_of_the_next_block(index, path, make)
         assert auxiliary.share == 1
         with torch.no_grad():
             auxiliary.share.fill_(0.6)
-    assert auxiliary.path == path
+    assert auxiliary.paths == (path,)
     expected = plain_greedy(auxiliary.host.fc, combined(auxiliary, x))
     loss = auxiliary.loss(x, {}, step_with(LABELS, backbone=backbone))['loss_cls']
     torch.testing.assert_close(loss, expected)
     (gradient,) = torch.autograd.grad(expected, x, retain_graph=True)
     loss.backward()
     torch.testing.assert_close(x.grad, gradient)
+
+
+def test_a_second_block_is_learned_alone():
+    backbone = Backbone()
+    auxiliary, x = plus(5, backbone, blocks=2), map_at(5)
+    for part in (auxiliary.learned, auxiliary.averaged, auxiliary.further, auxiliary.host):
+        unsettle(part)
+    assert auxiliary.paths == ('block6', 'block7') and len(auxiliary.further) == 1
+    point = auxiliary.host.cut_point
+    assert (point.channels, point.block, point.later[0].name) == (32, 7, 'block8')
+    seen = plain_block(auxiliary.further[0], combined(auxiliary, x))
+    loss = auxiliary.loss(x, {}, step_with(LABELS, backbone=backbone))['loss_cls']
+    expected = plain_greedy(auxiliary.host.fc, seen)
+    assert_equal_at(x, loss, expected)
+    loss.backward()
+    assert all(p.grad is not None for p in auxiliary.further.parameters())
+    # What follows the first block has no average.
+    before = [p.clone() for p in auxiliary.further.parameters()]
+    auxiliary.after_backward(step_with(LABELS, backbone=backbone))
+    assert all(map(torch.equal, before, auxiliary.further.parameters()))
 
 
 @pytest.mark.parametrize('make', [man, plus])
@@ -289,6 +312,94 @@ def test_optimizers_pass_over_the_average(kwargs):
             assert not torch.equal(now[name], value), name
 
 
+VIT = dict(
+    type='mmpretrain.VisionTransformer',
+    img_size=16,
+    patch_size=8,
+    arch=dict(embed_dims=12, num_layers=8, num_heads=3, feedforward_channels=24),
+)
+
+
+def vit(**settings):
+    """A small ViT in 4 modules, cut as MAN++'s authors do: the stem and 2 layers, then 2 each."""
+    settings = dict(dict(num_classes=NUM_CLASSES, blocks=2, host=dict(type='Readout')), **settings)
+    backbone = MODELS.build(
+        dict(
+            type='LocalBackbone',
+            backbone=VIT,
+            num_modules=[3, 2, 2, 2],
+            auxiliary=dict(type='MAN++', **settings),
+        )
+    )
+    torch.manual_seed(0)
+    backbone.init_weights()
+    return backbone
+
+
+def layer_norm(x, norm):
+    centred = x - x.mean(-1, keepdim=True)
+    return (
+        centred / ((centred**2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+    )
+
+
+def plain_layer(layer, x):
+    """A transformer layer, written out."""
+    (images, tokens, channels), heads = x.shape, layer.attn.num_heads
+    qkv = layer_norm(x, layer.ln1) @ layer.attn.qkv.weight.T + layer.attn.qkv.bias
+    query, key, value = qkv.view(images, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    scores = (query @ key.transpose(-2, -1) / (channels / heads) ** 0.5).exp()
+    mixed = (scores / scores.sum(-1, keepdim=True)) @ value
+    mixed = mixed.transpose(1, 2).reshape(images, tokens, channels)
+    x = x + mixed @ layer.attn.proj.weight.T + layer.attn.proj.bias
+    first, last = layer.ffn.layers[0][0], layer.ffn.layers[1]
+    hidden = layer_norm(x, layer.ln2) @ first.weight.T + first.bias
+    hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    return x + hidden @ last.weight.T + last.bias
+
+
+@pytest.mark.parametrize('index', [0, 2])
+def test_vision_transformers_as_released(index):
+    """Two copied layers, the first with its average, then norm, class token and classifier."""
+    backbone = vit()
+    auxiliary = backbone.auxiliary[index]
+    assert auxiliary.paths == (f'layers.{2 * index + 2}', f'layers.{2 * index + 3}')
+    unsettle(auxiliary)
+    x = torch.randn(6, 5, 12, requires_grad=True)
+    step = step_with(LABELS, backbone=backbone.backbone)
+    learned, averaged = (plain_layer(layer, x) for layer in (auxiliary.learned, auxiliary.averaged))
+    seen = auxiliary.share * learned + (2 - auxiliary.share) * averaged
+    seen = plain_layer(auxiliary.further[0], seen)
+    token = layer_norm(seen[:, 0], auxiliary.host.output.norm)
+    logits = token @ auxiliary.host.fc.weight.T + auxiliary.host.fc.bias
+    loss = auxiliary.loss(x, {}, step)['loss_cls']
+    assert_equal_at(x, loss, negative_log_share(logits, LABELS))
+    torch.testing.assert_close(auxiliary.logits(x, {}, step), logits)
+
+
+def test_copies_in_vision_transformers_start_as_released():
+    """From a truncated normal distribution of deviation 0.02, without a bias."""
+    auxiliary = vit().auxiliary[0]
+    parts = (auxiliary.learned, auxiliary.averaged, auxiliary.further, auxiliary.host)
+    layers = [one for part in parts for one in part.modules() if isinstance(one, nn.Linear)]
+    assert len(layers) == 3 * 4 + 1 and all(layer.bias.eq(0).all() for layer in layers)
+    drawn = torch.cat([layer.weight.flatten() for layer in layers])
+    assert drawn.std().item() == pytest.approx(0.02, rel=0.05) and len(drawn) > 2000
+    assert not torch.equal(auxiliary.learned.attn.qkv.weight, auxiliary.averaged.attn.qkv.weight)
+
+
+@pytest.mark.parametrize('host', ['Readout', 'Greedy', 'SLM'])
+def test_hosts_behind_a_transformers_layers_train(host):
+    auxiliary = dict(type='MAN++', num_classes=NUM_CLASSES, blocks=2, host=dict(type=host))
+    if host == 'SLM':
+        cfg = class_model(VIT, None, 12)
+        auxiliary['host']['head'] = dict(type=cfg['type'], head=cfg['head'])
+    model = build(class_model(VIT, [3, 2, 2, 2], 12, auxiliary=auxiliary))
+    gradients = Trainer(model).gradients(class_batch(16))
+    assert gradients.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all(torch.isfinite(g).all() for g in gradients.values())
+
+
 # What a user gets wrong
 
 
@@ -316,6 +427,18 @@ def test_a_block_that_is_no_submodule():
     later = (LaterBlock('stage5', 2, 64, 4, path=None),)
     with pytest.raises(LocalLearningError, match='stage5 cannot be copied.*take the host alone'):
         MAN(at(3, Backbone(), later=later), num_classes=5)
+
+
+@pytest.mark.parametrize(
+    'index, blocks, message',
+    [
+        (14, 2, 'blocks=2, and 1 follow module 15: give fewer'),
+        (3, 0, 'auxiliary.blocks=0: give a number of blocks'),
+    ],
+)
+def test_numbers_of_blocks_that_are_refused(index, blocks, message):
+    with pytest.raises(LocalLearningError, match=message):
+        plus(index, Backbone(), blocks=blocks)
 
 
 def test_a_host_that_needs_a_block_behind_the_last():

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from fba_mm.config import load_config
+
+from .places import step_with
 
 CIFAR10 = Path(__file__).resolve().parents[3] / 'configs/classification/cifar10'
 
@@ -38,6 +40,63 @@ def trained(module):
 def test_modules_and_parameters(method, modules, parameters):
     backbone = auxiliaries(method)
     assert (backbone.num_modules, trained(backbone.auxiliary)) == (modules, parameters)
+
+
+@pytest.mark.parametrize(
+    'method, at_each_width',
+    [
+        ('greedy', (170, 330, 650)),
+        ('predsim', (7434, 14346, 41994)),
+        ('dgl', (9962, 37834, 147338)),
+        ('dgl_three_layers', (14378, 54858, 214154)),
+        ('infopro', (12277, 31989, 53877)),
+    ],
+)
+def test_parameters_of_each_module(method, at_each_width):
+    """Behind the stem and 5 blocks of 16 channels, 5 of 32, and 4 of 64."""
+    narrow, middle, wide = at_each_width
+    found = [trained(auxiliary) for auxiliary in auxiliaries(method).auxiliary]
+    assert found == [narrow] * 6 + [middle] * 5 + [wide] * 4
+
+
+@pytest.mark.parametrize(
+    'method, modules',
+    [
+        ('greedy', 16),
+        ('predsim', 16),
+        ('dgl', 16),
+        ('dgl_three_layers', 16),
+        ('infopro', 16),
+        ('infopro_k4', 4),
+        ('auglocal_d1', 15),
+        ('auglocal_d9', 7),
+        ('man', 15),
+        ('manpp', 16),
+        ('manpp_infopro', 16),
+    ],
+)
+def test_output_shapes(method, modules):
+    backbone = auxiliaries(method).eval()
+    step = step_with([3, 1], backbone=backbone.backbone, size=32)
+    shapes = [tuple(logits.shape) for logits in backbone.local_logits(step.inputs, step)]
+    assert shapes == [(2, 10)] * (modules - 1)
+
+
+def test_vision_transformers_of_manpp():
+    """ViT-Tiny: two copied layers, norm and classifier behind each of three modules, and a share."""
+    cfg = load_config(str(CIFAR10.parent / 'imagenet/vit_tiny_manpp.py'))
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        backbone = MODELS.build(cfg.model.backbone)
+    assert [backbone.segments[module[-1]].name for module in backbone.module_segments] == [
+        'layers.2',
+        'layers.5',
+        'layers.8',
+        'layers.11',
+    ]
+    layer = 12 * 192**2 + 13 * 192
+    expected = 2 * layer + 2 * 192 + 193 * 1000 + 1
+    assert [trained(auxiliary) for auxiliary in backbone.auxiliary] == [expected] * 3
+    assert 3 * expected == 3249339  # of the authors' own
 
 
 @pytest.mark.parametrize(
