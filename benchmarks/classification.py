@@ -233,35 +233,32 @@ def draw(
     args: argparse.Namespace,
     path: Path,
 ) -> None:
-    """Accuracy over operations and over peak memory of a step, one point per method."""
+    """Draw accuracy over operations and over peak memory of a step, one point per method."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
     sides = (
         ('operations of a step, GFLOP', {name: count / 1e9 for name, count in flops.items()}),
         ('peak memory of a step, MiB', {name: peak / MIB for name, peak in peaks.items()}),
     )
+    colours = plt.get_cmap('tab20')(range(20))
     for axes, (label, costs) in zip(panels, sides):
-        for method, by_seed in results.items():
+        for number, (method, by_seed) in enumerate(results.items()):
             accuracy = [one['accuracy'] for one in by_seed.values()]
-            point = (costs[method], statistics.mean(accuracy))
-            strong = method == 'bp' or method.startswith('fba')
+            strong = method.startswith(('bp', 'fba'))
             axes.errorbar(
-                *point,
+                costs[method],
+                statistics.mean(accuracy),
                 statistics.stdev(accuracy) if len(accuracy) > 1 else 0,
                 fmt='D' if strong else 'o',
-                markersize=8 if strong else 6,
+                markersize=9 if strong else 6,
                 capsize=3,
+                color=colours[number],
+                label=METHODS[method],
             )
-            axes.annotate(
-                METHODS[method],
-                point,
-                xytext=(7, 5),
-                textcoords='offset points',
-                weight='bold' if strong else 'normal',
-            )
-        axes.margins(x=0.2, y=0.15)
+        axes.margins(x=0.1, y=0.1)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
     panels[0].set(ylabel='test accuracy, %')
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside right center')
     figure.suptitle(title(args), fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -83,7 +83,7 @@ def test_output_shapes(method, modules):
 
 
 def test_vision_transformers_of_manpp():
-    """ViT-Tiny: two copied layers, norm and classifier behind each of three modules, and a share."""
+    """ViT-Tiny: two copied layers, norm and classifier behind each of three, and a share."""
     cfg = load_config(str(CIFAR10.parent / 'imagenet/vit_tiny_manpp.py'))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         backbone = MODELS.build(cfg.model.backbone)
