@@ -193,8 +193,14 @@ class SLM(Auxiliary):
         return Sequential(first, *more) if more else first
 
     def _makes(self, stage: StageMap) -> bool:
-        """Whether a stage's level is of the SLM's making: its stage goes on after the module."""
-        return any(block.stage == stage.stage for block in self.cut_point.later)
+        """Whether a stage's level is of the SLM's making: its stage goes on after the module.
+
+        Or nothing does, behind MAN's copy of the backbone's last block.
+        """
+        later = self.cut_point.later
+        if not later:
+            return stage.stage == self.cut_point.stage
+        return any(block.stage == stage.stage for block in later)
 
     def _returned(self, x: Tensor, level: int) -> Tensor:
         key = str(level)
