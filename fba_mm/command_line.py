@@ -7,6 +7,7 @@ import os
 import os.path as osp
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Callable, Optional, Union
 
@@ -355,7 +356,14 @@ def check_writable(out_dir: Union[str, Path], argument: str = '--work-dir') -> N
         raise LocalLearningError(
             f'{out_dir} cannot be made, {folder} is a file: choose another {argument}'
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
+    try:
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        # A superuser has all permissions, and may yet not write everywhere.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        writable = False
+    if not writable:
         raise LocalLearningError(
             f'{out_dir} cannot be written to, {folder} is not writable: choose another {argument}'
         )

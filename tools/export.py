@@ -51,7 +51,13 @@ def main() -> None:
     check_fit(model, args.checkpoint, 'test', args.trust_checkpoint)
     exported = export_checkpoint(model, read_checkpoint(args.checkpoint, args.trust_checkpoint))
     stock = stock_form(cfg)
-    build_model(stock).load_state_dict(exported['state_dict'], strict=True)
+    try:
+        build_model(stock).load_state_dict(exported['state_dict'], strict=True)
+    except RuntimeError as error:
+        raise LocalLearningError(
+            f'checkpoint {args.checkpoint} does not fit the stock model '
+            f'({" ".join(str(error).split())[:300]}): give the config that it was trained with'
+        ) from error
     write_checkpoint(exported, args.out)
     print(f'{args.out}: {len(exported["state_dict"])} entries, loads strictly into the stock model')
     if args.out_config:

@@ -100,7 +100,7 @@ def main() -> None:
         _ = runner.test_loop  # Builds it.
     if args.out is not None:
         runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
-    with lost_processes(), readable_start(runner, 'the first image cannot be tested'):
+    with readable_start(runner, 'the first image cannot be tested'), lost_processes():
         runner.test()
 
 

@@ -10,7 +10,7 @@ import functools
 import os
 import pickle
 import zipfile
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 from unittest import mock
 
 import torch
@@ -63,6 +63,12 @@ def read_checkpoint(path: str, trust: bool = False, map_location: Any = 'cpu') -
             f'checkpoint {path} holds a {type(checkpoint).__name__}, not a dict of weights: give '
             'a file that MMEngine or torch.save(model.state_dict()) wrote'
         )
+    # Where state_dict_of() looks for them.
+    for key in ('state_dict', 'model'):
+        if key in checkpoint:
+            if not isinstance(checkpoint[key], Mapping):
+                raise corrupt_checkpoint(path, f'its {key} is a {type(checkpoint[key]).__name__}')
+            break
     return checkpoint if trust else _disarmed(path, checkpoint)
 
 

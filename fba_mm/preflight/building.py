@@ -94,11 +94,18 @@ def reason_of(error: Exception) -> str:
     """
     # str() of a KeyError is the repr of its message.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    reason = ' '.join(str(message).split()) or 'no reason given'
+    reason = ' '.join(str(message).split()) or _line_of(error)
     if reason == 'need at least one array to concatenate':
         # MMEngine's BaseDataset, which packs the list of its images.
         reason = 'the data set has no images'
     return f'{type(error).__name__}: {reason[:300]}'
+
+
+def _line_of(error: Exception) -> str:
+    """The assertion that failed, where nobody gave it words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = (frames[-1].line or '') if frames else ''
+    return line if line.startswith('assert ') else 'no reason given'
 
 
 def registered(registry: Registry, kind: str, cfg: Config) -> Optional[type]:

@@ -8,6 +8,7 @@ import types
 import typing
 from collections import abc
 from functools import lru_cache
+from pathlib import PurePath
 from textwrap import shorten
 from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
@@ -115,11 +116,21 @@ def check_types(cfg: Config) -> None:
             # None is taken as missing, whatever is annotated.
             if one is not None:
                 _check(f'{name}.{i}' if several else name, one, annotation)
+    if cfg.get('default_scope') == '':
+        _refuse('default_scope', '', "None or the name of a package, such as 'mmdet'")
     _check_spelling(cfg)
     for place in _DICTS:
         value = _at(cfg, place)
         if isinstance(value, (*_PLAIN, list, tuple)) and value is not None:
             _refuse(place, value, 'a dict')
+    kind = _at(cfg, 'model.type')
+    if kind is not None and not isinstance(kind, str) and not callable(kind):
+        _refuse('model.type', kind, 'the name of a class')
+    for split in ('train', 'val', 'test'):
+        for where, dataset in _dicts_at(cfg, f'{split}_dataloader.dataset'):
+            root = dataset.get('data_root')
+            if root is not None and not isinstance(root, (str, PurePath)):
+                _refuse(f'{where}.data_root', root, 'a path')
     for place, (registry, default) in _BUILT.items():
         for where, settings in _dicts_at(cfg, place):
             kind = settings.get('type', default)

@@ -103,9 +103,10 @@ def _check_batches(dataloader: Any, where: str, by_iter: bool = False) -> None:
 def readable_start(runner: Runner, what: str = 'training cannot start') -> Iterator[None]:
     """Say in one line what fails before the first iteration of a training or a test has ended.
 
-    Nothing is lost by then, and what fails is most likely the config. Among other things this is
-    when schedulers, EMA's copy and the model's losses run for the first time; and one image is
-    validated on, which MMEngine does only after an epoch. The traceback is in the log file.
+    Nothing is lost by then, nor at any time of a test, and what fails is most likely the config.
+    Among other things this is when schedulers, EMA's copy and the model's losses run for the first
+    time; and one image is validated on, which MMEngine does only after an epoch. The traceback is
+    in the log file.
 
     Args:
         runner: The runner that is trained, or tests, within this context.
@@ -153,7 +154,8 @@ class _Start(Hook):
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
         self.is_over = True
 
-    after_test_iter = after_train_iter
+    def after_test_iter(self, runner: Runner, *args, **kwargs) -> None:
+        self.what = 'testing failed after the first images'
 
 
 def validate_one(runner: Runner) -> None:

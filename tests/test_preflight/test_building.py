@@ -1,6 +1,7 @@
 """Models of configs, and errors that a user can read."""
 
 import pytest
+from mmengine.registry import MODELS
 
 from fba_mm import LocalLearningError
 from fba_mm.preflight.building import build_model, readable_errors
@@ -28,6 +29,12 @@ def test_readable_errors(raised, said):
     with pytest.raises(LocalLearningError, match=said) as info, readable_errors('it failed'):
         raise raised
     assert info.value.__cause__ is raised and str(info.value).startswith('it failed')
+
+
+def test_an_assertion_without_words_is_quoted():
+    with pytest.raises(LocalLearningError) as info, readable_errors('it failed'):
+        MODELS.build(dict(type='mmdet.FPN', in_channels=8, out_channels=8, num_outs=1))
+    assert '(AssertionError: assert isinstance(in_channels, list))' in str(info.value)
 
 
 def test_own_errors_pass():

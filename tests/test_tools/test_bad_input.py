@@ -446,6 +446,14 @@ def test_last_checkpoint_in_the_work_dir_stays_as_it_is(trained, tmp_path, capsy
     assert before == {path: path.read_bytes() for path in work_dir.rglob('*') if path.is_file()}
 
 
+@pytest.mark.parametrize('key', ['state_dict', 'model'])
+@pytest.mark.parametrize('use', ['test', 'load', 'export'])
+def test_weights_that_are_none(use, key, trained, tmp_path, capsys):
+    torch.save({key: 1, 'meta': {}}, tmp_path / 'bad.pth')
+    result = _use(use, trained.config, tmp_path / 'bad.pth', tmp_path, capsys)
+    assert_refused(result, 'bad.pth is corrupt or no checkpoint', f'its {key} is a int')
+
+
 # tools/test.py and tools/export.py ---------------------------------------------------------------
 
 
@@ -475,6 +483,30 @@ def test_broken_test_annotations(trained, config, tmp_path, capsys):
         'test', broken, trained.checkpoint, '--work-dir', tmp_path / 'work', capsys=capsys
     )
     assert_refused(result, 'test_dataloader')
+
+
+def test_a_metric_that_fails_in_the_end(trained, config, tmp_path, capsys):
+    wrong = config("test_evaluator['metric_items'] = ['mAp']")
+    arguments = ('test', wrong, trained.checkpoint, '--work-dir', tmp_path / 'work')
+    result = run_tool(*arguments, capsys=capsys)
+    assert_refused(result, 'testing failed after the first images', 'mAp', 'traceback', 'log')
+    assert any('KeyError' in log.read_text() for log in tmp_path.rglob('*.log'))
+
+
+def test_predictions_go_where_nothing_can_be_written(trained, tmp_path, capsys):
+    arguments = ('test', trained.config, trained.checkpoint, '--work-dir', tmp_path / 'work')
+    result = run_tool(*arguments, '--out', '/proc/out.pkl', capsys=capsys)
+    assert_refused(result, '/proc cannot be written to', '--out')
+    assert not (tmp_path / 'work').exists()
+
+
+def test_export_of_weights_that_the_stock_model_lacks(trained, tmp_path, capsys):
+    content = torch.load(trained.checkpoint, weights_only=False)
+    content['state_dict']['neck.more.weight'] = torch.zeros(1)
+    torch.save(content, tmp_path / 'more.pth')
+    result = _use('export', trained.config, tmp_path / 'more.pth', tmp_path, capsys)
+    assert_refused(result, 'does not fit the stock model', 'neck.more.weight', 'config')
+    assert not (tmp_path / 'out.pth').exists()
 
 
 @pytest.mark.parametrize('option', [[], ['--out-config']], ids=['checkpoint', 'config'])
