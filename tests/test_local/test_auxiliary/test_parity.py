@@ -116,6 +116,12 @@ def test_learned_blocks_and_hosts_of_man(method, modules, learned, hosts):
         assert sum(trained(auxiliary.host) for auxiliary in backbone.auxiliary) == hosts
 
 
+def test_infopro_that_contrasts():
+    cfg = load_config(str(CIFAR10 / 'resnet32_infopro.py'))
+    cfg.model.backbone.auxiliary.contrastive = True
+    assert trained(MODELS.build(cfg.model.backbone).auxiliary) == 677445
+
+
 def test_cuts_of_infopro_in_four_modules():
     backbone = auxiliaries('infopro_k4')
     assert [backbone.segments[module[-1]].name for module in backbone.module_segments] == [
