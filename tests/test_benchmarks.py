@@ -425,6 +425,62 @@ def test_a_search_from_the_command_line(
         assert (tmp_path / name).exists()
 
 
+def test_classifiers_side_by_side(tmp_path, monkeypatch):
+    """Each method has a rate of its own; checkpointed BP learns what BP does, at its own cost."""
+    module, trained = benchmark('classification'), []
+
+    def hold_out(cfg, folder):
+        cfg.held_out = True
+        return cfg
+
+    def train(folder, cfg, figures, may_diverge=False):
+        method, lr = folder.parts[-3], cfg.optim_wrapper.optimizer.lr
+        trained.append((method, 'held_out' in cfg, cfg.randomness.seed, lr))
+        assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs == 6
+        best = 0.1 if method == 'resnet32_bp' else 0.05
+        return dict(accuracy=90 - 100 * abs(lr - best), seconds_per_epoch=1.0)
+
+    command = ['classification', '--out', str(tmp_path), '--search', '--rates', '0.5', '1', '2']
+    command += ['--methods', 'bp', 'bp_checkpointed', 'fba', '--seeds', '3', '5', '--epochs', '6']
+    monkeypatch.setattr(sys, 'argv', command)
+    costs = dict(bp=1.0, bp_checkpointed=1.3, fba=1.9)
+    steps = {}
+
+    def training_step(args, method, batch):
+        steps[method] = module.own_config(args, method).model.backbone
+        return dict
+
+    with mock.patch.multiple(
+        module,
+        hold_out=hold_out,
+        images_of=lambda cfg: dict(train=80, val=20),
+        train=train,
+        training_step=training_step,
+        peak_bytes=lambda args, method: costs[method] * 2**20,
+        operations=lambda args, method: costs[method] * 1e9,
+        seconds_by_turns=lambda *_: costs,
+        processor_seconds=lambda *_: costs,
+    ):
+        module.main()
+    # FBA's best is at the edge.
+    rates = dict(resnet32_bp=[0.05, 0.1, 0.2], resnet32_fba=[0.025, 0.05, 0.1, 0.2])
+    assert sorted(trained) == sorted(
+        [(method, True, 0, rate) for method in rates for rate in rates[method]]
+        + [('resnet32_bp', False, seed, 0.1) for seed in (3, 5)]
+        + [('resnet32_fba', False, seed, 0.05) for seed in (3, 5)]
+    )
+    table = (tmp_path / 'table.md').read_text()
+    for row in (
+        '| BP | 0.1 | 90.0 ± 0.0 | 1.00 | 1.00 | 1.00 | 1.00 | 1.0 | 1.00 |',
+        '| BP, checkpointed (exact) | 0.1 | 90.0 ± 0.0 | 1.30 | 1.30 | 1.30 | 1.30 | 1.3 | 1.30 |',
+        '| FBA, SLM | 0.05 | 90.0 ± 0.0 | 1.90 | 1.90 | 1.90 | 1.90 | 1.9 | 1.90 |',
+    ):
+        assert row in table
+    assert steps['bp_checkpointed'].num_modules == 1 and steps['bp_checkpointed'].recompute == 3
+    assert steps['fba'].num_modules == 16 and steps['bp'].type.endswith('CifarResNet')
+    assert (tmp_path / 'classification.png').exists() and (tmp_path / 'search.md').exists()
+
+
 @pytest.mark.parametrize('method', ['bp', 'predsim'])
 def test_images_of_another_size(method):
     """All that trains or validates sees it, and what an auxiliary network measures in it."""
