@@ -172,7 +172,9 @@ def test_local_learning_changes_nothing_but_the_training(loaded):
         if name.startswith(('classification/', 'detection/')):
             folder, file = name.replace('ablation/', '').rsplit('/', 1)
             network = re.match(r'\w*?r(?:esnet)?\d+|vit_tiny', file)[0]
-            stock = loaded[f'{folder}/{network}_bp.py']
+            # MAN++ has a recipe of its own for detectors.
+            recipe = '_manpp' if name.startswith('detection/') and '_manpp' in file else ''
+            stock = loaded[f'{folder}/{network}{recipe}_bp.py']
         elif name.startswith('segmentation/digits'):
             stock = loaded[name.replace('_fba', '_bp')]
         else:
