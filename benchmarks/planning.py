@@ -13,9 +13,8 @@ import statistics
 import time
 from functools import partial
 
+import torch
 from mmengine.config import Config
-from rich.console import Console
-from rich.table import Table
 
 from fba_mm import localize
 from fba_mm.analysis import TrainingStep, measure_step, predict_memory, resident_bytes
@@ -33,6 +32,10 @@ WORKS = {
     'faster_rcnn_r50': ('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', DETECTION),
     'mask_rcnn_r50': ('mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', DETECTION),
     'cascade_rcnn_r50': ('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', DETECTION),
+    'cascade_mask_rcnn_r50': (
+        'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+        DETECTION,
+    ),
     'atss_r50': ('mmdet::atss/atss_r50_fpn_1x_coco.py', DETECTION),
     'detr_r50': ('mmdet::detr/detr_r50_8xb2-150e_coco.py', DETECTION),
     'mask_rcnn_swin_t': ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', DETECTION),
@@ -73,9 +76,11 @@ def main() -> None:
     parser.add_argument('--works', nargs='+', choices=list(WORKS), default=list(WORKS))
     parser.add_argument('--rounds', type=int, default=3, help='0 measures memory alone')
     args = parser.parse_args()
-    table = Table()
-    for column in ('network', 'way', 'measured MiB', 'predicted MiB', 'error %', 'time', 'counted'):
-        table.add_column(column)
+    print(f'torch {torch.__version__}')
+    columns = 'network', 'way', 'measured MiB', 'predicted MiB', 'error %'
+    timed = ('seconds', 'GFLOP', 'GB moved', 'time', 'counted') if args.rounds else ()
+    print(f'| {" | ".join((*columns, *timed))} |')
+    print('|---' * len((*columns, *timed)) + '|', flush=True)
     for work in args.works:
         name, shape = WORKS[work]
         cfg = load_config(name)
@@ -94,23 +99,24 @@ def main() -> None:
             for way, run in runs.items():
                 seconds[way].append(processor_seconds(run))
         stock = predicted['as shipped'].operations
+        medians = {way: statistics.median(found) for way, found in seconds.items() if found}
         for way, found in predicted.items():
-            clock = (
-                ''
-                if not args.rounds
-                else '%.2f'
-                % (statistics.median(seconds[way]) / statistics.median(seconds['as shipped']))
-            )
-            table.add_row(
+            cells = [
                 work,
                 way,
                 f'{taken[way] / MIB:,.1f}',
                 f'{found.total / MIB:,.1f}',
                 f'{(found.total / taken[way] - 1) * 100:.2f}',
-                clock,
-                f'{found.operations / stock:.2f}',
-            )
-    Console(width=120).print(table)
+            ]
+            if medians:
+                cells += [
+                    f'{medians[way]:.3f}',
+                    f'{found.flops / 1e9:,.1f}',
+                    f'{found.bytes_moved / 1e9:,.2f}',
+                    f'{medians[way] / medians["as shipped"]:.2f}',
+                    f'{found.operations / stock:.2f}',
+                ]
+            print(f'| {" | ".join(cells)} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -21,6 +21,7 @@ from fba_mm.analysis import predict_memory
 from fba_mm.analysis.activation_checkpointing import takes_with_cp
 from fba_mm.analysis.simulated_step import quiet
 from fba_mm.analysis.step_configs import backbone_of
+from fba_mm.analysis.synthetic_batch import batch_shape
 from fba_mm.config import load_config
 from fba_mm.errors import LocalLearningError
 from fba_mm.localize import accumulated, checkpointed, image_by_image, sliced
@@ -64,9 +65,11 @@ def with_cp(cfg: Config) -> Optional[Config]:
 
 
 def least_local(cfg: Config) -> Config:
-    """The finest cut, each module recomputed image by image."""
-    cfg = localize(cfg, 'blocks', recompute='blocks')
-    backbone_of(cfg).recompute_batch_size = 1
+    """Four modules, each recomputed, image by image where a batch has few."""
+    few = batch_shape(cfg)[0] <= 8
+    cfg = localize(cfg, 4, recompute='blocks')
+    if few:
+        backbone_of(cfg).recompute_batch_size = 1
     return cfg
 
 
@@ -88,7 +91,7 @@ WAYS: Dict[str, Tuple[str, Callable[[Config], Optional[Config]]]] = {
         lambda cfg: accumulated(checkpointed(sliced(cfg), 3, head=True), 1),
     ),
     'local': ('`--local 4`', partial(localize, num_modules=4)),
-    'least_local': ("local, K='blocks', recomputed", least_local),
+    'least_local': ('`--local 4`, recomputed', least_local),
 }
 
 

@@ -9,9 +9,9 @@ that only values answer: these are guessed.
 import logging
 import sys
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial, wraps
-from typing import Any, Callable, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 from unittest import mock
 
 import torch
@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    in_kernel_invocation_manager,
 )
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -56,6 +57,11 @@ _LARGE = 2**24
 
 _DEVICE = torch.ops.prim.device.default
 _MASKS = (torch.bool, torch.uint8)
+_CPU = torch.device('cpu')
+# What an op is told beside tensors, as far as it is told by itself.
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
+# Ops of many steps.
+_REMEMBERED = 2**16
 
 
 class _FakeTensorMode(FakeTensorMode):
@@ -127,9 +133,9 @@ class SimulatedStep(TrainingStep):
     @contextmanager
     def running(self) -> Iterator[None]:
         """The context in which the step is called, and in which its tensors are looked at."""
-        with without_compiled_ops(), _with_values(
+        with without_compiled_ops(), _with_values(self._fake), self._fake, _Values(
             self._fake
-        ), self._fake, _Values(), torch.random.fork_rng(devices=[]):
+        ), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
 
@@ -177,17 +183,21 @@ class _Values(TorchDispatchMode):
     where outputs decide something.
     """
 
+    def __init__(self, fake: FakeTensorMode):
+        super().__init__()
+        self._fake = fake
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is _DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # Nearly every other op of theirs is this question.
         inputs = list(tensors_in((args, kwargs)))
         if any(isinstance(tensor, FakeTensor) for tensor in inputs):
-            return _guessed(func, args, without_generator(kwargs))
+            return _guessed(func, args, without_generator(kwargs), self._fake)
         numel = sum(tensor.numel() for tensor in inputs)
         if not inputs or numel > _SMALL and not func.is_view:
             try:
-                result = func(*args, **without_generator(kwargs))
+                result = _run(func, args, without_generator(kwargs), self._fake)
             except (DataDependentOutputException, DynamicOutputShapeException):
                 result = ()
             if any(tensor.numel() > _LARGE for tensor in tensors_in(result)):
@@ -196,16 +206,116 @@ class _Values(TorchDispatchMode):
             return func(*args, **kwargs)
 
 
-def _run(func: Any, args: tuple, kwargs: dict) -> Any:
+def _run(func: Any, args: tuple, kwargs: dict, fake: FakeTensorMode) -> Any:
     """Run an op with simulated tensors in the place of those that have values, such as labels.
 
     torch does so too, but follows each to the tensor that it is a view of. That matters only where
-    the result may be one of them.
+    the result may be one of them. Where it may not, an op that ran before on tensors of these
+    shapes isn't run again: torch remembers such ops, too, and takes ten times as long to find them.
     """
-    if not _may_alias(func):
-        fake = next(t.fake_mode for t in tensors_in((args, kwargs)) if isinstance(t, FakeTensor))
+    if func.is_view and all(map(_is_simulated, tensors_in((args, kwargs)))):
+        with in_kernel_invocation_manager(fake):
+            result = func(*args, **kwargs)
+        return _simulated(result, fake)
+    if _may_alias(func):
+        return func(*args, **kwargs)
+    try:
+        key = func, _described((args, kwargs))
+        remembered = _results.get(key)
+    except _Unlike:
+        key = remembered = None
+    if remembered is None:
         args, kwargs = _without_values(args, fake), _without_values(kwargs, fake)
-    return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if key is not None and _is_new(result, (args, kwargs)):
+            _remember(key, result)
+        return result
+    return _made(remembered, fake)
+
+
+def _is_simulated(tensor: Tensor) -> bool:
+    return isinstance(tensor, FakeTensor) and getattr(tensor, 'constant', None) is None
+
+
+def _simulated(result: Any, fake: FakeTensorMode) -> Any:
+    """What an op on the meta device has returned, as tensors that say that they are on the CPU."""
+    if isinstance(result, Tensor):
+        return FakeTensor(fake, result, _CPU)
+    if isinstance(result, (tuple, list)):
+        return type(result)(_simulated(part, fake) for part in result)
+    return result
+
+
+class _Unlike(Exception):
+    """Something that says more than a description of it."""
+
+
+# What ops have returned, by their arguments, both as shapes.
+_results: Dict[tuple, Any] = {}
+
+
+def _remember(key: tuple, result: Any) -> None:
+    if len(_results) >= _REMEMBERED:
+        _results.clear()
+    with suppress(_Unlike):
+        _results[key] = _described(result)
+
+
+def _is_new(result: Any, inputs: Any) -> bool:
+    """Whether each tensor of a result has a storage of its own, as large as a new one's."""
+    made = list(tensors_in(result))
+    storages = [one.untyped_storage()._cdata for one in (*made, *tensors_in(inputs))]
+    return all(
+        isinstance(one, FakeTensor)
+        and one.untyped_storage().nbytes() == _extent(one)
+        and storages.count(storage) == 1
+        for one, storage in zip(made, storages)
+    )
+
+
+def _extent(tensor: Tensor) -> int:
+    """Bytes of a new tensor of this shape and these strides."""
+    if not tensor.numel():
+        return 0
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
+    return (1 + last) * tensor.element_size()
+
+
+class _Shape(NamedTuple):
+    """A tensor without its values."""
+
+    shape: tuple
+    stride: tuple
+    dtype: torch.dtype
+
+
+def _described(item: Any) -> Any:
+    """The same with shapes in the place of tensors, hashable."""
+    if isinstance(item, Tensor):
+        if item.layout != torch.strided or getattr(item, 'constant', None) is not None:
+            raise _Unlike
+        return _Shape(tuple(item.shape), item.stride(), item.dtype)
+    if isinstance(item, (tuple, list)):
+        return (type(item), *map(_described, item))
+    if isinstance(item, dict):
+        return (dict, *((key, _described(value)) for key, value in sorted(item.items())))
+    if item is None or isinstance(item, _PLAIN):
+        return type(item), item  # 1, 1.0 and True are equal.
+    raise _Unlike
+
+
+def _made(described: Any, fake: FakeTensorMode) -> Any:
+    """New tensors as described."""
+    if isinstance(described, _Shape):
+        return _empty(*described, fake)
+    kind, *parts = described
+    return kind(_made(part, fake) for part in parts) if kind in (tuple, list) else parts[0]
+
+
+def _empty(shape: tuple, stride: tuple, dtype: torch.dtype, fake: FakeTensorMode) -> FakeTensor:
+    with unset_fake_temporarily():
+        meta = torch.empty_strided(shape, stride, dtype=dtype, device='meta')
+    return FakeTensor(fake, meta, _CPU)
 
 
 @lru_cache(maxsize=None)
@@ -214,13 +324,10 @@ def _may_alias(func: Any) -> bool:
 
 
 def _without_values(item: Any, fake: FakeTensorMode) -> Any:
-    # Numbers keep what torch promotes types by.
     if isinstance(item, Tensor):
-        if isinstance(item, FakeTensor) or type(item) is not Tensor or not item.dim():
+        if isinstance(item, FakeTensor) or type(item) is not Tensor:
             return item
-        with unset_fake_temporarily():
-            meta = torch.empty_strided(item.shape, item.stride(), dtype=item.dtype, device='meta')
-        return FakeTensor(fake, meta, item.device)
+        return _empty(item.shape, item.stride(), item.dtype, fake)
     if isinstance(item, (tuple, list)):
         return type(item)([_without_values(part, fake) for part in item])
     if isinstance(item, dict):
@@ -244,7 +351,7 @@ def _returns_its_first(func: Any) -> bool:
     )
 
 
-def _guessed(func: Any, args: tuple, kwargs: dict) -> Any:
+def _guessed(func: Any, args: tuple, kwargs: dict, fake: FakeTensorMode) -> Any:
     if (
         _returns_its_first(func)
         and isinstance(args[0], FakeTensor)
@@ -265,7 +372,7 @@ def _guessed(func: Any, args: tuple, kwargs: dict) -> Any:
         return args[0].new_empty(len(args[0]), dtype=torch.long)
     elif func is aten.index.Tensor and any(_is_mask(index) for index in args[1]):
         args = (args[0], [part for index in args[1] for part in _positions(index)])
-    return _run(func, args, kwargs)
+    return _run(func, args, kwargs, fake)
 
 
 def _one(tensor: Tensor) -> Any:

@@ -21,6 +21,9 @@ from ..tasks import backbone_key
 from .frontier_plot import Point
 from .ways import Series, Way, ways_to_train
 
+# Letters that a cell of the table holds without making the table wide.
+_WORDS = 30
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -83,19 +86,25 @@ class Plan:
         if self.budget is not None:
             table.add_column('fits')
         table.add_column('known cost in accuracy')
+        # What takes a sentence is said once, below the table.
+        costs = dict.fromkeys(one.way.accuracy for one in self.tried)
+        notes = [cost for cost in costs if len(cost) > _WORDS]
         for one in self.tried:
             fits = (
                 [] if self.budget is None else ['yes' if one.memory.total <= self.budget else 'no']
             )
-            note = '*' if one.memory.guessed_loss else ''
+            guessed = '*' if one.memory.guessed_loss else ''
+            cost = one.way.accuracy
             table.add_row(
                 one.way.name,
                 'yes' if one.way.exact else 'no',
-                in_mib(one.memory.total)[: -len(' MiB')] + note,
+                in_mib(one.memory.total)[: -len(' MiB')] + guessed,
                 f'{one.time:.2f}',
                 *fits,
-                one.way.accuracy,
+                f'[{notes.index(cost) + 1}]' if cost in notes else cost,
             )
+        table.caption = '\n'.join(f'[{number}] {text}' for number, text in enumerate(notes, 1))
+        table.caption_justify = 'left'
         return table
 
     def print(self, console: Console) -> None:
