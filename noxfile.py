@@ -103,6 +103,7 @@ def _define(name: str, python: str, *packages: str) -> None:
         if name.startswith('compiled'):
             session.install(
                 '--no-build-isolation',
+                '--no-cache-dir',  # A wheel that was built without the operators may lie there.
                 '--no-deps',
                 '--no-binary',
                 'mmcv',
