@@ -38,6 +38,10 @@ WORKS = {
     ),
     'atss_r50': ('mmdet::atss/atss_r50_fpn_1x_coco.py', DETECTION),
     'detr_r50': ('mmdet::detr/detr_r50_8xb2-150e_coco.py', DETECTION),
+    'deformable_detr_r50': (
+        'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+        DETECTION,
+    ),
     'mask_rcnn_swin_t': ('mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py', DETECTION),
     'fcn_r50': ('mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py', SEGMENTATION),
     'upernet_r50': ('mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py', SEGMENTATION),
@@ -74,8 +78,10 @@ def processor_seconds(run: partial) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Simulated training steps against real ones')
     parser.add_argument('--works', nargs='+', choices=list(WORKS), default=list(WORKS))
+    parser.add_argument('--ways', nargs='+', choices=list(WAYS), default=list(WAYS))
     parser.add_argument('--rounds', type=int, default=3, help='0 measures memory alone')
     args = parser.parse_args()
+    ways = list(dict.fromkeys(['as shipped', *args.ways]))
     print(f'torch {torch.__version__}')
     columns = 'network', 'way', 'measured MiB', 'predicted MiB', 'error %'
     timed = ('seconds', 'GFLOP', 'GB moved', 'time', 'counted') if args.rounds else ()
@@ -85,15 +91,18 @@ def main() -> None:
         name, shape = WORKS[work]
         cfg = load_config(name)
         predicted, runs, taken = {}, {}, {}
-        for way, configure in WAYS.items():
+        for way in ways:
             try:
                 with quiet():
-                    changed = configure(cfg)
+                    changed = WAYS[way](cfg)
                 predicted[way] = predict_memory(changed, shape)
             except LocalLearningError as error:
                 print(f'{work}, {way}: {error}')
                 continue
-            runs[way], taken[way] = real_step(changed, shape)
+            run, taken[way] = real_step(changed, shape)
+            if args.rounds:
+                runs[way] = run
+            del run
         seconds = {way: [] for way in runs}
         for _ in range(args.rounds):
             for way, run in runs.items():

@@ -123,9 +123,12 @@ def predict_memory(cfg: Config, shape: Shape) -> MemoryPrediction:
                 raise
             first = first or error
     reason = ' '.join(str(first).split())[:200] or 'no reason given'
+    fix = 'check the config and the shape'
+    if num_modules is not None:
+        fix = 'give num_modules a number, or check the shape'
     raise LocalLearningError(
         f'the training step on a batch of {"×".join(map(str, shape))} cannot be simulated '
-        f'({type(first).__name__}: {reason}): give num_modules a number, or check the shape'
+        f'({type(first).__name__}: {reason}): {fix}'
     ) from first
 
 
