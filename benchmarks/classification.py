@@ -214,7 +214,7 @@ def print_table(
         row = [
             METHODS[method],
             f'{rates[method]:g}',
-            spread([one['accuracy'] for one in by_seed.values()]),
+            spread([one['accuracy'] for one in by_seed.values()]) if by_seed else '–',
             f'{seconds[method]:.2f}',
             ratio(seconds, method),
             ratio(processor, method),
@@ -241,6 +241,8 @@ def title(args: argparse.Namespace) -> str:
         for name, value in (('images', args.images), ('px', args.size), ('epochs', args.epochs))
         if value is not None
     ]
+    if args.costs_only:
+        return ', '.join([*parts, 'costs of a step', args.device])
     chosen = ['lr of each chosen on held-out training images'] if args.search else []
     return ', '.join(parts + ['last epoch', f'seeds {args.seeds}', *chosen, args.device])
 
@@ -300,6 +302,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--lr', type=float, help="default: the configs'")
     add_search_arguments(parser)
     parser.add_argument('--memory-batch', type=int, help='images of the step whose peak is shown')
+    parser.add_argument(
+        '--costs-only', action='store_true', help='measure steps of all methods, train none'
+    )
     parser.add_argument('--rounds', type=int, default=5, help='timed steps of each method')
     parser.add_argument('--size', type=int, help="of the images; default: the data's")
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -345,7 +350,7 @@ def main() -> None:
             return 'diverged'
         return f'{found["accuracy"]:.2f} %, {found["seconds_per_epoch"]:.1f} s per epoch'
 
-    if args.search:
+    if args.search and not args.costs_only:
         images = images_of(hold_out(stock[0], out))
         search = RateSearch(
             grid(rates[args.methods[0]], args.rates),
@@ -358,7 +363,11 @@ def main() -> None:
         search.write(out)
         console.print(markdown(search.table()))
         rates = search.chosen()
-    results = run_all(trained, args.seeds, one, say, args.jobs, console)
+    if args.costs_only:
+        results: Results = {method: {} for method in args.methods}
+        out.mkdir(parents=True, exist_ok=True)
+    else:
+        results = run_all(trained, args.seeds, one, say, args.jobs, console)
     if CHECKPOINTED in args.methods:
         results[CHECKPOINTED], rates[CHECKPOINTED] = results['bp'], rates['bp']
     # In the order of the command line.
@@ -383,8 +392,9 @@ def main() -> None:
             indent=1,
         )
     )
-    draw(results, flops, peaks, args, out / 'classification.png')
-    console.print(f'{out}/table.md, results.json, classification.png')
+    if not args.costs_only:
+        draw(results, flops, peaks, args, out / 'classification.png')
+    console.print(f'{out}/table.md and what lies beside it')
 
 
 if __name__ == '__main__':

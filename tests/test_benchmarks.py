@@ -462,6 +462,12 @@ def test_classifiers_side_by_side(tmp_path, monkeypatch):
         processor_seconds=lambda *_: costs,
     ):
         module.main()
+        count = len(trained)
+        out = tmp_path / 'costs'
+        monkeypatch.setattr(sys, 'argv', [*command, '--costs-only', '--out', str(out)])
+        module.main()
+    assert len(trained) == count and not (out / 'classification.png').exists()
+    assert '| FBA, SLM | 0.1 | – | 1.90 | 1.90 |' in (out / 'table.md').read_text()
     # FBA's best is at the edge.
     rates = dict(resnet32_bp=[0.05, 0.1, 0.2], resnet32_fba=[0.025, 0.05, 0.1, 0.2])
     assert sorted(trained) == sorted(
