@@ -69,6 +69,7 @@ CHANGED = {
         dict(head=dict(LIGHT, channels=4), channels=4, loss_weight=2.0, init_cfg=NORMAL),
     ),
     'Greedy': (AT, dict(num_classes=6, loss_weight=2.0, init_cfg=NORMAL)),
+    'Readout': (AT, dict(num_classes=6, loss_weight=2.0, init_cfg=NORMAL)),
     'DGL': (
         AT,
         dict(
@@ -117,19 +118,23 @@ CHANGED = {
             init_cfg=NORMAL,
         ),
     ),
-    **{
-        name: (
-            AT,
-            dict(
-                host=dict(type='Greedy'),
-                num_classes=6,
-                momentum=0.5,
-                loss_weight=2.0,
-                init_cfg=NORMAL,
-            ),
-        )
-        for name in ('MAN', 'MAN++')
-    },
+    'MAN': (
+        AT,
+        dict(
+            host=dict(type='Greedy'), num_classes=6, momentum=0.5, loss_weight=2.0, init_cfg=NORMAL
+        ),
+    ),
+    'MAN++': (
+        AT,
+        dict(
+            host=dict(type='Greedy'),
+            num_classes=6,
+            momentum=0.5,
+            blocks=2,
+            loss_weight=2.0,
+            init_cfg=NORMAL,
+        ),
+    ),
     'DGLFPN': (
         dict(cut_point=PLACE, head=LIGHT),
         dict(head=dict(LIGHT, channels=4), loss_weight=2.0, init_cfg=NORMAL),
@@ -304,7 +309,7 @@ def test_what_is_registered_is_looked_at():
         name
         for registry in (MODELS, HOOKS, OPTIM_WRAPPERS)
         for name, kind in registry.module_dict.items()
-        if kind.__module__.startswith('fba_mm.') and '.auxiliary.' not in kind.__module__
+        if kind.__module__.startswith('fba_mm.')
     }
     elsewhere = {
         'FeatureStub',  # An auxiliary network makes it.
@@ -312,6 +317,8 @@ def test_what_is_registered_is_looked_at():
         'InSlices',  # Passes on what the stock module takes, which refuses the rest.
         'Recomputed',
         'IterationSeedHook',
+        'SLMReconstruction',  # At the end of a network that makes images.
+        'OwnLevelNeck',  # OwnLevels makes it.
         'LightFCNHead',
         'LightRetinaHead',
         'YOLOV1',
