@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..analysis.memory_fit import MemoryPrediction, in_mib, predict_memory
+from ..analysis.memory_fit import MemoryPrediction, count_blocks, in_mib, predict_memory
 from ..analysis.simulated_step import quiet
 from ..analysis.step_configs import trains_locally
 from ..analysis.synthetic_batch import Shape, batch_shape
@@ -253,6 +253,8 @@ class Search:
         stock = self.attempt(first)
         if stock is None:
             raise LocalLearningError(self._skipped[0])
+        if not any(isinstance(way, Series) and not way.exact for way in others):
+            self._say_why_nothing_is_cut()
         # No way to train has fewer parameters.
         if not self._fits(stock) and not stock.memory.resident > (self._budget or math.inf):
             for way in others:
@@ -270,6 +272,13 @@ class Search:
                     self.least_that_fits(way)
         rest = sorted(self._tried[1:], key=lambda p: (not p.way.exact, -p.memory.total))
         return Plan(self._shape, [stock, *rest], self._budget, self._skipped)
+
+    def _say_why_nothing_is_cut(self) -> None:
+        try:
+            count_blocks(self._cfg)
+        except LocalLearningError as error:
+            self._skipped.append(f'checkpointing in spans, local learning: {error}')
+            self._report(f'checkpointing in spans, local learning: skipped ({error})')
 
     def _is_needless(self, way: Union[Way, Series]) -> bool:
         """Whether a way can't be simulated, as others of its kind, or would not be taken."""

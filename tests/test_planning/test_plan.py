@@ -211,6 +211,9 @@ def test_a_backbone_that_cannot_be_cut():
     cfg.model.head.in_channels = 8
     plan = plan_training(cfg, shape=(2, 3, 64, 64))
     assert [one.way.name for one in plan.tried] == ['as shipped']
+    assert re.match(
+        'checkpointing in spans, local learning: backbone Uncut cannot be cut', plan.skipped[0]
+    )
 
 
 def test_configs_without_a_plan():
