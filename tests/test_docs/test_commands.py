@@ -1,6 +1,7 @@
 """Every command on the pages is one that the tools take, with files and configs that are there."""
 
 import argparse
+import importlib
 import importlib.util
 import re
 import shlex
@@ -36,6 +37,8 @@ def commands(block: Block) -> List[List[str]]:
 @lru_cache(maxsize=None)
 def script(path: str):
     """The module of a script, which may import its neighbours."""
+    if path.startswith('tests/'):
+        return importlib.import_module(path[: -len('.py')].replace('/', '.'))
     spec = importlib.util.spec_from_file_location(f'script_{Path(path).stem}', ROOT / path)
     module = importlib.util.module_from_spec(spec)
     with mock.patch.object(sys, 'path', [str(ROOT / path).rsplit('/', 1)[0], *sys.path]):
@@ -148,6 +151,8 @@ def check(words: List[str], own: Tuple[str, ...] = ()) -> None:
         check_script('tools/train.py', ['CONFIG', program, *words])
     elif program == 'fba-mm':
         check_script(f'tools/{COMMANDS[words[0]][0]}', words[1:], own)
+    elif program in ('python', 'python3') and words[0] == '-m' and words[1].startswith('tests.'):
+        check_script(f'{words[1].replace(".", "/")}.py', words[2:])
     elif program in ('python', 'python3') and words[0] == '-m':
         assert words[1] in ('pytest', 'pip', 'venv'), words
         for word in words[2:] if words[1] == 'pytest' else ():
@@ -195,6 +200,7 @@ def test_each_block_says_what_it_is():
         ('python tools/train.py configs/no_such_config.py', 'no_such_config'),
         ('python tools/train.py mmdet::retinanet/no_such_config.py', 'no_such_config'),
         ('python tools/trian.py configs/retinanet_r50_fba.py', 'trian'),
+        ('python -m tests.soak --iteration 3 --evry 2', 'unrecognized'),
         ('python tools/export.py configs/retinanet_r50_fba.py', 'required'),
         ('tools/dist_train.sh configs/retinanet_r50_fba.py 8 --locla 4', 'unrecognized'),
         ('fba-mm trian configs/retinanet_r50_fba.py', 'trian'),
