@@ -5,6 +5,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -112,9 +113,12 @@ def trace_footprints(
     own = {tensor.untyped_storage()._cdata for tensor in tensors.values()}
     image = torch.empty(2, *input_shape, device='meta')
     try:
-        # Synchronized norms would wait for other processes, on a device where nothing is computed.
+        # Synchronized norms would wait for other processes, on a device where nothing is computed
+        # and where torch 2.4 cannot communicate.
         with mock.patch.object(
             nn.SyncBatchNorm, 'forward', _BatchNorm.forward
+        ), mock.patch.multiple(
+            dist, all_reduce=mock.DEFAULT, all_gather=mock.DEFAULT
         ), checkpointing_on_meta(), without_compiled_ops():
             results = functional_call(trace, tensors, (image, own))
     except (RuntimeError, NotImplementedError, AssertionError) as error:
