@@ -12,9 +12,13 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 import fba_mm  # noqa: F401
+from fba_mm.compat.torch_versions import autocasts_to
 
 NUM_CLASSES = 3
 ABSENT = [name for name in ('mmpretrain', 'mmseg', 'mmagic') if find_spec(name) is None]
+needs_float16 = pytest.mark.skipif(
+    not autocasts_to('cpu', torch.float16), reason='float16 on a CPU needs torch 2.2'
+)
 
 
 def wanted_package(error: BaseException, absent: Sequence[str] = ABSENT) -> Optional[str]:

@@ -17,6 +17,7 @@ from fba_mm import (
     localize,
 )
 from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.compat.torch_versions import autocasts_to, fully_shard
 from fba_mm.datasets.device_batches import Augmentation, DeviceBatches
 from fba_mm.preflight.building import build_model
 
@@ -32,6 +33,11 @@ from .test_tools.in_process import without_niceties
 LARGE = 160
 HEADS = dict(shared=lambda: dict(type='SLM'), own=lambda: dict(own_head(), channels=None))
 each_head = pytest.mark.parametrize('head', HEADS)
+
+
+def skip_without(dtype: str, device: str) -> None:
+    if not autocasts_to(device, getattr(torch, dtype)):
+        pytest.skip(f'{dtype} on a {device} needs torch 2.2')
 
 
 def model_on(device, num_modules=4, head='own', **kwargs):
@@ -129,6 +135,7 @@ def test_channels_last(device):
 @pytest.mark.parametrize('apply', ['end', 'eager'])
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 def test_mixed_precision(device, dtype, apply):
+    skip_without(dtype, device)
     model = model_on(device)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     expected = Trainer(copy.deepcopy(model)).gradients(batch(LARGE))
@@ -151,6 +158,7 @@ def test_mixed_precision(device, dtype, apply):
 
 @pytest.mark.parametrize('apply', ['end', 'eager'])
 def test_an_overflow_changes_nothing_but_the_scale(device, apply):
+    skip_without('float16', device)
     model = model_on(device)
     settings = dict(dtype='float16', apply=apply)
     trainer = Trainer(
@@ -249,6 +257,7 @@ def trained(work_dir, device, **settings):
 
 
 def test_a_resumed_training_with_averaged_weights(device, tmp_path):
+    skip_without('float16', device)
     whole = trained(tmp_path / 'whole', device)
     assert {p.device.type for p in whole.model.parameters()} == {device}
     trained(
@@ -301,7 +310,16 @@ def process_group(device, tmp_path):
 
 
 @pytest.mark.parametrize('apply', ['end', 'eager'])
-@pytest.mark.parametrize('wrapper', [LocalDataParallel, LocalShardedDataParallel])
+@pytest.mark.parametrize(
+    'wrapper',
+    [
+        LocalDataParallel,
+        pytest.param(
+            LocalShardedDataParallel,
+            marks=pytest.mark.skipif(fully_shard is None, reason='needs torch 2.6'),
+        ),
+    ],
+)
 def test_wrappers_train_alike(device, process_group, wrapper, apply):
     plain = model_on(device).double()
     wrapped = wrapper(copy.deepcopy(plain))

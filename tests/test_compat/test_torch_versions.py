@@ -60,6 +60,7 @@ def test_autocast(old):
 def test_a_dtype_that_autocast_does_not_know(monkeypatch):
     assert autocasts_to('cpu', torch.bfloat16)
     assert not autocasts_to('cpu', torch.float64)
+    assert autocasts_to('cpu', torch.float16) == (torch.__version__ >= (2, 2))
     monkeypatch.setattr('fba_mm.engine.local_optim_wrapper.autocasts_to', lambda *_: False)
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     with pytest.raises(

@@ -21,7 +21,7 @@ from fba_mm import (
 )
 from fba_mm.distributed.gradient_reducer import _Bucket
 
-from ..conftest import batch, build, own_head, retinanet
+from ..conftest import batch, build, needs_float16, own_head, retinanet
 from ..local_training import Trainer
 from ..several_processes import run_in_processes
 
@@ -288,6 +288,7 @@ def overflowing(rank, apply):
     return history
 
 
+@needs_float16
 @pytest.mark.parametrize('apply', ['end', 'eager'])
 def test_an_overflow_in_one_process_is_one_in_all(apply):
     first, second = run_in_processes(2, overflowing, apply)

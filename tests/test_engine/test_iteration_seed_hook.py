@@ -22,6 +22,7 @@ from fba_mm.engine import IterationSeedHook
 from fba_mm.engine.iteration_seed_hook import add_iteration_seeds
 from fba_mm.engine.seeded_batches import SeededBatches
 
+from ..conftest import needs_float16
 from ..test_tools.in_process import untouched_process
 
 IMAGES, BATCH = 10, 2
@@ -163,7 +164,10 @@ VARIANTS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize(
+    'variant',
+    [pytest.param(name, marks=[needs_float16] * ('float16' in name)) for name in VARIANTS],
+)
 def test_stopped_anywhere(variant, tmp_path):
     """In the middle of an epoch, at its end, at its start."""
     settings = VARIANTS[variant]

@@ -10,7 +10,7 @@ from mmdet.engine.hooks import CheckInvalidLossHook
 from fba_mm import AmpLocalOptimWrapper, FBAHook, LocalLearningError, LocalOptimWrapper
 from fba_mm.engine.loss_check import LossCheck
 
-from ..conftest import batch, build, own_head, retinanet
+from ..conftest import batch, build, needs_float16, own_head, retinanet
 from ..local_training import Trainer
 
 
@@ -37,7 +37,11 @@ def spoiled(auxiliary, module, value=float('nan'), **kwargs):
         (0, dict(apply='end')),
         (1, dict(apply='end', clip_grad=dict(max_norm=1.0))),
         (1, dict(apply='eager')),
-        (2, dict(wrapper=AmpLocalOptimWrapper, dtype='float16', apply='end')),
+        pytest.param(
+            2,
+            dict(wrapper=AmpLocalOptimWrapper, dtype='float16', apply='end'),
+            marks=needs_float16,
+        ),
     ],
     ids=['end', 'one norm', 'eager', 'fp16'],
 )
@@ -176,6 +180,7 @@ def test_back_propagation_and_processes_without_the_last_loss():
     assert LossCheck('stop', 3).finishes()
 
 
+@needs_float16
 def test_a_scaler_without_any_loss():
     trainer = Trainer(
         build(retinanet(num_modules=1)),

@@ -7,7 +7,7 @@ from fba_mm import AmpLocalOptimWrapper, LocalLearningError
 from fba_mm.analysis import StorageTracker
 from fba_mm.local.head_batches import can_be_split, slices_of
 
-from ..conftest import batch, build, own_head, retinanet
+from ..conftest import batch, build, needs_float16, own_head, retinanet
 from ..local_training import Trainer
 
 AUXILIARIES = dict(shared=lambda: dict(type='SLM'), own=own_head)
@@ -71,7 +71,10 @@ def test_weights_of_losses_are_kept():
     [
         dict(apply='eager'),
         dict(accumulative_counts=2),
-        dict(wrapper=AmpLocalOptimWrapper, dtype='float16', loss_scale=64.0),
+        pytest.param(
+            dict(wrapper=AmpLocalOptimWrapper, dtype='float16', loss_scale=64.0),
+            marks=needs_float16,
+        ),
         dict(wrapper=AmpLocalOptimWrapper, dtype='bfloat16', apply='eager'),
     ],
     ids=['eager', 'accumulation', 'float16', 'bfloat16'],

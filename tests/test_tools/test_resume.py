@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from ..conftest import needs_float16
 from .in_process import ROOT, load_tool, run_tool
 
 SGD = "dict(_delete_=True, type='SGD', lr=.02, momentum=.9)"
@@ -81,7 +82,10 @@ def assert_resumed_alike(config, checkpoint, stop, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize(
+    'variant',
+    [pytest.param(name, marks=[needs_float16] * ('float16' in name)) for name in VARIANTS],
+)
 def test_resume_by_epoch(variant, config, tmp_path):
     text = VARIANTS[variant] + FLIPPED
     images = 4 if 'growth_interval' in text else 10
