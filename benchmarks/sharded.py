@@ -22,11 +22,11 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from wrapped_step import WrappedStep
 
 from fba_mm import LocalDataParallel, LocalShardedDataParallel, localize
 from fba_mm.analysis.synthetic_batch import synthetic_batch
+from fba_mm.compat.torch_versions import DTensor
 from fba_mm.config import load_config
 from fba_mm.distributed.sharded_part import ShardedPart
 from fba_mm.engine.local_optim_wrapper import LocalOptimWrapper
