@@ -264,7 +264,9 @@ def _words(annotation: Any) -> str:
     kinds = []
     for one in _alternatives(annotation):
         kind = typing.get_origin(one) or one
-        kind = _WORDS.get(kind, 'a dict' if inspect.isclass(kind) else None)
+        # A config can't hold a tensor, which optimizers of newer torch take for a learning rate.
+        of_dict = inspect.isclass(kind) and kind.__name__ != 'Tensor'
+        kind = _WORDS.get(kind, 'a dict' if of_dict else None)
         if kind is not None and kind not in kinds:
             kinds.append(kind)
     return ' or '.join(sorted(kinds)) or 'another type'

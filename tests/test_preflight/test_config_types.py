@@ -62,7 +62,7 @@ WRONG = [
     ('optim_wrapper.accumulative_counts', 1.5, 'give an integer'),
     ('optim_wrapper.clip_grad', 10, 'give None or a dict'),
     ('optim_wrapper.optimizer', 'SGD', 'give a dict'),
-    ('optim_wrapper.optimizer.lr', '0.1', 'give a dict or a number'),
+    ('optim_wrapper.optimizer.lr', '0.1', 'give a number'),
     ('optim_wrapper.optimizer.momentum', math.nan, 'give a number'),
     ('optim_wrapper.paramwise_cfg.custom_keys', ['backbone'], 'give a dict'),
     ('default_hooks.checkpoint.interval', 'x', 'give an integer'),
