@@ -210,7 +210,7 @@ def differing(ours, theirs):
     return [name for name, tensor in theirs.items() if not torch.equal(ours[name], tensor)]
 
 
-@pytest.mark.parametrize('count', [2, 3, 4])
+@pytest.mark.parametrize('count', [2, 4])
 def test_training_is_that_of_one_process(count, alone):
     """Bit for bit: weights, running statistics, the optimizer's state, and process 0's log."""
     outcomes = run_in_processes(count, all_cases, count)

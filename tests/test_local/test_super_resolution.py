@@ -143,7 +143,7 @@ def test_losses_fall(name, scope):
 
 
 @pytest.mark.parametrize('name', AUXILIARIES)
-@pytest.mark.parametrize('num_modules', [3, 'stages', 'blocks'])
+@pytest.mark.parametrize('num_modules', ['stages', 'blocks'])
 def test_a_module_learns_from_its_own_loss_alone(name, num_modules):
     model = build(editor(num_modules, AUXILIARIES[name]))
     local, trainer = model.generator, Trainer(model)
@@ -213,7 +213,7 @@ def _tail(net, x, first):
 
 
 @pytest.mark.parametrize('name', AUXILIARIES)
-@pytest.mark.parametrize('num_modules', [1, 3, 'blocks'])
+@pytest.mark.parametrize('num_modules', [1, 'blocks'])
 def test_eager_steps_are_those_at_the_end(name, num_modules):
     results = []
     for apply in ('end', 'eager'):
@@ -330,9 +330,9 @@ def peak():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('scale, four, finest', [(2, 0.4, 0.3), (4, 0.4, 0.3)])
-def test_below_back_propagation(peak, scale, four, finest):
+def test_below_back_propagation(peak):
     # Measured with 16 patches of 48x48: 0.36 and 0.22 at x2, 0.33 and 0.25 at x4.
+    scale, four, finest = 2, 0.4, 0.3
     bp = peak(None, scale)
     assert peak(1, scale) == pytest.approx(bp, rel=0.01)
     assert peak(4, scale) < four * bp
