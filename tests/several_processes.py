@@ -11,6 +11,7 @@ import socket
 import tempfile
 import traceback
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -26,7 +27,6 @@ import mmdet.models  # noqa: F401, after fba_mm
 
 SECONDS = 300
 _CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload([__name__])
 
 
 def run_in_processes(count: int, function: Callable, *args: Any, **kwargs: Any) -> List[Any]:
@@ -53,7 +53,16 @@ def launch(count: int, function: Callable, *args: Any, **kwargs: Any) -> List[An
     return _outcomes(count, function, args, kwargs, connect=False)
 
 
+def _serve() -> None:
+    """Have processes forked from a server with this module: benchmarks start one without."""
+    server = forkserver._forkserver  # There is one in a process, and no public way to end it.
+    if server._preload_modules != [__name__]:
+        server._stop()
+        _CONTEXT.set_forkserver_preload([__name__])
+
+
 def _outcomes(count: int, function: Callable, args: tuple, kwargs: dict, connect: bool) -> list:
+    _serve()
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
