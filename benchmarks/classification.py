@@ -25,7 +25,7 @@ import matplotlib
 import torch
 from mmengine.config import Config
 from mmpretrain.structures import DataSample
-from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out, images_of
+from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (
@@ -121,9 +121,13 @@ def resized(cfg: Config, size: int) -> Config:
         dataset = cfg[f'{split}_dataloader'].dataset
         loading = [t for t in dataset.pipeline if t.type == 'LoadImageFromFile']
         others = [copy.deepcopy(t) for t in dataset.pipeline if t.type != 'LoadImageFromFile']
-        for transform in others:
-            if transform.type == 'RandomCrop':
-                transform.crop_size = size
+        crop = next((t for t in others if t.type == 'RandomCrop'), None)
+        if crop is not None:
+            # Padding with them, so that an image is moved by as large a part of itself.
+            for transform in others:
+                if transform.get('padding'):
+                    transform.padding = round(transform.padding * size / crop.crop_size)
+            crop.crop_size = size
         dataset.pipeline = [*loading, resize, *others]
     auxiliary = cfg.model.backbone.get('auxiliary') or {}
     if auxiliary.get('type') == 'PredSim':
@@ -341,9 +345,10 @@ def main() -> None:
         folder = folder_of(method, lr) / f'seed_{seed}'
         return train(folder, config(args, method, seed, lr), accuracy_and_time)
 
-    def validation(method: str, lr: float) -> dict:
-        cfg = hold_out(config(args, method, SEARCH_SEED, lr), out)
-        return train(folder_of(method, lr) / 'held_out', cfg, accuracy_and_time, may_diverge=True)
+    def validation(method: str, lr: float, seed: int) -> dict:
+        cfg = hold_out(config(args, method, seed, lr), out)
+        folder = folder_of(method, lr) / 'held_out' / f'seed_{seed}'
+        return train(folder, cfg, accuracy_and_time, may_diverge=True)
 
     def say(found: dict) -> str:
         if found.get('diverged'):
@@ -356,8 +361,9 @@ def main() -> None:
             grid(rates[args.methods[0]], args.rates),
             'accuracy',
             f'{title(args)}; to choose from, {images["train"]} training images to train on and '
-            f'{images["val"]} to validate on, seed {SEARCH_SEED}: accuracy, %',
+            f'{images["val"]} to validate on, seeds {args.search_seeds}: accuracy, %',
             args.extensions,
+            args.search_seeds,
         )
         search.run(trained, validation, say, args.jobs, console)
         search.write(out)

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence
 import matplotlib
 import torch
 from mmengine.config import Config
-from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out, images_of
+from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
 from rich.table import Table
 from seeded_trainings import (
@@ -488,9 +488,9 @@ def compare(comparison: Comparison) -> None:
         found = train(folder, config(args, by_name[name], seed, epochs, lr), comparison.figures)
         return dict(found, epochs=epochs)
 
-    def validation(name: str, lr: float) -> dict:
-        cfg = hold_out(config(args, by_name[name], SEARCH_SEED, lr=lr), out)
-        folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs'
+    def validation(name: str, lr: float, seed: int) -> dict:
+        cfg = hold_out(config(args, by_name[name], seed, lr=lr), out)
+        folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs' / f'seed_{seed}'
         return train(folder, cfg, comparison.figures, may_diverge=True)
 
     def say(found: dict) -> str:
@@ -500,13 +500,15 @@ def compare(comparison: Comparison) -> None:
     rates = dict.fromkeys(by_name, stock_lr)
     chosen_by = f'lr {stock_lr:g} of the config for all'
     if args.search:
-        images = images_of(hold_out(config(args, variants[0], SEARCH_SEED), out))
+        images = images_of(hold_out(config(args, variants[0], args.search_seeds[0]), out))
         search = RateSearch(
             grid(stock_lr, args.rates),
             score,
             f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
-            f'{images["val"]} of the training set to validate on, seed {SEARCH_SEED}: {score}, %',
+            f'{images["val"]} of the training set to validate on, seeds {args.search_seeds}: '
+            f'{score}, %',
             args.extensions,
+            args.search_seeds,
             scale=100,
         )
         search.run(trained, validation, say, args.jobs, console)

@@ -2,8 +2,10 @@
 
 What a benchmark's ``--search`` does: every method is trained at the same rates on four fifths of
 the training images and validated on the others. The best rate is its own; where that one is at the
-edge of the grid, one more is tried beyond, as often for every method as ``extensions`` says. The
-test set has no part in it.
+edge of the grid, one more is tried beyond, as often for every method as ``extensions`` says. With
+several ``--search-seeds``, a method's two best rates are trained with the others as well, and the
+better mean decides: a rate at the edge of what is stable can look best with one seed. The test set
+has no part in it.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import copy
 import hashlib
 import json
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
@@ -25,8 +28,8 @@ from fba_mm.errors import LocalLearningError
 
 # Of the training images, for validation.
 HELD_OUT = 0.2
-# Of all trainings of a search, whatever seeds train with the chosen rates.
-SEARCH_SEED = 0
+# Rates of a method that are trained with all seeds of the search.
+FINALISTS = 2
 
 
 def hold_out(
@@ -135,6 +138,14 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help='of --search, trainings beyond the edge of the rates, where the best one is there',
     )
+    parser.add_argument(
+        '--search-seeds',
+        type=int,
+        nargs='+',
+        default=[0],
+        help='of --search, whatever the --seeds: the first for all rates, the others for each '
+        "method's two best",
+    )
 
 
 def grid(lr: float, parts: Sequence[float]) -> List[float]:
@@ -151,25 +162,27 @@ class RateSearch:
         score: What is to be highest, a key of what a training found.
         setting: What is trained on what, in a line.
         extensions: How often a method's grid may grow by a rate.
+        seeds: The first one trains at all rates, the others at each method's ``FINALISTS`` best.
         scale: Of scores in tables; 100 for shares.
         digits: Of scores in tables.
 
     Attributes:
-        tried: What was found, by method and rate.
+        tried: What was found, by method, rate and seed.
     """
 
     rates: Sequence[float]
     score: str
     setting: str
     extensions: int = 1
+    seeds: Sequence[int] = (0,)
     scale: float = 1
     digits: int = 1
-    tried: Dict[str, Dict[float, dict]] = field(default_factory=dict)
+    tried: Dict[str, Dict[float, Dict[int, dict]]] = field(default_factory=dict)
 
     def run(
         self,
         methods: Sequence[str],
-        one: Callable[[str, float], dict],
+        one: Callable[[str, float, int], dict],
         say: Callable[[dict], str],
         jobs: int,
         console: Console,
@@ -178,29 +191,50 @@ class RateSearch:
 
         Args:
             methods: Names.
-            one: Trains a method at a rate, or returns what an earlier run found.
+            one: Trains a method at a rate with a seed, or returns what an earlier run found.
             say: A result in some words.
             jobs: Trainings at a time.
             console: Where progress goes.
         """
-        self.tried = run_all(methods, self.rates, one, say, jobs, console, 'lr')
-        for number in range(self.extensions):
-            further = {name: self.beyond(name) for name in methods}
-            further = {name: rate for name, rate in further.items() if rate is not None}
-            more = run_all(
-                list(further),
-                [number],
-                lambda name, _, further=further: one(name, further[name]),
+        self.tried = {name: {} for name in methods}
+
+        def add(rates: Dict[str, Sequence[float]], seed: int) -> None:
+            pairs = {
+                f'{name}, lr {rate:g}': (name, rate) for name, own in rates.items() for rate in own
+            }
+            found = run_all(
+                list(pairs),
+                [seed],
+                lambda label, seed: one(*pairs[label], seed),
                 say,
                 jobs,
                 console,
-                'beyond the edge, training',
+                'search seed',
             )
-            for name, rate in further.items():
-                self.tried[name][rate] = more[name][number]
+            for label, by_seed in found.items():
+                name, rate = pairs[label]
+                self.tried[name].setdefault(rate, {}).update(by_seed)
 
-    def best(self, name: str) -> float:
-        """A method's rate with the highest score, the smallest of these.
+        first, *others = self.seeds
+        add(dict.fromkeys(methods, self.rates), first)
+        for _ in range(self.extensions):
+            further = {name: self.beyond(name) for name in methods}
+            add({name: [rate] for name, rate in further.items() if rate is not None}, first)
+        finalists = {name: self.ranked(name)[:FINALISTS] for name in methods}
+        for seed in others:
+            add(finalists, seed)
+
+    def mean(self, name: str, rate: float) -> Optional[float]:
+        """A method's mean score at a rate, or None if one of its trainings diverged."""
+        found = self.tried[name][rate].values()
+        if any(one.get('diverged') or not math.isfinite(one[self.score]) for one in found):
+            return None
+        return statistics.mean(one[self.score] for one in found)
+
+    def ranked(self, name: str) -> List[float]:
+        """A method's rates, the one with the highest mean score first, of equal ones the smallest.
+
+        Of rates that were trained with fewer seeds than others, none is here.
 
         Args:
             name: The method.
@@ -208,17 +242,23 @@ class RateSearch:
         Raises:
             LocalLearningError: Every training diverged.
         """
-        scores = {
-            rate: found[self.score]
-            for rate, found in sorted(self.tried[name].items())
-            if not found.get('diverged') and math.isfinite(found[self.score])
+        most = max(len(by_seed) for by_seed in self.tried[name].values())
+        means = {
+            rate: self.mean(name, rate)
+            for rate, by_seed in sorted(self.tried[name].items())
+            if len(by_seed) == most
         }
-        if not scores:
+        means = {rate: mean for rate, mean in means.items() if mean is not None}
+        if not means:
             raise LocalLearningError(
-                f'{name}: every training at the learning rates {sorted(self.tried[name])} '
+                f'{name}: trainings at the learning rates {sorted(self.tried[name])} '
                 'diverged: give lower --rates'
             )
-        return max(scores, key=scores.get)
+        return sorted(means, key=lambda rate: -means[rate])
+
+    def best(self, name: str) -> float:
+        """The first of a method's :meth:`ranked` rates."""
+        return self.ranked(name)[0]
 
     def beyond(self, name: str) -> Optional[float]:
         """The rate to try next if a method's best is at the edge of those tried, or None."""
@@ -242,7 +282,7 @@ class RateSearch:
             rows.append(
                 [
                     name,
-                    *(self._cell(tried.get(rate), rate == best) for rate in columns),
+                    *(self._cell(tried.get(rate, {}), rate == best) for rate in columns),
                     ', '.join(f'{rate:g}' for rate in self._extensions_of(name)) or '–',
                     f'{best:g}{edge}',
                 ]
@@ -257,7 +297,11 @@ class RateSearch:
         """
         methods = {
             name: dict(
-                trainings=[dict(lr=rate, **tried[rate]) for rate in sorted(tried)],
+                trainings=[
+                    dict(lr=rate, seed=seed, **found)
+                    for rate in sorted(tried)
+                    for seed, found in tried[rate].items()
+                ],
                 extended_to=self._extensions_of(name),
                 chosen=self.best(name),
                 at_the_edge=self.beyond(name) is not None,
@@ -268,6 +312,7 @@ class RateSearch:
             setting=self.setting,
             rates=list(self.rates),
             extensions=self.extensions,
+            seeds=list(self.seeds),
             methods=methods,
         )
         (folder / 'search.json').write_text(json.dumps(content, indent=1))
@@ -276,10 +321,14 @@ class RateSearch:
     def _extensions_of(self, name: str) -> List[float]:
         return [rate for rate in sorted(self.tried[name]) if rate not in self.rates]
 
-    def _cell(self, found: Optional[dict], best: bool) -> str:
-        if found is None:
+    def _cell(self, by_seed: Dict[int, dict], best: bool) -> str:
+        if not by_seed:
             return '–'
-        if found.get('diverged'):
-            return 'diverged'
-        text = f'{self.scale * found[self.score]:.{self.digits}f}'
+        scores = [
+            'diverged'
+            if found.get('diverged')
+            else f'{self.scale * found[self.score]:.{self.digits}f}'
+            for found in by_seed.values()
+        ]
+        text = ', '.join(scores)
         return f'**{text}**' if best else text

@@ -24,7 +24,7 @@ from typing import Dict
 import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
-from option_search import SEARCH_SEED, RateSearch, add_search_arguments, grid, hold_out
+from option_search import RateSearch, add_search_arguments, grid, hold_out
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -238,9 +238,10 @@ def main() -> None:
         folder = folder_of(variant, lr) / f'seed_{seed}'
         return train(folder, config(args, variant, seed, lr), figures)
 
-    def validation(variant: str, lr: float) -> dict:
-        cfg = held_out(config(args, variant, SEARCH_SEED, lr), out)
-        return train(folder_of(variant, lr) / 'held_out', cfg, figures, may_diverge=True)
+    def validation(variant: str, lr: float, seed: int) -> dict:
+        cfg = held_out(config(args, variant, seed, lr), out)
+        folder = folder_of(variant, lr) / 'held_out' / f'seed_{seed}'
+        return train(folder, cfg, figures, may_diverge=True)
 
     def say(found: dict) -> str:
         if found.get('diverged'):
@@ -251,9 +252,10 @@ def main() -> None:
         search = RateSearch(
             grid(args.lr, args.rates),
             'held_out_Y/PSNR',
-            f'EDSR x2, {args.iterations} iterations, one in five training photos held out, seed '
-            f'{SEARCH_SEED}: PSNR on Y, dB',
+            f'EDSR x2, {args.iterations} iterations, one in five training photos held out, seeds '
+            f'{args.search_seeds}: PSNR on Y, dB',
             args.extensions,
+            args.search_seeds,
             digits=2,
         )
         search.run(args.variants, validation, say, args.jobs, console)

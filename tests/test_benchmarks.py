@@ -165,17 +165,17 @@ def test_trainings_of_several_lengths(tmp_path):
 RATES = [0.02, 0.03, 0.045]
 
 
-def searched(scores, extensions=1):
-    """A search among methods whose scores are functions of the rate, and what it trained."""
+def searched(scores, extensions=1, seeds=(0,)):
+    """A search among methods whose scores are functions of rate and seed, and what it trained."""
     trained = []
 
-    def one(name, rate):
-        trained.append((name, rate))
-        score = scores[name](rate)
+    def one(name, rate, seed):
+        trained.append((name, rate, seed))
+        score = scores[name](rate, *([seed] if len(seeds) > 1 else []))
         return dict(diverged=True) if score is None else dict(mAP=score)
 
     search = benchmark('option_search').RateSearch(
-        RATES, 'mAP', 'blood cells', extensions, scale=100
+        RATES, 'mAP', 'blood cells', extensions, seeds, scale=100
     )
     search.run(list(scores), one, str, 1, Console(quiet=True))
     return search, trained
@@ -214,7 +214,26 @@ def test_what_was_searched_is_written_down(tmp_path):
     written = json.loads((tmp_path / 'search.json').read_text())
     assert written['rates'] == RATES and written['extensions'] == 1
     assert written['methods']['upper']['chosen'] == 0.068
-    assert dict(lr=0.045, diverged=True) in written['methods']['diverging']['trainings']
+    assert dict(lr=0.045, seed=0, diverged=True) in written['methods']['diverging']['trainings']
+
+
+def test_a_rate_that_another_seed_does_badly_with_is_not_chosen():
+    """The two best rates of each method are trained with all seeds, and their means compared."""
+    search, trained = searched(
+        dict(
+            steady=lambda rate, seed: 0.5 - abs(rate - 0.03) - seed / 100,
+            unstable=lambda rate, seed: rate if rate < 0.04 or not seed else rate / 5,
+            diverging=lambda rate, seed: rate if rate < 0.04 or not seed else None,
+        ),
+        extensions=0,
+        seeds=(0, 4),
+    )
+    assert len(trained) == len(set(trained)) == 3 * (3 + 2)
+    assert [rate for name, rate, seed in trained if (name, seed) == ('steady', 4)] == [0.03, 0.02]
+    assert search.chosen() == dict(steady=0.03, unstable=0.03, diverging=0.03)
+    rows = {row[0]: row[1:] for row in search.table()}
+    assert rows['unstable'] == ['2.0', '**3.0, 3.0**', '4.5, 0.9', '–', '0.03']
+    assert rows['diverging'] == ['2.0', '**3.0, 3.0**', '4.5, diverged', '–', '0.03']
 
 
 def coco_config(folder, numbers):
@@ -434,7 +453,8 @@ def test_classifiers_side_by_side(tmp_path, monkeypatch):
         return cfg
 
     def train(folder, cfg, figures, may_diverge=False):
-        method, lr = folder.parts[-3], cfg.optim_wrapper.optimizer.lr
+        (method,) = (part for part in folder.parts if part.startswith('resnet32_'))
+        lr = cfg.optim_wrapper.optimizer.lr
         trained.append((method, 'held_out' in cfg, cfg.randomness.seed, lr))
         assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs == 6
         best = 0.1 if method == 'resnet32_bp' else 0.05
@@ -485,6 +505,16 @@ def test_classifiers_side_by_side(tmp_path, monkeypatch):
     assert steps['bp_checkpointed'].num_modules == 1 and steps['bp_checkpointed'].recompute == 3
     assert steps['fba'].num_modules == 16 and steps['bp'].type.endswith('CifarResNet')
     assert (tmp_path / 'classification.png').exists() and (tmp_path / 'search.md').exists()
+
+
+@pytest.mark.parametrize(('data', 'padding'), [('digits', 2), ('cifar10', 2), ('svhn', 1)])
+def test_images_of_another_size_are_moved_as_far(data, padding):
+    module = benchmark('classification')
+    args = SimpleNamespace(data=data, network='resnet32', size=16)
+    cfg = module.own_config(args, 'bp')
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    assert [t.padding for t in pipeline if t.get('padding')] == [padding]
+    assert [t.crop_size for t in pipeline if t.type == 'RandomCrop'] == [16]
 
 
 @pytest.mark.parametrize('method', ['bp', 'predsim'])
