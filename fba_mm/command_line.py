@@ -1,6 +1,7 @@
 """What the command-line tools have in common."""
 
 import argparse
+import ast
 import errno
 import inspect
 import os
@@ -54,15 +55,43 @@ def run(main: Callable[[], Any]) -> None:
 
 
 class _Overrides(DictAction):
-    """``DictAction`` with errors that name the argument at fault."""
+    """``DictAction`` that also takes dicts, as configs write them, and names what it can't read."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         try:
             super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, IndexError) as error:
+        except (ValueError, AssertionError, IndexError, SyntaxError, RecursionError) as error:
             raise LocalLearningError(
-                f'{option_string} {" ".join(values)}: give key=value pairs, lists as key="[a,b]"'
+                f'{option_string} {" ".join(values)}: give key=value pairs, lists as key="[a,b]", '
+                'dicts as key="dict(type=\'A\', b=1)"'
             ) from error
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        if re.search(r'\bdict\(|[{}]', val):
+            return _plain_value(ast.parse(val, mode='eval').body)
+        return DictAction._parse_iterable(val)
+
+
+def _plain_value(node: ast.AST) -> Any:
+    """The value of a Python expression of literals and ``dict(...)``; nothing is run.
+
+    Args:
+        node: The expression.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        if not node.args and all(keyword.arg for keyword in node.keywords):
+            return {keyword.arg: _plain_value(keyword.value) for keyword in node.keywords}
+    elif isinstance(node, (ast.List, ast.Tuple)):
+        kind = list if isinstance(node, ast.List) else tuple
+        return kind(_plain_value(element) for element in node.elts)
+    elif isinstance(node, ast.Dict) and None not in node.keys:
+        values = map(_plain_value, node.values)
+        return dict(zip(map(ast.literal_eval, node.keys), values))
+    return ast.literal_eval(node)
 
 
 def module_count(value: str) -> Union[int, str, list]:
@@ -236,7 +265,8 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=_Overrides,
-        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b',
+        help='override settings of the config, as key=value; lists as key="[a,b]" or key=a,b, '
+        'dicts as key="dict(type=\'A\', b=1)"',
     )
 
 

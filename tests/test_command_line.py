@@ -68,7 +68,29 @@ def test_overrides(config):
     assert cfg.new.key == 1.5 and cfg.flag is True
 
 
-@pytest.mark.parametrize('option', ['a', 'a.b=[1,(2', 'a.b.9=1', 'a.c.d.e=1', 'name.x.y=1'])
+def test_overrides_by_dicts(config):
+    """As configs write them, with quotes and commas; other values stay as MMEngine reads them."""
+    cfg = command_line.config_from(
+        _parse(
+            config,
+            '--cfg-options',
+            "custom_hooks=[dict(type='FBAHook', scope='all')]",
+            "a.c=dict(_delete_=True, x=-1, y=(1.5, None), z={'k': [True]})",
+            'b=[p,q]',
+        )
+    )
+    assert cfg.custom_hooks == [dict(type='FBAHook', scope='all')]
+    assert cfg.a.c == dict(x=-1, y=(1.5, None), z=dict(k=[True]))
+    assert cfg.b == ['p', 'q']
+
+
+@pytest.mark.parametrize(
+    'option',
+    [
+        *('a', 'a.b=[1,(2', 'a.b.9=1', 'a.c.d.e=1', 'name.x.y=1', 'a.c=dict(x=open)', 'a.c={1:2'),
+        *("a.c=dict(x='1'", 'a.c=dict(1)', "a.c=dict(x=f('dict()'))", 'a.c=f(x=1,y=2)'),
+    ],
+)
 def test_overrides_that_do_not_fit(option, config):
     with pytest.raises(LocalLearningError, match='--cfg-options') as info:
         command_line.config_from(_parse(config, '--cfg-options', option))
