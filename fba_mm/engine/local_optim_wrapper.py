@@ -66,6 +66,7 @@ class LocalOptimWrapper(OptimWrapper):
         self._groups: Dict[nn.Parameter, int] = {}
         self._reducer: Optional[Reducer] = None
         self._loss_check: Optional[LossCheck] = None
+        self._trains_modules = False
 
     @property
     def scales_losses(self) -> bool:
@@ -95,6 +96,7 @@ class LocalOptimWrapper(OptimWrapper):
             loss: A summand of what :meth:`update_local` or ``update_params`` will be given the
                 rest of, a scalar.
         """
+        self._trains_modules = True
         # The forward pass around this may run under autocast, a backward pass should not.
         with torch.autocast(loss.device.type, enabled=False):
             self._backward_now(self.scale_loss(loss))
@@ -185,7 +187,10 @@ class LocalOptimWrapper(OptimWrapper):
         self._apply_to(whole)
 
     def _backward(self, loss: Tensor, **kwargs: Any) -> None:
-        super().backward(loss, **kwargs)
+        if loss.requires_grad or not self._trains_modules:
+            super().backward(loss, **kwargs)
+        else:  # The last module and the head are frozen, while others learn.
+            self._inner_count += 1
 
     def _backward_now(self, loss: Tensor) -> None:
         # Unlike backward(), this is no iteration of its own for gradient accumulation.

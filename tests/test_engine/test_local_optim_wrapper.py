@@ -275,6 +275,22 @@ def test_accumulated_gradients_are_those_of_the_joint_batch(norm, head, apply):
         torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize('apply', ['end', 'eager'])
+@pytest.mark.parametrize('wrapper', [LocalOptimWrapper, AmpLocalOptimWrapper])
+def test_modules_learn_before_a_frozen_last_one_and_head(wrapper, apply):
+    weight = torch.nn.Parameter(torch.ones(2))
+    settings = dict(dtype='bfloat16') if wrapper is AmpLocalOptimWrapper else {}
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    optim_wrapper = wrapper(optimizer=optimizer, apply=apply, **settings)
+    optim_wrapper.initialize_count_status(torch.nn.Module(), 0, 3)
+    with pytest.raises(RuntimeError, match='does not require grad'):  # Nothing at all learns.
+        optim_wrapper.update_params(torch.tensor(1.0))
+    optim_wrapper.update_local(weight.sum(), [weight])
+    optim_wrapper.update_params(torch.tensor(1.0))
+    assert weight.tolist() == [0.5, 0.5]
+    assert optim_wrapper._inner_count == 1
+
+
 def test_a_local_loss_is_no_iteration_of_its_own():
     trainer = Trainer(build(retinanet(num_modules=4)), accumulative_counts=2)
     for i in range(1, 4):
