@@ -1,12 +1,14 @@
-"""Ways to train a config of back-propagation side by side: trainings, search, tables, pictures.
+"""Ways to train a model side by side: trainings, search, tables, pictures.
 
-What ``detection.py`` and ``segmentation.py`` share. Every way is trained with every seed, with the
-same budget, going on where it stopped. With ``--search`` each way first gets a learning rate of its
-own, chosen on images held out of the training set (``search.json``, ``search.md``); the test set is
-evaluated once for each training on all training images, at its end. Ends with tables,
-``results.json``, ``table.md``, ``memory.png``: the score over memory, ``modules.png`` for several
-numbers of modules, and ``time.png``, the score over training time, once something has been trained
-for several numbers of epochs.
+What ``classification.py``, ``detection.py`` and ``segmentation.py`` share. Every way is trained
+with every seed, with the same budget, going on where it stopped. With ``--search`` each way first
+gets a learning rate of its own, chosen on images held out of the training set (``search.json``,
+``search.md``); the test set is evaluated once for each training on all training images, at its end.
+Steps of all ways are timed by turns, so that what else the machine does meets all alike. Ends with
+tables, ``results.json``, ``table.md``, ``costs.png``: the score over operations and peak memory of
+a step, as the FBA paper's Figure 1, ``modules.png`` for several numbers of modules, and
+``time.png``, the score over training time, once something has been trained for several numbers of
+epochs.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 import re
 import statistics
 import textwrap
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
@@ -49,6 +52,34 @@ BP = 'BP'
 MIB = 2**20
 
 
+@dataclass
+class Costs:
+    """What a training step of each way takes, by the way's name.
+
+    Args:
+        peaks: Bytes above parameters, buffers and optimizer state.
+        operations: Floating-point operations, counted.
+        seconds: By the clock.
+        processor_seconds: Of the processor; none on a GPU.
+    """
+
+    peaks: Dict[str, int]
+    operations: Dict[str, int]
+    seconds: Dict[str, float]
+    processor_seconds: Dict[str, float]
+
+    def copy(self, name: str, of: str) -> None:
+        """Give a way what another one takes.
+
+        Args:
+            name: The way.
+            of: The other one.
+        """
+        for found in vars(self).values():
+            if of in found:
+                found[name] = found[of]
+
+
 # As ``--checkpoint 3`` of tools/train.py: bit for bit the gradients of back-propagation.
 CHECKPOINTED_SPANS = 3
 # Ways to compute back-propagation's own gradients: they learn what it learns.
@@ -62,13 +93,38 @@ EXACT: Dict[str, tuple] = {
 
 
 @dataclass
+class Variant:
+    """One way to train.
+
+    Args:
+        method: By its name on the command line.
+        title: Of the method, in tables.
+        modules: K; None for what is not cut, or has a K of its own.
+    """
+
+    method: str
+    title: str
+    modules: Any = None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it learns what back-propagation learns."""
+        return self.method in EXACT
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return self.title if self.modules is None else f'{self.title}, K={self.modules}'
+
+
+@dataclass
 class Comparison:
-    """What is compared, and by what.
+    """What is compared, and by what: ways to train one config of back-propagation.
 
     Args:
         name: Of the folder in ``work_dirs``.
         config: Default of ``--config``.
-        local: Ways of local learning: name in tables, and what ``localize()`` is told.
+        local: Ways of local learning: name in tables, and what ``localize()`` is told of a config.
         methods: Default of ``--methods``, keys of ``EXACT`` and ``local``.
         scores: Keys of what a training reached, as shares; the first one is searched for and drawn.
         figures: Reads these, and ``classes``, the score of each, from a work directory.
@@ -88,70 +144,113 @@ class Comparison:
         """What is searched for and drawn."""
         return self.scores[0]
 
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add what says which ways there are, and of what.
 
-class Variant:
-    """One way to train.
+        Args:
+            parser: Of the command line.
+        """
+        parser.add_argument('--config', default=self.config, help='a config of back-propagation')
+        parser.add_argument(
+            '--methods', nargs='+', choices=[*EXACT, *self.local], default=self.methods
+        )
+        parser.add_argument(
+            '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
+        )
+        parser.add_argument(
+            '--size',
+            type=int,
+            nargs=2,
+            metavar=('WIDTH', 'HEIGHT'),
+            help="what images are resized to; default: the config's",
+        )
 
-    Args:
-        method: A key of ``EXACT`` or ``local``.
-        local: Ways of local learning, as a ``Comparison`` has them.
-        modules: K; None for what is not cut.
-    """
+    def subject(self, args: argparse.Namespace) -> str:
+        """What is trained, in some words.
 
-    def __init__(self, method: str, local: Dict[str, tuple], modules: Any = None):
-        self.method = method
-        self.is_exact = method in EXACT
-        self.title, self._settings = (EXACT if self.is_exact else local)[method]
-        self.modules = None if self.is_exact else modules
-        self.name = self.title if self.is_exact else f'{self.title}, K={modules}'
+        Args:
+            args: Of the command line.
+        """
+        return Path(args.config).stem
 
-    def localized(self, cfg: Config) -> Config:
-        """The config of back-propagation, trained in this way."""
-        if self.is_exact:
-            return self._settings(cfg)
-        return localize(cfg, num_modules=self.modules, **self._settings(cfg))
+    def folder(self, args: argparse.Namespace) -> str:
+        """A folder for that: some configs have one name for several data sets.
 
+        Args:
+            args: Of the command line.
+        """
+        path = Path(args.config).resolve()
+        inside = '::' not in args.config and ROOT in path.parents
+        return str(path.relative_to(ROOT).with_suffix('')) if inside else path.stem
 
-def config(
-    args: argparse.Namespace,
-    variant: Variant,
-    seed: int,
-    epochs: Optional[int] = None,
-    lr: Optional[float] = None,
-) -> Config:
-    """One training's config: the given one, with the budget that was asked for.
+    def variants(self, args: argparse.Namespace) -> List[Variant]:
+        """The ways to train that the command line asks for.
 
-    Args:
-        args: Of the command line.
-        variant: The way to train.
-        seed: What chance starts from.
-        epochs: Unset, those of the command line or of the config.
-        lr: Learning rate; unset, the config's.
-    """
-    cfg = load_config(args.config)
-    cfg.randomness = dict(seed=seed)
-    if lr is not None:
-        cfg.optim_wrapper.optimizer.lr = lr
-    set_epochs(cfg, epochs or args.epochs or cfg.train_cfg.max_epochs)
-    if args.images is not None:
-        cfg.train_dataloader.dataset.indices = args.images
-    if args.batch is not None:
-        cfg.train_dataloader.batch_size = args.batch
-    if args.size is not None:
-        for split in ('train', 'val', 'test'):
-            for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
-                if transform.type == 'Resize':
-                    transform.scale = tuple(args.size)
-    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
-        if type_name(evaluator.type) == 'CocoMetric':
-            # With masks, too, the classes' AP would be theirs.
-            evaluator.update(classwise=True, metric='bbox')
-    cfg.default_hooks = dict(
-        cfg.default_hooks,
-        logger=dict(type='LoggerHook', interval=1),
-        checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False),
-    )
-    return variant.localized(cfg)
+        Args:
+            args: Of the command line.
+        """
+        numbers = [int(number) if number.isdigit() else number for number in args.modules]
+        return [
+            Variant(method, {**EXACT, **self.local}[method][0], number)
+            for method in args.methods
+            for number in ([None] if method in EXACT else numbers)
+        ]
+
+    def training_config(
+        self,
+        args: argparse.Namespace,
+        variant: Variant,
+        seed: int,
+        epochs: Optional[int] = None,
+        lr: Optional[float] = None,
+    ) -> Config:
+        """One training's config: the given one, with the budget that was asked for.
+
+        Args:
+            args: Of the command line.
+            variant: The way to train.
+            seed: What chance starts from.
+            epochs: Unset, those of the command line or of the config.
+            lr: Learning rate; unset, the config's.
+        """
+        cfg = load_config(args.config)
+        cfg.randomness = dict(seed=seed)
+        if lr is not None:
+            cfg.optim_wrapper.optimizer.lr = lr
+        set_epochs(cfg, epochs or args.epochs or cfg.train_cfg.max_epochs)
+        if args.images is not None:
+            cfg.train_dataloader.dataset.indices = args.images
+        if args.batch is not None:
+            cfg.train_dataloader.batch_size = args.batch
+        if args.size is not None:
+            for split in ('train', 'val', 'test'):
+                for transform in cfg[f'{split}_dataloader'].dataset.pipeline:
+                    if transform.type == 'Resize':
+                        transform.scale = tuple(args.size)
+        for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+            if type_name(evaluator.type) == 'CocoMetric':
+                # With masks, too, the classes' AP would be theirs.
+                evaluator.update(classwise=True, metric='bbox')
+        cfg.default_hooks = dict(
+            cfg.default_hooks,
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False),
+        )
+        if variant.is_exact:
+            return EXACT[variant.method][1](cfg)
+        return localize(cfg, num_modules=variant.modules, **self.local[variant.method][1](cfg))
+
+    def training_step(self, cfg: Config, device: str) -> Callable[[], dict]:
+        """One training step on random images and targets, to be measured.
+
+        Args:
+            cfg: Of a training.
+            device: Where it runs.
+        """
+        step = TrainingStep(cfg, device)
+        data = synthetic_batch(step.model, batch_shape(cfg))
+        step(data)  # Makes what lasts, such as the optimizer's state.
+        return lambda: step(data)
 
 
 def epochs_of_equal_time(out: Path, of: str, epochs: float) -> int:
@@ -184,46 +283,46 @@ def set_epochs(cfg: Config, epochs: int) -> None:
             scheduler.milestones = [round(m * epochs / former) for m in scheduler.milestones]
 
 
-def training_step(cfg: Config, device: str) -> Callable[[], dict]:
-    """One training step on random images and boxes, to be measured."""
-    step = TrainingStep(cfg, device)
-    data = synthetic_batch(step.model, batch_shape(cfg))
-    step(data)  # Makes what lasts, such as the optimizer's state.
-    return lambda: step(data)
-
-
-def peak_bytes(cfg: Config, device: str) -> int:
+def peak_bytes(step: Callable[[], dict], device: str) -> int:
     """The peak of one training step, above parameters, buffers and optimizer state."""
-    return measure_step(training_step(cfg, device), device).peak_bytes
+    return measure_step(step, device).peak_bytes
+
+
+def processor_seconds(
+    steps: Dict[str, Callable[[], dict]], device: str, rounds: int
+) -> Dict[str, float]:
+    """Median processor time of each step, by turns; none on a GPU.
+
+    What else runs on the machine has little part in it.
+    """
+    times: Dict[str, List[float]] = {name: [] for name in steps}
+    for _ in range(rounds if torch.device(device).type == 'cpu' else 0):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            times[name].append(time.process_time() - start)
+    return {name: statistics.median(found) for name, found in times.items() if found}
 
 
 def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]]) -> str:
     """Mean and standard deviation over seeds, in percent."""
     values = [value_of(one) for one in by_seed.values()]
-    return '–' if None in values else spread([100 * value for value in values])
+    return '–' if None in values or not values else spread([100 * value for value in values])
 
 
 def tables(
-    results: Results,
-    peaks: Dict[str, int],
-    seconds: Dict[str, float],
-    operations: Dict[str, int],
-    rates: Dict[str, float],
-    comparison: Comparison,
+    results: Results, costs: Costs, rates: Dict[str, float], comparison: Comparison
 ) -> Dict[str, List[List[str]]]:
     """The rows of each table, its columns' names first.
 
     Args:
         results: Of each training.
-        peaks: Of a step, in bytes.
-        seconds: Of a step.
-        operations: Of a step.
+        costs: Of a step.
         rates: Learning rates.
         comparison: What is compared.
     """
-    columns = ['training', 'lr', 'seeds', *comparison.scores]
-    costs = ['s / step', 'time / BP', 'operations / BP', 'peak MiB', 'peak / BP']
-    rows = [columns + costs]
+    columns = ['training', 'lr', 'seeds', *comparison.scores, 's / step', 'time / BP']
+    rows = [columns + ['processor time / BP', 'operations / BP', 'peak MiB', 'peak / BP']]
     for name, by_seed in results.items():
         rows.append(
             [
@@ -231,11 +330,12 @@ def tables(
                 f'{rates[name]:g}',
                 str(len(by_seed)),
                 *(percent(by_seed, lambda one, key=key: one[key]) for key in comparison.scores),
-                f'{seconds[name]:.3f}',
-                ratio(seconds, name),
-                ratio(operations, name),
-                f'{peaks[name] / MIB:.1f}',
-                ratio(peaks, name),
+                f'{costs.seconds[name]:.3f}',
+                ratio(costs.seconds, name),
+                ratio(costs.processor_seconds, name),
+                ratio(costs.operations, name),
+                f'{costs.peaks[name] / MIB:.1f}',
+                ratio(costs.peaks, name),
             ]
         )
     found = {'Accuracy, time and memory': rows}
@@ -263,7 +363,7 @@ def tables(
 
 def ratio(values: dict, name: str) -> str:
     """A variant's value over BP's, if there is one."""
-    return f'{values[name] / values[BP]:.2f}' if BP in values else '–'
+    return f'{values[name] / values[BP]:.2f}' if BP in values and name in values else '–'
 
 
 def mean_score(by_seed: Dict[int, dict], score: str) -> float:
@@ -277,42 +377,37 @@ def deviation(by_seed: Dict[int, dict], score: str) -> float:
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def finish(
-    figure: plt.Figure, axes: plt.Axes, xlabel: str, score: str, title: str, path: Path
+def draw_costs(
+    results: Results, costs: Costs, variants: List[Variant], score: str, title: str, path: Path
 ) -> None:
-    """Label a picture with a score over something, and write it."""
-    axes.margins(x=0.2, y=0.15)
-    axes.legend()
-    axes.set(xlabel=xlabel, ylabel=f'{score}, %')
-    axes.set_title(textwrap.fill(title, 90), fontsize=9)
-    axes.grid(alpha=0.3)
+    """Draw a score over operations and peak memory of a step, those of one method on a line."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
+    sides = (
+        ('operations of a training step, GFLOP', costs.operations, 1e9),
+        ('peak memory of a training step, MiB', costs.peaks, MIB),
+    )
+    colours = plt.get_cmap('tab20')(range(20))
+    for axes, (label, values, unit) in zip(panels, sides):
+        for number, method in enumerate(dict.fromkeys(variant.title for variant in variants)):
+            own = [variant for variant in variants if variant.title == method]
+            points = [(values[v.name] / unit, mean_score(results[v.name], score)) for v in own]
+            errors = [deviation(results[v.name], score) for v in own]
+            marker = 'D-' if own[0].is_exact else 'o-'
+            colour = colours[number % len(colours)]
+            axes.errorbar(*zip(*points), errors, fmt=marker, capsize=3, color=colour, label=method)
+            for variant, point in zip(own, points):
+                if variant.modules is not None:
+                    axes.annotate(
+                        f'K={variant.modules}', point, xytext=(7, 5), textcoords='offset points'
+                    )
+        axes.margins(x=0.15, y=0.15)
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel=f'{score}, %')
+    figure.legend(*panels[0].get_legend_handles_labels(), loc='outside right center')
+    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def draw_memory(
-    results: Results,
-    peaks: Dict[str, int],
-    variants: List[Variant],
-    score: str,
-    title: str,
-    path: Path,
-) -> None:
-    """Draw a score over peak memory, one point per variant, those of one method on a line."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for method in dict.fromkeys(variant.title for variant in variants):
-        own = [variant for variant in variants if variant.title == method]
-        points = [(peaks[v.name] / MIB, mean_score(results[v.name], score)) for v in own]
-        errors = [deviation(results[v.name], score) for v in own]
-        axes.errorbar(
-            *zip(*points), errors, fmt='D-' if method == BP else 'o-', capsize=3, label=method
-        )
-        for variant, point in zip(own, points):
-            if variant.modules is not None:
-                axes.annotate(
-                    f'K={variant.modules}', point, xytext=(7, 5), textcoords='offset points'
-                )
-    finish(figure, axes, 'peak memory of a training step, MiB', score, title, path)
 
 
 def trained_so_far(folder: Path) -> Dict[int, Dict[int, dict]]:
@@ -358,13 +453,18 @@ def draw_time(
         )
         for epochs, *point in zip(by_epochs, times, values):
             axes.annotate(f'{epochs} epochs', point, xytext=(6, -12), textcoords='offset points')
-    finish(figure, axes, 'training time, in epochs of BP', score, title, path)
+    axes.margins(x=0.2, y=0.15)
+    axes.legend()
+    axes.set(xlabel='training time, in epochs of BP', ylabel=f'{score}, %')
+    axes.set_title(textwrap.fill(title, 90), fontsize=9)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def draw_modules(
     results: Results,
-    peaks: Dict[str, int],
-    seconds: Dict[str, float],
+    costs: Costs,
     variants: List[Variant],
     score: str,
     title: str,
@@ -373,8 +473,8 @@ def draw_modules(
     """Draw a score, peak memory and time over the number of modules; BP as a line."""
     values: Dict[str, Callable[[str], float]] = {
         f'{score}, %': lambda name: mean_score(results[name], score),
-        'peak memory, MiB': lambda name: peaks[name] / MIB,
-        's / step': lambda name: seconds[name],
+        'peak memory, MiB': lambda name: costs.peaks[name] / MIB,
+        's / step': lambda name: costs.seconds[name],
     }
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.6), layout='constrained')
     local = [variant for variant in variants if variant.modules is not None]
@@ -396,31 +496,19 @@ def draw_modules(
 
 def parse_args(comparison: Comparison) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Ways to train a model side by side')
-    parser.add_argument('--config', default=comparison.config, help='a config of back-propagation')
-    parser.add_argument(
-        '--methods',
-        nargs='+',
-        choices=[*EXACT, *comparison.local],
-        default=comparison.methods,
-    )
-    parser.add_argument(
-        '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
-    )
+    comparison.add_arguments(parser)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--lr', type=float, help="of all ways, without --search; default: configs'")
     add_search_arguments(parser)
     parser.add_argument(
         '--equal-time', action='store_true', help='also BP for as long as each local way takes'
     )
-    parser.add_argument('--epochs', type=int, help="default: the config's")
-    parser.add_argument('--images', type=int, help='train on the first so many')
-    parser.add_argument('--batch', type=int, help="default: the config's")
     parser.add_argument(
-        '--size',
-        type=int,
-        nargs=2,
-        metavar=('WIDTH', 'HEIGHT'),
-        help="what images are resized to; default: the config's",
+        '--costs-only', action='store_true', help='measure a step of each way, train none'
     )
+    parser.add_argument('--epochs', type=int, help="default: the config's")
+    parser.add_argument('--images', type=int, help='train on so many')
+    parser.add_argument('--batch', type=int, help="default: the config's")
     parser.add_argument(
         '--device',
         default='cuda' if torch.cuda.is_available() else 'cpu',
@@ -428,25 +516,29 @@ def parse_args(comparison: Comparison) -> argparse.Namespace:
     )
     parser.add_argument('--rounds', type=int, default=5, help='turns in which steps are timed')
     parser.add_argument('--jobs', type=int, default=1, help='trainings at a time')
-    parser.add_argument('--out', type=Path, help=f'default: work_dirs/{comparison.name}/<config>')
+    parser.add_argument(
+        '--out', type=Path, help=f'default: a folder of work_dirs/{comparison.name}'
+    )
     return parser.parse_args()
 
 
-def own_name(config: str) -> str:
-    """A folder for a config: some have one name for several data sets."""
-    path = Path(config).resolve()
-    inside = '::' not in config and ROOT in path.parents
-    return str(path.relative_to(ROOT).with_suffix('')) if inside else Path(config).stem
+def measured(comparison: Comparison, configs: Dict[str, Config], args) -> Costs:
+    """What a step of each way takes.
 
-
-def variants_of(args: argparse.Namespace, local: Dict[str, tuple]) -> List[Variant]:
-    """The ways to train that the command line asks for."""
-    numbers = [int(number) if number.isdigit() else number for number in args.modules]
-    return [
-        Variant(method, local, number)
-        for method in args.methods
-        for number in ([None] if method in EXACT else numbers)
-    ]
+    Args:
+        comparison: What is compared.
+        configs: Of each way.
+        args: Of the command line.
+    """
+    steps = {name: comparison.training_step(cfg, args.device) for name, cfg in configs.items()}
+    return Costs(
+        peaks={name: peak_bytes(step, args.device) for name, step in steps.items()},
+        operations={
+            name: predict_memory(cfg, batch_shape(cfg)).flops for name, cfg in configs.items()
+        },
+        seconds=seconds_by_turns(steps, args.device, args.rounds),
+        processor_seconds=processor_seconds(steps, args.device, args.rounds),
+    )
 
 
 def compare(comparison: Comparison) -> None:
@@ -460,23 +552,27 @@ def compare(comparison: Comparison) -> None:
     """
     args, score = parse_args(comparison), comparison.score
     console = Console()
-    out = args.out or ROOT / 'work_dirs' / comparison.name / own_name(args.config)
-    variants = variants_of(args, comparison.local)
+    out = args.out or ROOT / 'work_dirs' / comparison.name / comparison.folder(args)
+    out.mkdir(parents=True, exist_ok=True)
+    variants = comparison.variants(args)
     by_name = {variant.name: variant for variant in variants}
     exact = [name for name, variant in by_name.items() if variant.is_exact and name != BP]
     if exact and BP not in by_name:
         raise LocalLearningError(f'{exact[0]} learns what BP learns: add bp to --methods')
     # What can't be trained is found before hours have gone into the others.
     configs = {}
-    for variant in variants:
+    for name, variant in by_name.items():
         try:
-            configs[variant.name] = config(args, variant, args.seeds[0])
-            TrainingStep(configs[variant.name])
+            configs[name] = comparison.training_config(args, variant, args.seeds[0])
+            TrainingStep(configs[name])
         except LocalLearningError as error:
-            raise SystemExit(f'error: {variant.name}: {error}') from error
-    epochs = configs[variants[0].name].train_cfg.max_epochs
-    stock_lr = load_config(args.config).optim_wrapper.optimizer.lr
+            raise SystemExit(f'error: {name}: {error}') from error
+    epochs = next(iter(configs.values())).train_cfg.max_epochs
+    rates = {name: args.lr or cfg.optim_wrapper.optimizer.lr for name, cfg in configs.items()}
     trained = [name for name in by_name if name not in exact]
+    subject = ', '.join(
+        [comparison.subject(args), f'{args.images or "all"} images', f'{epochs} epochs']
+    )
 
     def folder_of(name: str, lr: float) -> Path:
         settings = f'{args.images or "all"}_images_batch_{args.batch}_size_{args.size}'
@@ -485,11 +581,11 @@ def compare(comparison: Comparison) -> None:
     def training(name: str, seed: int, epochs: int) -> dict:
         lr = rates[name]
         folder = folder_of(name, lr) / f'{epochs}_epochs' / f'seed_{seed}'
-        found = train(folder, config(args, by_name[name], seed, epochs, lr), comparison.figures)
-        return dict(found, epochs=epochs)
+        cfg = comparison.training_config(args, by_name[name], seed, epochs, lr)
+        return dict(train(folder, cfg, comparison.figures), epochs=epochs)
 
     def validation(name: str, lr: float, seed: int) -> dict:
-        cfg = hold_out(config(args, by_name[name], seed, lr=lr), out)
+        cfg = hold_out(comparison.training_config(args, by_name[name], seed, lr=lr), out)
         folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs' / f'seed_{seed}'
         return train(folder, cfg, comparison.figures, may_diverge=True)
 
@@ -497,16 +593,16 @@ def compare(comparison: Comparison) -> None:
         reached = 'diverged' if found.get('diverged') else f'{score} {100 * found[score]:.1f}'
         return f'{reached}, {found["minutes"]:.1f} minutes'
 
-    rates = dict.fromkeys(by_name, stock_lr)
-    chosen_by = f'lr {stock_lr:g} of the config for all'
-    if args.search:
-        images = images_of(hold_out(config(args, variants[0], args.search_seeds[0]), out))
+    one_for_all = len(set(rates.values())) == 1
+    chosen_by = f'lr {rates[trained[0]]:g} for all' if one_for_all else 'lr of each config'
+    if args.search and not args.costs_only:
+        cfg = comparison.training_config(args, by_name[trained[0]], args.search_seeds[0])
+        images = images_of(hold_out(cfg, out))
         search = RateSearch(
-            grid(stock_lr, args.rates),
+            grid(rates[trained[0]], args.rates),
             score,
-            f'{Path(args.config).stem}, {epochs} epochs, {images["train"]} images to train on and '
-            f'{images["val"]} of the training set to validate on, seeds {args.search_seeds}: '
-            f'{score}, %',
+            f'{subject}; to choose from, {images["train"]} training images to train on and '
+            f'{images["val"]} to validate on, seeds {args.search_seeds}: {score}, %',
             args.extensions,
             args.search_seeds,
             scale=100,
@@ -518,27 +614,23 @@ def compare(comparison: Comparison) -> None:
         rates.update(dict.fromkeys(exact, rates.get(BP)))
         chosen_by = f'lr of each chosen on {images["val"]} held-out training images'
 
-    results = run_all(
-        trained,
-        args.seeds,
-        lambda name, seed: training(name, seed, epochs),
-        say,
-        args.jobs,
-        console,
-    )
+    results: Results = {name: {} for name in trained}
+    if not args.costs_only:
+        results = run_all(
+            trained,
+            args.seeds,
+            lambda name, seed: training(name, seed, epochs),
+            say,
+            args.jobs,
+            console,
+        )
     # In the order of the command line.
     results = {name: results[BP if name in exact else name] for name in by_name}
-    peaks = {name: peak_bytes(cfg, args.device) for name, cfg in configs.items()}
-    operations = {
-        name: predict_memory(cfg, batch_shape(cfg)).flops for name, cfg in configs.items()
-    }
-    steps = {name: training_step(cfg, args.device) for name, cfg in configs.items()}
-    seconds = seconds_by_turns(steps, args.device, args.rounds)
-    local = [variant.name for variant in variants if not variant.is_exact]
-    if args.equal_time and BP in results:
+    costs = measured(comparison, configs, args)
+    if args.equal_time and BP in results and not args.costs_only:
         lengths: Dict[int, List[str]] = {}
-        for name in local:
-            share = seconds[name] / seconds[BP]
+        for name in (variant.name for variant in variants if not variant.is_exact):
+            share = costs.seconds[name] / costs.seconds[BP]
             length = epochs_of_equal_time(out, f'{epochs} epochs of {name}', share * epochs)
             lengths.setdefault(length, []).append(name)
         for length, names in lengths.items():
@@ -552,35 +644,35 @@ def compare(comparison: Comparison) -> None:
                 console,
             )
             results.update(found)
-            for costs in (peaks, seconds, operations, rates):
-                costs[name] = costs[BP]
+            rates[name] = rates[BP]
+            costs.copy(name, BP)
 
-    title = (
-        f'{Path(args.config).stem}, {args.images or "all"} images, {epochs} epochs, '
-        f'last checkpoint, seeds {args.seeds}, {chosen_by}, {args.device}'
-    )
+    title = f'{subject}, last checkpoint, seeds {args.seeds}, {chosen_by}, {args.device}'
+    if args.costs_only:
+        title = f'{comparison.subject(args)}, costs of a step, {args.device}'
     text = f'{title}\n'
-    for name, rows in tables(results, peaks, seconds, operations, rates, comparison).items():
+    for name, rows in tables(results, costs, rates, comparison).items():
         show(console, f'{name}: {title}', rows)
         text += f'\n{name}\n\n{markdown(rows)}'
     (out / 'table.md').write_text(text)
-    found = dict(results=results, peaks=peaks, seconds=seconds, operations=operations, lr=rates)
+    found = dict(results=results, costs=vars(costs), lr=rates)
     (out / 'results.json').write_text(json.dumps(found, indent=1))
-    draw_memory(results, peaks, variants, score, title, out / 'memory.png')
-    if len(args.modules) > 1:
-        draw_modules(results, peaks, seconds, variants, score, title, out / 'modules.png')
-    budgets = {
-        name: trained_so_far(folder_of(BP if name in exact else name, rates[name]))
-        for name in by_name
-    }
-    if BP in seconds and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
-        draw_time(
-            budgets,
-            seconds,
-            score,
-            title.replace(f', {epochs} epochs', '').replace(f', seeds {args.seeds}', ''),
-            out / 'time.png',
-        )
+    if not args.costs_only:
+        draw_costs(results, costs, variants, score, title, out / 'costs.png')
+        if len({variant.modules for variant in variants} - {None}) > 1:
+            draw_modules(results, costs, variants, score, title, out / 'modules.png')
+        budgets = {
+            name: trained_so_far(folder_of(BP if name in exact else name, rates[name]))
+            for name in by_name
+        }
+        if BP in by_name and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
+            draw_time(
+                budgets,
+                costs.seconds,
+                score,
+                title.replace(f', {epochs} epochs', '').replace(f', seeds {args.seeds}', ''),
+                out / 'time.png',
+            )
     console.print(f'{out}/table.md, results.json and pictures')
 
 

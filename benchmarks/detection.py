@@ -8,7 +8,7 @@ r"""Ways to train a detector side by side on one data set.
 
 Trains a config of back-propagation in every way with every seed, as ``compared_trainings.py`` says.
 The table has mAP and AP of each class, as the FBA paper's Table 2, time, operations and peak memory
-of a step; ``memory.png`` is mAP over memory, as the paper's Figure 1b.
+of a step.
 """
 
 from pathlib import Path

@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from rich.console import Console
 
 from fba_mm import LocalLearningError
+from fba_mm.analysis.synthetic_batch import batch_shape
 from fba_mm.config import load_config
 from fba_mm.datasets.device_batches import DeviceBatches
 
@@ -416,10 +417,11 @@ def test_a_search_from_the_command_line(
         images_of=lambda cfg: dict(train=80, val=20),
         train=train,
         TrainingStep=mock.DEFAULT,
-        peak_bytes=lambda cfg, device: 2**20,
+        peak_bytes=lambda step, device: 2**20,
         predict_memory=lambda cfg, shape: SimpleNamespace(flops=1),
-        training_step=lambda cfg, device: None,
+        synthetic_batch=mock.DEFAULT,
         seconds_by_turns=lambda *_: costs,
+        processor_seconds=lambda *_: costs,
     ):
         module.main()
     # BP's best is at the edge.
@@ -434,13 +436,13 @@ def test_a_search_from_the_command_line(
         f'| training | lr | seeds | {" | ".join(scores)} |',
         f'| BP | {2 * lr:g} | 2 | 50.0 ± 0.0 |',
         f'| BP, checkpointed (exact) | {2 * lr:g} | 2 | 50.0 ± 0.0 |',
-        '| 1.300 | 1.30 | 1.00 |',
+        '| 1.300 | 1.30 | 1.30 | 1.00 |',
         f'| {title} | {lr:g} | 2 |',
         f'| BP, {equal_time} epochs (time of {title}) | {2 * lr:g} | 2 |',
         f'{epochs} epochs, last checkpoint, seeds [3, 5], lr of each chosen on 20 held-out',
     ):
         assert row in table
-    for name in ('search.md', 'search.json', 'results.json', 'memory.png', 'time.png'):
+    for name in ('search.md', 'search.json', 'results.json', 'costs.png', 'time.png'):
         assert (tmp_path / name).exists()
 
 
@@ -453,66 +455,71 @@ def test_classifiers_side_by_side(tmp_path, monkeypatch):
         return cfg
 
     def train(folder, cfg, figures, may_diverge=False):
-        (method,) = (part for part in folder.parts if part.startswith('resnet32_'))
-        lr = cfg.optim_wrapper.optimizer.lr
-        trained.append((method, 'held_out' in cfg, cfg.randomness.seed, lr))
+        local, lr = cfg.model.backbone.type == 'LocalBackbone', cfg.optim_wrapper.optimizer.lr
+        trained.append(('fba' if local else 'bp', 'held_out' in cfg, cfg.randomness.seed, lr))
         assert cfg.train_cfg.val_interval == cfg.train_cfg.max_epochs == 6
-        best = 0.1 if method == 'resnet32_bp' else 0.05
-        return dict(accuracy=90 - 100 * abs(lr - best), seconds_per_epoch=1.0)
+        accuracy = 0.9 - abs(lr - (0.05 if local else 0.1))
+        return dict(accuracy=accuracy, classes={}, minutes=1.0)
 
     command = ['classification', '--out', str(tmp_path), '--search', '--rates', '0.5', '1', '2']
     command += ['--methods', 'bp', 'bp_checkpointed', 'fba', '--seeds', '3', '5', '--epochs', '6']
     monkeypatch.setattr(sys, 'argv', command)
-    costs = dict(bp=1.0, bp_checkpointed=1.3, fba=1.9)
-    steps = {}
+    costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, 'FBA, SLM': 1.9}
+    backbones = []
 
-    def training_step(args, method, batch):
-        steps[method] = module.own_config(args, method).model.backbone
-        return dict
+    def training_step(self, cfg, device):
+        backbones.append(cfg.model.backbone)
+        return lambda: costs[list(costs)[(len(backbones) - 1) % 3]]
 
     with mock.patch.multiple(
-        module,
+        benchmark('compared_trainings'),
         hold_out=hold_out,
         images_of=lambda cfg: dict(train=80, val=20),
         train=train,
-        training_step=training_step,
-        peak_bytes=lambda args, method: costs[method] * 2**20,
-        operations=lambda args, method: costs[method] * 1e9,
+        TrainingStep=mock.DEFAULT,
+        peak_bytes=lambda step, device: 2**20,
+        predict_memory=lambda cfg, shape: SimpleNamespace(flops=1e9 if shape[0] == 64 else 0),
         seconds_by_turns=lambda *_: costs,
-        processor_seconds=lambda *_: costs,
-    ):
+        processor_seconds=lambda *_: {name: 2 * cost for name, cost in costs.items()},
+    ), mock.patch.object(module.Classification, 'training_step', training_step):
         module.main()
         count = len(trained)
         out = tmp_path / 'costs'
         monkeypatch.setattr(sys, 'argv', [*command, '--costs-only', '--out', str(out)])
         module.main()
-    assert len(trained) == count and not (out / 'classification.png').exists()
-    assert '| FBA, SLM | 0.1 | – | 1.90 | 1.90 |' in (out / 'table.md').read_text()
+    assert len(trained) == count and not (out / 'costs.png').exists()
+    assert '| FBA, SLM | 0.1 | 0 | – | 1.900 | 1.90 | 1.90 |' in (out / 'table.md').read_text()
     # FBA's best is at the edge.
-    rates = dict(resnet32_bp=[0.05, 0.1, 0.2], resnet32_fba=[0.025, 0.05, 0.1, 0.2])
+    rates = dict(bp=[0.05, 0.1, 0.2], fba=[0.025, 0.05, 0.1, 0.2])
     assert sorted(trained) == sorted(
         [(method, True, 0, rate) for method in rates for rate in rates[method]]
-        + [('resnet32_bp', False, seed, 0.1) for seed in (3, 5)]
-        + [('resnet32_fba', False, seed, 0.05) for seed in (3, 5)]
+        + [('bp', False, seed, 0.1) for seed in (3, 5)]
+        + [('fba', False, seed, 0.05) for seed in (3, 5)]
     )
     table = (tmp_path / 'table.md').read_text()
     for row in (
-        '| BP | 0.1 | 90.0 ± 0.0 | 1.00 | 1.00 | 1.00 | 1.00 | 1.0 | 1.00 |',
-        '| BP, checkpointed (exact) | 0.1 | 90.0 ± 0.0 | 1.30 | 1.30 | 1.30 | 1.30 | 1.3 | 1.30 |',
-        '| FBA, SLM | 0.05 | 90.0 ± 0.0 | 1.90 | 1.90 | 1.90 | 1.90 | 1.9 | 1.90 |',
+        '| BP | 0.1 | 2 | 90.0 ± 0.0 | 1.000 | 1.00 | 1.00 | 1.00 | 1.0 | 1.00 |',
+        '| BP, checkpointed (exact) | 0.1 | 2 | 90.0 ± 0.0 | 1.300 | 1.30 | 1.30 | 1.00 | 1.0 |',
+        '| FBA, SLM | 0.05 | 2 | 90.0 ± 0.0 | 1.900 | 1.90 | 1.90 | 1.00 | 1.0 | 1.00 |',
     ):
         assert row in table
-    assert steps['bp_checkpointed'].num_modules == 1 and steps['bp_checkpointed'].recompute == 3
-    assert steps['fba'].num_modules == 16 and steps['bp'].type.endswith('CifarResNet')
-    assert (tmp_path / 'classification.png').exists() and (tmp_path / 'search.md').exists()
+    assert backbones[1].num_modules == 1 and backbones[1].recompute == 3
+    assert backbones[2].num_modules == 16 and backbones[0].type.endswith('CifarResNet')
+    assert (tmp_path / 'costs.png').exists() and (tmp_path / 'search.md').exists()
+
+
+def classification_config(data, method, size, **budget):
+    """The training config of a method on images of a size."""
+    module = benchmark('classification')
+    args = SimpleNamespace(data=data, network='resnet32', size=size, methods=[method])
+    vars(args).update({name: budget.get(name) for name in ('images', 'epochs', 'batch')})
+    (variant,) = module.COMPARISON.variants(args)
+    return module.COMPARISON.training_config(args, variant, 0)
 
 
 @pytest.mark.parametrize(('data', 'padding'), [('digits', 2), ('cifar10', 2), ('svhn', 1)])
 def test_images_of_another_size_are_moved_as_far(data, padding):
-    module = benchmark('classification')
-    args = SimpleNamespace(data=data, network='resnet32', size=16)
-    cfg = module.own_config(args, 'bp')
-    pipeline = cfg.train_dataloader.dataset.pipeline
+    pipeline = classification_config(data, 'bp', 16).train_dataloader.dataset.pipeline
     assert [t.padding for t in pipeline if t.get('padding')] == [padding]
     assert [t.crop_size for t in pipeline if t.type == 'RandomCrop'] == [16]
 
@@ -520,8 +527,8 @@ def test_images_of_another_size_are_moved_as_far(data, padding):
 @pytest.mark.parametrize('method', ['bp', 'predsim'])
 def test_images_of_another_size(method):
     """All that trains or validates sees it, and what an auxiliary network measures in it."""
-    args = SimpleNamespace(data='digits', network='resnet32', images=40, epochs=1, batch=8, size=16)
-    cfg = benchmark('classification').config(args, method, 0, None)
+    cfg = classification_config('digits', method, 16, images=40, epochs=1, batch=8)
+    assert batch_shape(cfg) == (8, 3, 16, 16)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         train, val = (
             DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val')
