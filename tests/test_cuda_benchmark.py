@@ -277,7 +277,7 @@ def test_training(tmp_path):
 
     with mock.patch.object(training, 'train', train), mock.patch.object(
         training, 'seconds_by_turns', lambda steps, *_: dict.fromkeys(steps, 0.1)
-    ), mock.patch.object(training.classification, 'training_step'):
+    ), mock.patch.object(type(training.COMPARISON), 'training_step'):
         found = training.trained(time.time() + 120, False, 'cpu')
         assert found.keys() == {'bp', 'fba', 'auglocal'} and found['fba']['epochs'] == 1
         found = training.trained(time.time() + 60 + 600, False, 'cpu')

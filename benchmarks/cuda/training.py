@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Dict, List
 
-import classification
+from classification import COMPARISON
 from journal import Row
 from rich.console import Console
 from seeded_trainings import accuracy_and_time, run_all, train
@@ -37,15 +37,16 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
         images=64 if small else None,
         epochs=1,
         batch=32 if small else BATCH,
-        size=32,
-        device=device,
+        size=None,
+        methods=METHODS[:2] if small else METHODS,
     )
-    methods = METHODS[:2] if small else METHODS
-    seconds = seconds_by_turns(
-        {method: classification.training_step(args, method, None) for method in methods},
-        device,
-        1 if small else 10,
-    )
+    variants = {variant.method: variant for variant in COMPARISON.variants(args)}
+    steps = {
+        method: COMPARISON.training_step(COMPARISON.training_config(args, variant, 0), device)
+        for method, variant in variants.items()
+    }
+    seconds = seconds_by_turns(steps, device, 1 if small else 10)
+    del steps
     free(device)
     if not small:
         # Side by side they slow each other down, at worst as if one came after the other.
@@ -55,10 +56,10 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
 
         def one(method: str, seed: int) -> dict:
-            config = classification.config(args, method, seed, LR)
+            config = COMPARISON.training_config(args, variants[method], seed, lr=LR)
             return train(Path(folder, method), config, accuracy_and_time, threads=2)
 
-        results = run_all(methods, [0], one, str, len(methods), Console())
+        results = run_all(list(variants), [0], one, str, len(variants), Console())
     return {
         method: dict(by_seed[0], epochs=args.epochs, step_ms=1000 * seconds[method])
         for method, by_seed in results.items()
