@@ -44,6 +44,16 @@ def wanted_package(error: BaseException, absent: Sequence[str] = ABSENT) -> Opti
     return None if cause is None else wanted_package(cause, absent)
 
 
+def skip_without_package(name: str) -> None:
+    """Skip a test that would go wrong in another way, or not at all, where a package is absent.
+
+    Args:
+        name: As it is imported.
+    """
+    if name in ABSENT:
+        pytest.skip(f'needs {name}')
+
+
 def _skip_for_want_of_a_package(report, error: BaseException) -> None:
     """A test that fails because of a package that isn't installed is skipped, and names it."""
     name = wanted_package(error) if report.failed else None

@@ -5,6 +5,8 @@ from typing import Optional
 import torch
 from mmengine.config import Config
 
+from .conftest import skip_without_package
+
 NUM_CLASSES = 4
 LIGHT = dict(
     type='SLM',
@@ -73,6 +75,7 @@ def segmentor(
     **kwargs,
 ) -> dict:
     """A model with a decode and an auxiliary head; ``num_modules=None`` leaves it unwrapped."""
+    skip_without_package('mmseg')
     backbone = backbone or dilated_resnet()
     widths = [8, 16, 32, 64]
     if backbone.get('depth', 18) >= 50:

@@ -10,7 +10,7 @@ from mmengine.optim import OptimWrapper
 from fba_mm import AmpLocalOptimWrapper, LocalLearningError, LocalOptimWrapper
 from fba_mm.analysis import StorageTracker
 
-from ..conftest import batch, build, own_head, retinanet
+from ..conftest import batch, build, needs_float16, own_head, retinanet
 from ..local_training import Trainer
 from ..segmentation import labelled_batch, segmentor
 from ..several_processes import run_in_processes
@@ -80,7 +80,7 @@ def test_trains_bit_by_bit_as_the_plain_model(name):
     assert same(list(averages[0].parameters()), list(averages[1].parameters()))
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize('dtype', ['bfloat16', pytest.param('float16', marks=needs_float16)])
 def test_in_mixed_precision(dtype):
     gradients = []
     for cfg in (retinanet(18, None), wrapped(retinanet(18, None), 'blocks')):

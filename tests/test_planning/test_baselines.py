@@ -16,6 +16,7 @@ from fba_mm.planning.baselines import baselines
 from fba_mm.planning.ways import local_way
 from fba_mm.tasks import task_of
 
+from ..conftest import skip_without_package
 from ..test_analysis.small_configs import classifier, detector, local_detector, super_resolution
 
 # OpenMMLab's backbones call it so.
@@ -203,6 +204,7 @@ def test_mixed_precision(make):
     ],
 )
 def test_who_takes_the_option(backbone, expected):
+    skip_without_package('mmpretrain')
     cfg = Config(dict(default_scope='mmpretrain', model=dict(backbone=backbone)))
     assert takes_with_cp(cfg) == expected
 

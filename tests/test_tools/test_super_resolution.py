@@ -13,6 +13,7 @@ from fba_mm.analysis.trained_network import TrainedNetwork, validation_samples
 from fba_mm.config import load_config
 from fba_mm.datasets import build_photo_pairs
 
+from ..conftest import skip_without_package
 from .in_process import ROOT, run_tool
 from .test_bad_input import assert_refused
 
@@ -50,6 +51,7 @@ def options(pairs, method, scale=2):
 @pytest.fixture(scope='module')
 def checkpoints(pairs, tmp_path_factory):
     """A checkpoint of each method, trained for two iterations."""
+    skip_without_package('mmagic')
     found = {}
     for method, config in CONFIGS.items():
         work_dir = tmp_path_factory.mktemp(method)
