@@ -21,6 +21,11 @@ needs_float16 = pytest.mark.skipif(
 )
 
 
+def needs(package: str) -> pytest.MarkDecorator:
+    """Marks a test that would go wrong in another way, or not at all, where a package is absent."""
+    return pytest.mark.skipif(package in ABSENT, reason=f'needs {package}')
+
+
 def wanted_package(error: BaseException, absent: Sequence[str] = ABSENT) -> Optional[str]:
     """The package that isn't installed for want of which a test failed, or one of several.
 
@@ -42,16 +47,6 @@ def wanted_package(error: BaseException, absent: Sequence[str] = ABSENT) -> Opti
         return f'{unknown[1]} of {" or ".join(absent)}'
     cause = error.__cause__ or error.__context__
     return None if cause is None else wanted_package(cause, absent)
-
-
-def skip_without_package(name: str) -> None:
-    """Skip a test that would go wrong in another way, or not at all, where a package is absent.
-
-    Args:
-        name: As it is imported.
-    """
-    if name in ABSENT:
-        pytest.skip(f'needs {name}')
 
 
 def _skip_for_want_of_a_package(report, error: BaseException) -> None:

@@ -5,8 +5,6 @@ from typing import Optional
 import torch
 from mmengine.config import Config
 
-from .conftest import skip_without_package
-
 NUM_CLASSES = 4
 LIGHT = dict(
     type='SLM',
@@ -75,7 +73,6 @@ def segmentor(
     **kwargs,
 ) -> dict:
     """A model with a decode and an auxiliary head; ``num_modules=None`` leaves it unwrapped."""
-    skip_without_package('mmseg')
     backbone = backbone or dilated_resnet()
     widths = [8, 16, 32, 64]
     if backbone.get('depth', 18) >= 50:

@@ -6,7 +6,7 @@ from fba_mm import localize
 from fba_mm.analysis.step_configs import from_scratch
 from fba_mm.config import load_config
 
-from ..conftest import own_head, retinanet, skip_without_package
+from ..conftest import own_head, retinanet
 from ..super_resolution import editor, edsr
 
 
@@ -45,7 +45,6 @@ def local_detector(num_modules=3, light=False, **kwargs) -> Config:
 
 def super_resolution(network=edsr, num_blocks: int = 6, **kwargs) -> Config:
     """A stock model of mmagic, which has a generator for a backbone."""
-    skip_without_package('mmagic')
     return Config(
         dict(
             default_scope='mmagic',
@@ -57,7 +56,6 @@ def super_resolution(network=edsr, num_blocks: int = 6, **kwargs) -> Config:
 
 def classifier(norm: str = 'GN', **backbone) -> Config:
     """A stock classifier whose images don't see each other, unless ``norm`` is BN."""
-    skip_without_package('mmpretrain')
     norm_cfg = dict(type='GN', num_groups=4) if norm == 'GN' else dict(type=norm)
     resnet = dict(
         type='ResNet',

@@ -16,7 +16,7 @@ from fba_mm.planning.baselines import baselines
 from fba_mm.planning.ways import local_way
 from fba_mm.tasks import task_of
 
-from ..conftest import skip_without_package
+from ..conftest import needs
 from ..test_analysis.small_configs import classifier, detector, local_detector, super_resolution
 
 # OpenMMLab's backbones call it so.
@@ -109,6 +109,7 @@ def test_a_local_config_and_its_baselines():
     assert bp.optim_wrapper.type == 'OptimWrapper'
 
 
+@needs('mmagic')
 def test_a_generator_and_its_baselines():
     local, *others = baselines(localize(super_resolution(), 3), 2, ['bp', 'checkpointing'])
     assert local.name == 'local, K=3' and local.cfg.model.generator.type == 'LocalBackbone'
@@ -193,6 +194,7 @@ def test_mixed_precision(make):
     assert seen == {torch.bfloat16}
 
 
+@needs('mmpretrain')
 @pytest.mark.parametrize(
     'backbone, expected',
     [
@@ -204,7 +206,6 @@ def test_mixed_precision(make):
     ],
 )
 def test_who_takes_the_option(backbone, expected):
-    skip_without_package('mmpretrain')
     cfg = Config(dict(default_scope='mmpretrain', model=dict(backbone=backbone)))
     assert takes_with_cp(cfg) == expected
 

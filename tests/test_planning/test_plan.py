@@ -28,6 +28,7 @@ from fba_mm.planning.ways import Series, Way, ways_to_train
 from fba_mm.tasks import backbone_key, task_of
 
 from .. import segmentation
+from ..conftest import needs
 from ..test_analysis.small_configs import classifier, detector, super_resolution
 
 SHAPE = (2, 3, 64, 64)
@@ -227,9 +228,15 @@ def test_configs_without_a_plan():
         plan_training(cfg, '1GB', SHAPE)
 
 
-@pytest.mark.parametrize('make, task', [
-    (detector, 'detection'), (classifier, 'classification'), (segmentor, 'segmentation'),
-    (super_resolution, 'super-resolution')])  # yapf: disable
+@pytest.mark.parametrize(
+    'make, task',
+    [
+        (detector, 'detection'),
+        pytest.param(classifier, 'classification', marks=needs('mmpretrain')),
+        pytest.param(segmentor, 'segmentation', marks=needs('mmseg')),
+        pytest.param(super_resolution, 'super-resolution', marks=needs('mmagic')),
+    ],
+)
 def test_tasks(make, task):
     cfg = make()
     assert task_of(cfg).name == task

@@ -1,6 +1,5 @@
 """Faulty pairs of images are refused by file, before training."""
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,10 @@ from PIL import Image
 from fba_mm import LocalLearningError
 from fba_mm.preflight.data import check_data
 
+from ..conftest import needs
 from ..super_resolution import editor
 
-pytestmark = pytest.mark.skipif(find_spec('mmagic') is None, reason='needs mmagic')
+pytestmark = needs('mmagic')
 
 
 def save(path: Path, height: int, width: int, mode: str = 'RGB') -> None:

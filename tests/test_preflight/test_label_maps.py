@@ -12,7 +12,10 @@ from fba_mm.preflight.building import build_model
 from fba_mm.preflight.classes import check_classes
 from fba_mm.preflight.data import check_data
 
+from ..conftest import needs
 from ..segmentation import NUM_CLASSES, segmentor
+
+pytestmark = needs('mmseg')
 
 CLASSES = tuple('abcd')
 LOAD = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]

@@ -13,9 +13,11 @@ from fba_mm.analysis.trained_network import TrainedNetwork, validation_samples
 from fba_mm.config import load_config
 from fba_mm.datasets import build_photo_pairs
 
-from ..conftest import skip_without_package
+from ..conftest import needs
 from .in_process import ROOT, run_tool
 from .test_bad_input import assert_refused
+
+pytestmark = needs('mmagic')
 
 CONFIGS = {name: ROOT / f'configs/super_resolution/edsr_x2_{name}.py' for name in ('bp', 'fba')}
 
@@ -51,7 +53,6 @@ def options(pairs, method, scale=2):
 @pytest.fixture(scope='module')
 def checkpoints(pairs, tmp_path_factory):
     """A checkpoint of each method, trained for two iterations."""
-    skip_without_package('mmagic')
     found = {}
     for method, config in CONFIGS.items():
         work_dir = tmp_path_factory.mktemp(method)
