@@ -39,6 +39,16 @@ def run(main: Callable[[], Any]) -> None:
     except LocalLearningError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        # Of the original MMEngine, which looks for packages by it, and of torch 2.1.
+        if error.name != 'pkg_resources':
+            raise
+        print(
+            'error: this MMEngine or torch needs pkg_resources, which newer setuptools lack: '
+            "pip install 'setuptools<81'",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except OSError as error:
         # In the middle of a log, say; checkpoints see to themselves.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

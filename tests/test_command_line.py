@@ -1,7 +1,10 @@
 """What the tools share: arguments, the config they make, and how they end."""
 
 import argparse
+import importlib
 import os
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,21 @@ def test_user_error_is_one_line(capsys):
         command_line.run(main)
     assert info.value.code == 1
     assert capsys.readouterr() == ('', 'error: x is wrong: set y\n')
+
+
+def test_setuptools_without_what_the_original_mmengine_needs(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pkg_resources', None)
+
+    def main(name):
+        importlib.import_module(name)
+
+    with pytest.raises(SystemExit) as info:
+        command_line.run(partial(main, 'pkg_resources'))
+    assert info.value.code == 1
+    out, err = capsys.readouterr()
+    assert not out and err.count('\n') == 1 and "pip install 'setuptools<81'" in err
+    with pytest.raises(ModuleNotFoundError):
+        command_line.run(partial(main, 'no_such_package'))
 
 
 def test_interrupt_is_no_traceback(capsys):
