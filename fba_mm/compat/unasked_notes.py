@@ -19,8 +19,9 @@ _WARNINGS = (
     ('faster_coco_eval is not installed', 'mmdet.evaluation'),
     ('Default ``avg_non_ignore`` is False', 'mmseg.models.losses'),
     ('The draw is False', 'mmseg.engine.hooks'),
-    # The original mmengine imports it.
+    # The original mmengine imports it, and then reloads it.
     ('pkg_resources is deprecated', 'mmengine'),
+    ('pkg_resources is deprecated', 'importlib'),
 )
 # Where print_log() has been imported to by the time this package is; others import it from there.
 _PRINTERS = ('mmengine.logging', 'mmengine.logging.logger', 'mmengine.fileio.file_client')

@@ -25,12 +25,15 @@ def test_again_changes_nothing():
 
 
 def test_warnings_of_the_same_words_elsewhere():
-    text = 'The draw is False, it means that the hook will not take effect'
+    draw = 'The draw is False, it means that the hook will not take effect'
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         drop_unasked_notes()  # The filters are pytest's own within a test.
-        warnings.warn_explicit(text, UserWarning, 'f.py', 1, module='mmseg.engine.hooks.v')
+        warnings.warn_explicit(draw, UserWarning, 'f.py', 1, module='mmseg.engine.hooks.v')
+        text = 'pkg_resources is deprecated as an API. See'
+        warnings.warn_explicit(text, UserWarning, 'f.py', 1, module='importlib')
         assert caught == []
-        warnings.warn_explicit(text, UserWarning, 'f.py', 1, module='mine.hooks')
+        warnings.warn_explicit(text, UserWarning, 'f.py', 1, module='mine')
+        warnings.warn_explicit(draw, UserWarning, 'f.py', 1, module='mine.hooks')
         warnings.warn_explicit('Draw is', UserWarning, 'f.py', 1, module='mmseg.engine.hooks.v')
-    assert len(caught) == 2
+    assert len(caught) == 3
