@@ -107,7 +107,7 @@ def _batch(with_mask: bool, size: int = 64) -> dict:
     return dict(inputs=inputs, data_samples=samples)
 
 
-def _train_export_compare(cfg: Config, scope: str):
+def _train_export_compare(cfg: Config, scope: str, size: int = 64):
     _shrink(cfg.model)
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -128,7 +128,7 @@ def _train_export_compare(cfg: Config, scope: str):
         scope=scope,
         optimizer=lambda ps: torch.optim.SGD([p for p in ps if p.requires_grad], lr=1e-3),
     )
-    data = _batch('mask_head' in str(cfg.model))
+    data = _batch('mask_head' in str(cfg.model), size)
     gradients = trainer.gradients(data)
     for name, parameter in backbone.named_parameters():
         if parameter.requires_grad:
@@ -183,7 +183,9 @@ def test_collection(name, tmp_path):
 
 @pytest.mark.parametrize('name', MORE)
 def test_more_of_the_collection(name):
-    _train_export_compare(localize(f'mmdet::{name}.py', num_modules=4), scope='all')
+    # mmcv's compiled deformable convolution takes no map smaller than its kernel.
+    size = 96 if name.startswith('dcn/') else 64
+    _train_export_compare(localize(f'mmdet::{name}.py', num_modules=4), scope='all', size=size)
 
 
 @pytest.mark.parametrize(
