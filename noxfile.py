@@ -81,7 +81,7 @@ ROWS = {
     ),
     'onedl-2.11.0-py3.12': ('3.12', 'torch==2.11.0', 'torchvision==0.26.0', *ONEDL),
     'onedl-newest-py3.11': ('3.11', '-r', 'requirements.txt'),
-    # Compiles mmcv's operators, for 20 minutes of one core.
+    # Compiles mmcv's operators, which takes longest of all; on as many cores as MAX_JOBS says.
     'compiled-2.1.2-py3.10': (
         '3.10',
         'torch==2.1.2',
