@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Union, cast
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
@@ -98,9 +98,9 @@ def _plain_value(node: ast.AST) -> Any:
     elif isinstance(node, (ast.List, ast.Tuple)):
         kind = list if isinstance(node, ast.List) else tuple
         return kind(_plain_value(element) for element in node.elts)
-    elif isinstance(node, ast.Dict) and None not in node.keys:
-        values = map(_plain_value, node.values)
-        return dict(zip(map(ast.literal_eval, node.keys), values))
+    elif isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values)
+        return {ast.literal_eval(cast(ast.expr, key)): _plain_value(value) for key, value in pairs}
     return ast.literal_eval(node)
 
 
