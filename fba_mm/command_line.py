@@ -78,7 +78,8 @@ class _Overrides(DictAction):
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
-        if re.search(r'\bdict\(|[{}]', val):
+        # Braces within a value are a template's: epoch_{}.pth.
+        if re.search(r'\bdict\(|^[\[(]*\{.*\}[\])]*$', val):
             return _plain_value(ast.parse(val, mode='eval').body)
         return DictAction._parse_iterable(val)
 

@@ -95,17 +95,19 @@ def test_overrides_by_dicts(config):
             "custom_hooks=[dict(type='FBAHook', scope='all')]",
             "a.c=dict(_delete_=True, x=-1, y=(1.5, None), z={'k': [True]})",
             'b=[p,q]',
+            'tmpl=epoch_{}.pth',
+            'e={}',
         )
     )
     assert cfg.custom_hooks == [dict(type='FBAHook', scope='all')]
     assert cfg.a.c == dict(x=-1, y=(1.5, None), z=dict(k=[True]))
-    assert cfg.b == ['p', 'q']
+    assert cfg.b == ['p', 'q'] and cfg.tmpl == 'epoch_{}.pth' and cfg.e == {}
 
 
 @pytest.mark.parametrize(
     'option',
     [
-        *('a', 'a.b=[1,(2', 'a.b.9=1', 'a.c.d.e=1', 'name.x.y=1', 'a.c=dict(x=open)', 'a.c={1:2'),
+        *('a', 'a.b=[1,(2', 'a.b.9=1', 'a.c.d.e=1', 'name.x.y=1', 'a.c=dict(x=open)', 'a.c={1:x}'),
         *("a.c=dict(x='1'", 'a.c=dict(1)', "a.c=dict(x=f('dict()'))", 'a.c=f(x=1,y=2)'),
     ],
 )
