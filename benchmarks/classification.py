@@ -189,14 +189,7 @@ def figures(work_dir: Path) -> dict:
     return dict(accuracy=accuracy_and_time(work_dir)['accuracy'] / 100, classes={})
 
 
-COMPARISON = Classification(
-    name='classification',
-    config='',
-    local={},
-    methods=[],
-    scores=('accuracy',),
-    figures=figures,
-)
+COMPARISON = Classification(name='classification', scores=('accuracy',), figures=figures)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import re
 import statistics
 import textwrap
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
@@ -123,20 +123,20 @@ class Comparison:
 
     Args:
         name: Of the folder in ``work_dirs``.
+        scores: Keys of what a training reached, as shares; the first one is searched for and drawn.
+        figures: Reads these, and ``classes``, the score of each, from a work directory.
         config: Default of ``--config``.
         local: Ways of local learning: name in tables, and what ``localize()`` is told of a config.
         methods: Default of ``--methods``, keys of ``EXACT`` and ``local``.
-        scores: Keys of what a training reached, as shares; the first one is searched for and drawn.
-        figures: Reads these, and ``classes``, the score of each, from a work directory.
         of_each_class: Name of the table of ``classes``.
     """
 
     name: str
-    config: str
-    local: Dict[str, tuple]
-    methods: List[str]
     scores: Sequence[str]
     figures: Callable[[Path], dict]
+    config: str = ''
+    local: Dict[str, tuple] = field(default_factory=dict)
+    methods: Sequence[str] = ()
     of_each_class: str = ''
 
     @property
