@@ -33,7 +33,6 @@ MORE = [
     'faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco',
     'dcn/faster-rcnn_r50-dconv-c3-c5_fpn_1x_coco',
     'retinanet/retinanet_x101-32x4d_fpn_1x_coco',
-    'retinanet/retinanet_r101_fpn_1x_coco',
     'gcnet/mask-rcnn_r50-gcb-r16-c3-c5_fpn_1x_coco',
     'detr/detr_r50_8xb2-150e_coco',
 ]

@@ -124,11 +124,16 @@ def deferred_gradients(model, data, depth, scope, deeper_maps=False):
 SCOPES = [('past', None), ('off', None), ('all', 1.0), ('all', 0.0)]
 
 
-@pytest.mark.parametrize('scope, bank_dropout', SCOPES)
-@pytest.mark.parametrize('head', sorted(AUXILIARIES))
 @pytest.mark.parametrize(
-    'depth, num_modules', [(18, 2), (18, 4), (18, 'stages'), (18, 'blocks'), (50, 4)]
+    'depth, num_modules, scope, bank_dropout',
+    [
+        *((18, num_modules, *scope) for num_modules in (4, 'blocks') for scope in SCOPES),
+        (18, 2, 'all', 0.0),
+        (18, 'stages', 'all', 1.0),
+        (50, 4, 'past', None),
+    ],
 )
+@pytest.mark.parametrize('head', sorted(AUXILIARIES))
 def test_backward_now_gives_the_gradients_of_one_backward_later(
     depth, num_modules, head, scope, bank_dropout
 ):
@@ -243,7 +248,7 @@ def gradient_norms(model, scope, batches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('head, scope', [('shared', 'past'), ('shared', 'all'), ('own', 'all')])
+@pytest.mark.parametrize('head, scope', [('shared', 'past'), ('own', 'all')])
 def test_the_bank_does_not_starve_a_module(head, scope):
     # The neck reads all four levels, so that the bank has a word in each module's loss.
     def on_all_levels(cfg):

@@ -38,10 +38,10 @@ def results(cfg, data, **kwargs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', [1, 2])
 @pytest.mark.parametrize('auxiliary', sorted(AUXILIARIES))
 @pytest.mark.parametrize(
-    'num_modules, scope', [(1, 'past'), (4, 'past'), (4, 'all'), ('blocks', 'past')]
+    'num_modules, scope, size',
+    [(1, 'past', 2), (4, 'past', 1), (4, 'all', 2), ('blocks', 'past', 1)],
 )
 def test_the_same_losses_and_gradients(num_modules, scope, auxiliary, size):
     make = AUXILIARIES[auxiliary]
@@ -159,10 +159,14 @@ def histogram_loss(cfg):
 def two_stages(cfg):
     from fba_mm.config import load_config
 
-    mask_rcnn = load_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
-    backbone = dict(cfg['backbone'], backbone=dict(mask_rcnn.backbone, init_cfg=None))
+    faster_rcnn = load_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').model
+    faster_rcnn.neck.in_channels = [64, 128, 256, 512]
+    faster_rcnn.roi_head.bbox_head.fc_out_channels = 32
+    faster_rcnn.train_cfg.rpn_proposal.update(nms_pre=50, max_per_img=16)
+    faster_rcnn.train_cfg.rcnn.sampler.num = 8
+    backbone = dict(cfg['backbone'], backbone=dict(faster_rcnn.backbone, depth=18, init_cfg=None))
     cfg.clear()
-    cfg.update(mask_rcnn, backbone=backbone)
+    cfg.update(faster_rcnn, backbone=backbone)
 
 
 def another_loss(cfg):
