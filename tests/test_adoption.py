@@ -38,6 +38,8 @@ MORE = [
 ]
 # Sizes that are the heads' own business, made small.
 SMALL = dict(fc_out_channels=32, max_per_img=16, nms_pre=50)
+# Of ResNet-50's stages.
+_WIDTHS = [256, 512, 1024, 2048]
 
 
 def _shrink(node):
@@ -56,6 +58,14 @@ def _shrink(node):
     elif isinstance(node, (list, tuple)):
         for item in node:
             _shrink(item)
+
+
+def _narrow(model):
+    """A quarter of ResNet's channels, where a pyramid reads them all."""
+    backbone = model.backbone.get('backbone', model.backbone)
+    if backbone.type.endswith('ResNet') and model.get('neck', {}).get('in_channels') == _WIDTHS:
+        backbone.base_channels = 16
+        model.neck.in_channels = [width // 4 for width in _WIDTHS]
 
 
 def _three_lines(name: str, folder) -> Config:
@@ -108,6 +118,7 @@ def _batch(with_mask: bool, size: int = 64) -> dict:
 
 def _train_export_compare(cfg: Config, scope: str, size: int = 64):
     _shrink(cfg.model)
+    _narrow(cfg.model)
     torch.manual_seed(0)
     model = build_model(cfg)
     model.init_weights()

@@ -54,9 +54,10 @@ def norm_of(gradients) -> torch.Tensor:
 # Eager or at the end
 
 
-@pytest.mark.parametrize('counts', [1, 3])
-@pytest.mark.parametrize('optimizer', sorted(OPTIMIZERS))
-@pytest.mark.parametrize('head', ['own', 'shared'])
+@pytest.mark.parametrize(
+    'head, optimizer, counts',
+    [('own', 'sgd', 1), ('shared', 'adamw', 1), ('own', 'adamw', 3), ('shared', 'sgd', 3)],
+)
 def test_eager_is_the_same_as_stepping_at_the_end(head, optimizer, counts):
     cfg = retinanet(num_modules=4, auxiliary=auxiliary(head))
     models = []
@@ -402,8 +403,7 @@ def test_the_cache_of_autocast_loses_no_gradient(head, scope):
 
 
 @needs_float16
-@pytest.mark.parametrize('optimizer', sorted(OPTIMIZERS))
-@pytest.mark.parametrize('head', ['own', 'shared'])
+@pytest.mark.parametrize('head, optimizer', [('own', 'adamw'), ('shared', 'sgd')])
 def test_eager_is_the_same_under_a_scaler(head, optimizer):
     cfg = retinanet(num_modules=4, auxiliary=auxiliary(head))
     models = []
