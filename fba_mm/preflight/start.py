@@ -17,6 +17,12 @@ from ..distributed import placement_of
 from ..errors import LocalLearningError
 from .building import readable_errors, reason_of
 
+# Of mmdet's CocoMetric.
+_COCO_ITEMS = (
+    *('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l'),
+    *('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000'),
+)
+
 
 def build_loops(runner: Runner) -> None:
     """Build the loops of training and validation, which reads the annotations.
@@ -52,12 +58,23 @@ def build_loops(runner: Runner) -> None:
 
 
 def _check_metric_names(runner: Runner) -> None:
-    """Refuse hooks that wait for a metric which no evaluator gives, as far as names tell."""
+    """Refuse hooks that wait for a metric which no evaluator gives, as far as names tell.
+
+    And evaluators that are asked for one: MMDetection says so when the first epoch is over.
+    """
     metrics = [
         metric
         for _, evaluator in _validated_on(runner.val_loop)
         for metric in getattr(evaluator, 'metrics', [])
     ]
+    for metric in metrics:
+        items = getattr(metric, 'metric_items', None) or ()
+        unknown = [item for item in items if item not in _COCO_ITEMS]
+        if unknown and type(metric).__name__ == 'CocoMetric':
+            raise LocalLearningError(
+                f'metric_items={list(items)} of val_evaluator has {unknown[0]!r}: take of '
+                + ', '.join(_COCO_ITEMS)
+            )
     prefixes = {getattr(metric, 'prefix', None) for metric in metrics}
     if not prefixes or None in prefixes:
         return

@@ -485,6 +485,13 @@ def test_broken_test_annotations(trained, config, tmp_path, capsys):
     assert_refused(result, 'test_dataloader')
 
 
+def test_a_metric_that_would_fail_after_an_epoch(config, tmp_path, capsys):
+    path = config("val_evaluator['metric_items'] = ['mAP_50', 'mAp']")
+    result = run_tool('train', path, '--work-dir', tmp_path / 'work', capsys=capsys)
+    assert_refused(result, 'metric_items', "'mAp'", 'mAP_75')
+    assert not list(tmp_path.rglob('*.pth'))
+
+
 def test_a_metric_that_fails_in_the_end(trained, config, tmp_path, capsys):
     wrong = config("test_evaluator['metric_items'] = ['mAp']")
     arguments = ('test', wrong, trained.checkpoint, '--work-dir', tmp_path / 'work')
