@@ -114,13 +114,7 @@ class Classification(Comparison):
         epochs = epochs or args.epochs
         if epochs is not None:
             cfg.train_cfg.max_epochs = epochs
-            cfg.param_scheduler = dict(
-                type='CosineAnnealingLR',
-                by_epoch=True,
-                begin=0,
-                T_max=epochs,
-                convert_to_iter_based=True,
-            )
+            cfg.param_scheduler = schedule(epochs)
         # Once, at the end: there is no epoch to choose.
         cfg.train_cfg.val_interval = cfg.train_cfg.max_epochs
         if args.batch is not None:
@@ -149,6 +143,19 @@ class Classification(Comparison):
         data['data_samples'] = [DataSample().set_gt_label(labels)]
         step(data)
         return lambda: step(data)
+
+
+def schedule(epochs: int) -> List[dict]:
+    """A cosine after an epoch of warm-up: few epochs leave no time to recover from large steps.
+
+    Args:
+        epochs: Of the training.
+    """
+    warm_up = min(1, epochs - 1)
+    common = dict(by_epoch=True, convert_to_iter_based=True)
+    cosine = dict(type='CosineAnnealingLR', begin=warm_up, T_max=epochs - warm_up, **common)
+    rise = dict(type='LinearLR', start_factor=0.1, begin=0, end=warm_up, **common)
+    return [rise, cosine] if warm_up else [cosine]
 
 
 def resized(cfg: Config, size: int) -> Config:

@@ -92,10 +92,17 @@ def _built(dataset: dict, cfg: Config):
 
 
 def image_names(dataset: dict, cfg: Config) -> List[str]:
-    """Of every image of a data set: its file and folder, or its place if it has no file."""
+    """Of every image of a data set: its file and folder, or what it has instead of a file.
+
+    That is the form it was written on, so that no writer is on both sides, or else its place.
+    """
     built = _built(dataset, cfg)
-    paths = [built.get_data_info(i).get('img_path') for i in range(len(built))]
-    return ['/'.join(Path(path).parts[-2:]) if path else str(i) for i, path in enumerate(paths)]
+    names = []
+    for i in range(len(built)):
+        info = built.get_data_info(i)
+        path = info.get('img_path')
+        names.append('/'.join(Path(path).parts[-2:]) if path else str(info.get('form', i)))
+    return names
 
 
 def _write_annotations(dataset: dict, cfg: Config, folder: Path) -> Path:

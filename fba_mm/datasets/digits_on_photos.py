@@ -10,6 +10,7 @@ import json
 import math
 import operator
 import os
+from bisect import bisect_right
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
@@ -72,7 +73,9 @@ _DIGITS_SOURCE = dict(
     license=4,
 )
 # The samples lie form by form: each writer copied the same sequence of about 130 digits, which
-# the labels show. A form starts here, so no filled-in form is on both sides.
+# the labels show.
+_FORM_STARTS = (0, 130, 256, 386, 516, 646, 776, 905, 1029, 1157, 1287, 1415, 1545, 1667)
+# No filled-in form is on both sides.
 _FIRST_VAL_DIGIT = 1415
 
 _SPLITS = ('train', 'val')
@@ -344,6 +347,15 @@ def digit_indices(split: str, count: int) -> range:
         count: Number of all samples.
     """
     return range(_FIRST_VAL_DIGIT) if split == 'train' else range(_FIRST_VAL_DIGIT, count)
+
+
+def form_of(index: int) -> int:
+    """Number of the form that a sample is from; a writer filled in one.
+
+    Args:
+        index: Of the sample, from 0.
+    """
+    return bisect_right(_FORM_STARTS, index) - 1
 
 
 # Pictures

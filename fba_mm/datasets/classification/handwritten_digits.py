@@ -9,7 +9,7 @@ from PIL import Image
 
 from ...arguments import check_count
 from ...errors import LocalLearningError
-from ..digits_on_photos import DIGIT_CLASSES, digit_indices, load_digits
+from ..digits_on_photos import DIGIT_CLASSES, digit_indices, form_of, load_digits
 
 # Values of ink in scikit-learn's samples go from 0 to this.
 _FULL_INK = 16
@@ -56,7 +56,7 @@ class HandwrittenDigits(BaseDataset):
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> List[dict]:
-        """Items with ``img``, uint8 (H, W, 3), ``gt_label`` and the sample's ``digit_index``."""
+        """Items with ``img``, uint8 (H, W, 3), ``gt_label``, the sample's ``digit_index`` and its ``form``."""
         digits = load_digits()
         data_list = []
         for index in digit_indices('train' if self.split == 'train' else 'val', len(digits.target)):
@@ -67,6 +67,7 @@ class HandwrittenDigits(BaseDataset):
                     img=np.repeat(np.asarray(picture)[..., None], 3, axis=2),
                     gt_label=int(digits.target[index]),
                     digit_index=index,
+                    form=form_of(index),
                 )
             )
         return data_list
