@@ -302,6 +302,29 @@ def test_held_out_images(tmp_path):
         option_search.hold_out(coco_config(tmp_path, range(2)), tmp_path)
 
 
+def test_held_out_writers(tmp_path):
+    """Of handwritten digits whole forms are held out, as the test's are."""
+    pytest.importorskip('mmpretrain')
+    option_search = benchmark('option_search')
+    cfg = load_config(str(FOLDER.parent / 'configs/classification/digits/resnet32_bp.py'))
+    cfg = option_search.hold_out(cfg, tmp_path)
+    train, val = (
+        set(option_search.image_names(cfg[f'{split}_dataloader'].dataset, cfg))
+        for split in ('train', 'val')
+    )
+    assert train | val == {str(form) for form in range(11)}
+    assert len(val) == 2 and not train & val
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 8])
+def test_schedule_of_so_many_epochs(epochs):
+    """One of warm-up, where there are others."""
+    pytest.importorskip('mmpretrain')
+    *rise, cosine = benchmark('classification').schedule(epochs)
+    assert [stage['end'] for stage in rise] == [1] * (epochs > 1)
+    assert cosine['begin'] + cosine['T_max'] == epochs and cosine['begin'] == len(rise)
+
+
 @pytest.mark.parametrize(
     'loss, says, diverges',
     [

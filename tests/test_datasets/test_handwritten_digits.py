@@ -45,6 +45,21 @@ def test_no_sample_and_no_form_is_in_both_splits(splits):
     assert not seen & {item['img'].tobytes() for item in _items(splits['test'])}
 
 
+def test_forms(splits):
+    """Each begins with 0123456789, which one writer's tenth digit is not told to be."""
+    items = [item for split in ('train', 'test') for item in _items(splits[split])]
+    labels = load_digits().target
+    starts = {}
+    for item in items:
+        starts.setdefault(item['form'], item['digit_index'])
+    assert sorted(starts) == list(range(14))
+    assert [item['form'] for item in items] == sorted(item['form'] for item in items)
+    for start in starts.values():
+        assert (labels[start : start + 10] == np.arange(10)).sum() >= 9
+    lengths = np.diff([*starts.values(), len(labels)])
+    assert lengths.min() >= 118 and lengths.max() <= 130
+
+
 def test_classes_are_balanced(splits):
     for split, least, greatest in (('train', 139, 144), ('test', 35, 39)):
         counts = np.bincount(splits[split].get_gt_labels(), minlength=10)

@@ -56,7 +56,7 @@ class HandwrittenDigits(BaseDataset):
         super().__init__(ann_file='', metainfo=metainfo, **kwargs)
 
     def load_data_list(self) -> List[dict]:
-        """Items with ``img``, uint8 (H, W, 3), ``gt_label``, the sample's ``digit_index`` and its ``form``."""
+        """Items with ``img``, uint8 (H, W, 3), ``gt_label``, ``digit_index`` and its ``form``."""
         digits = load_digits()
         data_list = []
         for index in digit_indices('train' if self.split == 'train' else 'val', len(digits.target)):
