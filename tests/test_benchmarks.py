@@ -484,7 +484,7 @@ def test_classifiers_side_by_side(tmp_path, monkeypatch):
         accuracy = 0.9 - abs(lr - (0.05 if local else 0.1))
         return dict(accuracy=accuracy, classes={}, minutes=1.0)
 
-    command = ['classification', '--out', str(tmp_path), '--search', '--rates', '0.5', '1', '2']
+    command = ['classification', '--out', str(tmp_path), '--search', '--rates', '1', '2', '4']
     command += ['--methods', 'bp', 'bp_checkpointed', 'fba', '--seeds', '3', '5', '--epochs', '6']
     monkeypatch.setattr(sys, 'argv', command)
     costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, 'FBA, SLM': 1.9}
@@ -511,7 +511,7 @@ def test_classifiers_side_by_side(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, 'argv', [*command, '--costs-only', '--out', str(out)])
         module.main()
     assert len(trained) == count and not (out / 'costs.png').exists()
-    assert '| FBA, SLM | 0.1 | 0 | – | 1.900 | 1.90 | 1.90 |' in (out / 'table.md').read_text()
+    assert '| FBA, SLM | 0.05 | 0 | – | 1.900 | 1.90 | 1.90 |' in (out / 'table.md').read_text()
     # FBA's best is at the edge.
     rates = dict(bp=[0.05, 0.1, 0.2], fba=[0.025, 0.05, 0.1, 0.2])
     assert sorted(trained) == sorted(
