@@ -94,7 +94,7 @@ def _built(dataset: dict, cfg: Config):
 def image_names(dataset: dict, cfg: Config) -> List[str]:
     """Of every image of a data set: its file and folder, or what it has instead of a file.
 
-    That is the form it was written on, so that no writer is on both sides, or else its place.
+    That is the form it was written on, so that no form is on both sides, or else its place.
     """
     built = _built(dataset, cfg)
     names = []

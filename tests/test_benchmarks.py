@@ -302,7 +302,7 @@ def test_held_out_images(tmp_path):
         option_search.hold_out(coco_config(tmp_path, range(2)), tmp_path)
 
 
-def test_held_out_writers(tmp_path):
+def test_held_out_forms(tmp_path):
     """Of handwritten digits whole forms are held out, as the test's are."""
     pytest.importorskip('mmpretrain')
     option_search = benchmark('option_search')

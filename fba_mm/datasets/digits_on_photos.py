@@ -76,7 +76,7 @@ _DIGITS_SOURCE = dict(
 # the labels show.
 _FORM_STARTS = (0, 130, 256, 386, 516, 646, 776, 905, 1029, 1157, 1287, 1415, 1545, 1667)
 # No filled-in form is on both sides.
-_FIRST_VAL_DIGIT = 1415
+_FIRST_VAL_DIGIT = _FORM_STARTS[11]
 
 _SPLITS = ('train', 'val')
 _MIN_IMAGE_SIDE = 48
@@ -340,7 +340,7 @@ def load_digits():
 
 
 def digit_indices(split: str, count: int) -> range:
-    """Samples of a split; no writer is in both.
+    """Samples of a split; no form is in both.
 
     Args:
         split: ``'train'`` or ``'val'``.
@@ -350,7 +350,7 @@ def digit_indices(split: str, count: int) -> range:
 
 
 def form_of(index: int) -> int:
-    """Number of the form that a sample is from; a writer filled in one.
+    """Number of the form that a sample is from.
 
     Args:
         index: Of the sample, from 0.

@@ -50,17 +50,17 @@ def build_loops(runner: Runner) -> None:
     ):
         loop = runner.val_loop
     if loop is not None:
-        _check_metric_names(runner)
+        _check_metrics(runner)
         for i, (dataloader, _) in enumerate(_validated_on(loop)):
             _check_batches(
                 dataloader, f'val_dataloader (number {i + 1})' if i else 'val_dataloader'
             )
 
 
-def _check_metric_names(runner: Runner) -> None:
-    """Refuse hooks that wait for a metric which no evaluator gives, as far as names tell.
+def _check_metrics(runner: Runner) -> None:
+    """Refuse evaluators and hooks that ask for a metric which nothing gives, as far as names tell.
 
-    And evaluators that are asked for one: MMDetection says so when the first epoch is over.
+    MMDetection and MMEngine say so when the first epoch is over.
     """
     metrics = [
         metric

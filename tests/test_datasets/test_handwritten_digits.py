@@ -46,7 +46,7 @@ def test_no_sample_and_no_form_is_in_both_splits(splits):
 
 
 def test_forms(splits):
-    """Each begins with 0123456789, which one writer's tenth digit is not told to be."""
+    """Each begins with 0123456789, but for one label."""
     items = [item for split in ('train', 'test') for item in _items(splits[split])]
     labels = load_digits().target
     starts = {}
