@@ -57,6 +57,7 @@ _WHERE = {
     'ClasswiseVOCMetric': 'evaluation',
     'HandwrittenDigits': 'datasets.classification',
     'LocalMemoryHook': 'analysis.local_memory_hook',
+    'ReflectPad': 'datasets.classification',
     'STL10': 'datasets.classification',
     'SVHN': 'datasets.classification',
     'YOLOV1': 'models.yolov1',

@@ -37,9 +37,9 @@ test_dataloader = val_dataloader
 
 max_epochs = 3
 optim_wrapper = dict(optimizer=dict(lr=0.1))
-param_scheduler = dict(
-    type='CosineAnnealingLR', T_max=max_epochs, convert_to_iter_based=True, by_epoch=True
-)
+param_scheduler = [
+    dict(type='CosineAnnealingLR', T_max=max_epochs, convert_to_iter_based=True, by_epoch=True)
+]
 train_cfg = dict(
     type='DeviceEpochLoop',
     max_epochs=max_epochs,

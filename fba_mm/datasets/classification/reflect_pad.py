@@ -22,7 +22,8 @@ class ReflectPad(BaseTransform):
         LocalLearningError: ``padding`` is no number of pixels.
 
     Example:
-        >>> pipeline = [dict(type='ReflectPad', padding=4), dict(type='RandomCrop', crop_size=32)]
+        >>> pad = dict(type='fba_mm.ReflectPad', padding=4)
+        >>> pipeline = [pad, dict(type='RandomCrop', crop_size=32)]
     """
 
     def __init__(self, padding: int):
