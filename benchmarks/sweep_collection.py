@@ -22,7 +22,11 @@ from pathlib import Path
 from typing import Dict
 
 import torch
-from collection_sweep import (
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tried_configs import (
     Verdict,
     collection,
     compatibility_table,
@@ -30,10 +34,6 @@ from collection_sweep import (
     small_digest,
     try_config,
 )
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fba_mm import command_line
 from fba_mm.config import load_config, type_name

@@ -109,7 +109,7 @@ def test_training_export_and_stock_test(cfg, tmp_path, capfd):
 
 def test_modules_are_isolated_and_exported_as_the_stock_model(cfg):
     """On a synthetic batch; so the default, light heads."""
-    verdict = benchmark('collection_sweep').try_config('resnet18_bp.py', cfg, 3, [64])
+    verdict = benchmark('tried_configs').try_config('resnet18_bp.py', cfg, 3, [64])
     assert (verdict.outcome, verdict.reason) == ('trains', '')
 
 

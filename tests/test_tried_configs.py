@@ -15,9 +15,9 @@ from .test_benchmarks import benchmark
 
 pytestmark = pytest.mark.slow
 
-collection_sweep = benchmark('collection_sweep')
-Verdict, try_config = collection_sweep.Verdict, collection_sweep.try_config
-small, small_digest = collection_sweep.small, collection_sweep.small_digest
+tried_configs = benchmark('tried_configs')
+Verdict, try_config = tried_configs.Verdict, tried_configs.try_config
+small, small_digest = tried_configs.small, tried_configs.small_digest
 
 
 def config(**changes) -> Config:
@@ -89,7 +89,7 @@ def test_losses_that_are_not_finite():
 
 
 def test_a_checkpoint_that_computes_something_else():
-    original = collection_sweep.export_checkpoint
+    original = tried_configs.export_checkpoint
 
     def export(*args):
         exported = original(*args)
@@ -97,7 +97,7 @@ def test_a_checkpoint_that_computes_something_else():
         weights['backbone.conv1.weight'] = weights['backbone.conv1.weight'] + 1
         return exported
 
-    with mock.patch.object(collection_sweep, 'export_checkpoint', export):
+    with mock.patch.object(tried_configs, 'export_checkpoint', export):
         verdict = verdict_on(config())
     assert verdict.outcome == 'fails' and 'something else' in verdict.reason
 
@@ -229,7 +229,7 @@ def test_configs_that_differ_in_schedule_alone():
 
 
 def test_collection():
-    found = collection_sweep.collection()
+    found = tried_configs.collection()
     assert 'retinanet/retinanet_r50_fpn_1x_coco.py' in found
     assert not any('_base_' in name for name in found) and len(found) > 500
 
@@ -237,14 +237,14 @@ def test_collection():
 def test_sample():
     configs = {name: name for name in ('a/r1', 'a/r2', 'a/s1', 'b/r1', 'b/r2', 'b/r3')}
     picked = [
-        name for name, _ in collection_sweep.sample(configs, lambda path: path.split('/')[1][0], 1)
+        name for name, _ in tried_configs.sample(configs, lambda path: path.split('/')[1][0], 1)
     ]
     assert picked == ['a/r1', 'a/s1', 'b/r1']
-    assert len(list(collection_sweep.sample(configs, lambda path: path.split('/')[1][0], 2))) == 5
+    assert len(list(tried_configs.sample(configs, lambda path: path.split('/')[1][0], 2))) == 5
 
 
 def test_table():
-    table = collection_sweep.compatibility_table(
+    table = tried_configs.compatibility_table(
         [
             Verdict('a.py', 'M', 'ResNet'),
             Verdict('b.py', 'M', 'ResNet', 'refused', 'too | bad'),
@@ -260,12 +260,12 @@ def test_table():
 
 @pytest.mark.parametrize('sizes, outcome', [((32, 64), 'trains'), ((32,), 'not tried')])
 def test_larger_images_where_a_model_needs_them(sizes, outcome):
-    original = collection_sweep.synthetic_batch
+    original = tried_configs.synthetic_batch
 
     def batch_of(model, shape):
         if shape[2] < 64:
             raise RuntimeError('too small')
         return original(model, shape)
 
-    with mock.patch.object(collection_sweep, 'synthetic_batch', batch_of):
+    with mock.patch.object(tried_configs, 'synthetic_batch', batch_of):
         assert try_config('a.py', config(), sizes=sizes).outcome == outcome
