@@ -1,6 +1,7 @@
 """Small detectors and batches that the tests share."""
 
 import copy
+import gc
 import re
 from importlib.util import find_spec
 from typing import Optional, Sequence
@@ -70,6 +71,17 @@ def pytest_make_collect_report(collector):
     if report.failed:
         # The whole text of a traceback, which shows lines of the file as well.
         _skip_for_want_of_a_package(report, AssertionError(str(report.longrepr)))
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # At its exit, Python would tell of everything that is still there.
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _young_garbage():
+    """Garbage is looked for in what a file of tests made: imports leave a million other objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ The processes are forked from a server that has imported the packages and nothin
 costs milliseconds then, and knows nothing of the test session's threads.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -106,6 +107,7 @@ def _run(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
+    gc.freeze()  # No looking for garbage in what was imported, whose memory is shared.
     MMLogger.get_current_instance().setLevel('WARNING')
     try:
         if connect:

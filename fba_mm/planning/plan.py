@@ -1,17 +1,21 @@
 """Going through the ways to train, and choosing one."""
 
-import gc
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, List, Optional, Set, Union
+from typing import Callable, List, Optional, Set, Union
 
 from mmengine.config import Config
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..analysis.memory_fit import MemoryPrediction, count_blocks, in_mib, predict_memory
+from ..analysis.memory_fit import (
+    MemoryPrediction,
+    count_blocks,
+    in_mib,
+    predict_memory,
+    young_garbage,
+)
 from ..analysis.simulated_step import quiet
 from ..analysis.step_configs import trains_locally
 from ..analysis.synthetic_batch import Shape, batch_shape
@@ -189,7 +193,7 @@ def plan_training(
     Example:
         >>> plan = plan_training(cfg, '3GB')
         >>> plan.chosen.way.name
-        'with_cp=True'
+        'accumulation, 1 image at a time'
         >>> cfg = plan.chosen.way.configure(cfg)
     """
     budget = None if memory_budget is None else parse_memory(memory_budget)
@@ -198,22 +202,8 @@ def plan_training(
             f'model.{backbone_key(cfg.model)} is a LocalBackbone, and a plan starts from the stock '
             "config: give that, or set num_modules='auto' and memory_budget in the LocalBackbone"
         )
-    with _young_garbage():
+    with young_garbage():  # Of all ways' simulations.
         return Search(cfg, batch_shape(cfg) if shape is None else shape, budget, report).plan()
-
-
-@contextmanager
-def _young_garbage() -> Iterator[None]:
-    """Within this context, garbage is looked for in what was made in it alone.
-
-    Each simulation collects it first, and there are more than a million objects of torch and mmdet.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _is_slower(way: Way, other: Way) -> bool:
