@@ -286,8 +286,9 @@ def sliced(config: Union[str, os.PathLike, Config]) -> Config:
         A new config.
 
     Example:
-        >>> sliced('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model.bbox_head.loss_cls
-        {'type': 'InSlices', 'of': 'FocalLoss', 'use_sigmoid': True, ...}
+        >>> loss = sliced('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py').model.bbox_head.loss_cls
+        >>> loss.type, loss.of
+        ('InSlices', 'FocalLoss')
     """
     cfg = _own_copy(config)
     scope = cfg.get('default_scope') or ''

@@ -23,7 +23,7 @@ def building(out: Path, is_there: Callable[[], bool]) -> Iterator[Path]:
 
     Example:
         >>> with building(Path('data/photos'), lambda: False) as folder:
-        ...     (folder / 'readme.txt').write_text('complete')
+        ...     _ = (folder / 'readme.txt').write_text('complete')
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f'.{out.name}.building-{uuid.uuid4().hex[:8]}')

@@ -191,6 +191,7 @@ def plan_training(
             is none.
 
     Example:
+        >>> cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         >>> plan = plan_training(cfg, '3GB')
         >>> plan.chosen.way.name
         'accumulation, 1 image at a time'

@@ -93,9 +93,9 @@ class ReducedRSTB(BaseModule):
 
     Example:
         >>> block = unroll(MODELS.build(dict(
-        ...     type='mmagic.SwinIRNet', embed_dim=60))).reduced_block(60, 60, 1)
-        >>> block(torch.rand(2, 60, 14, 14)).shape
-        torch.Size([2, 60, 14, 14])
+        ...     type='mmagic.SwinIRNet', embed_dim=60, window_size=8))).reduced_block(60, 60, 1)
+        >>> block(torch.rand(2, 60, 16, 16)).shape
+        torch.Size([2, 60, 16, 16])
     """
 
     def __init__(self, block: type, **kwargs):
@@ -127,7 +127,7 @@ def unroll_swinir(backbone: nn.Module) -> Unrolled:
     Example:
         >>> unrolled = unroll_swinir(MODELS.build(dict(
         ...     type='mmagic.SwinIRNet', depths=[2, 2], num_heads=[6, 6],
-        ...     upsampler='pixelshuffle')))
+        ...     window_size=8, upsampler='pixelshuffle')))
         >>> [s.name for s in unrolled.segments]
         ['stem', 'layers.0', 'layers.1', 'tail']
     """

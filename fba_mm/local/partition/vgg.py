@@ -157,7 +157,7 @@ def unroll_ssd_vgg(backbone: nn.Module) -> Unrolled:
 
     Example:
         >>> [s.name for s in unroll_ssd_vgg(MODELS.build(dict(
-        ...     type='mmdet.SSDVGG', depth=11))).segments][:2]
+        ...     type='mmdet.SSDVGG', depth=16))).segments][:2]
         ['features.0', 'features.2']
     """
     levels = sorted(backbone.out_feature_indices)

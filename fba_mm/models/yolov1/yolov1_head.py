@@ -52,7 +52,7 @@ class YOLOV1Head(BaseDenseHead):
 
     Example:
         >>> head = YOLOV1Head(num_classes=20, in_channels=512)
-        >>> head((torch.rand(1, 512, 14, 14), ))[0].shape
+        >>> head((torch.rand(1, 512, 14, 14),))[0][0].shape
         torch.Size([1, 30, 14, 14])
     """
 
