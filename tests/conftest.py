@@ -1,7 +1,6 @@
 """Small detectors and batches that the tests share."""
 
 import copy
-import gc
 import re
 from importlib.util import find_spec
 from typing import Optional, Sequence
@@ -13,6 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, DefaultScope
 
 import fba_mm  # noqa: F401
+from fba_mm.analysis.memory_fit import young_garbage
 from fba_mm.compat.torch_versions import autocasts_to
 
 NUM_CLASSES = 3
@@ -73,15 +73,11 @@ def pytest_make_collect_report(collector):
         _skip_for_want_of_a_package(report, AssertionError(str(report.longrepr)))
 
 
-def pytest_sessionfinish():
-    gc.unfreeze()  # At its exit, Python would tell of everything that is still there.
-
-
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(scope='session', autouse=True)
 def _young_garbage():
-    """Garbage is looked for in what a file of tests made: imports leave a million other objects."""
-    gc.collect()
-    gc.freeze()
+    """Garbage is looked for in what tests make: imports leave a million other objects."""
+    with young_garbage():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,8 @@ from .step_configs import backbone_of, from_scratch, trains_locally
 from .synthetic_batch import Shape, batch_shape
 
 MIB = 2**20
+# gc.get_freeze_count() can't tell: Python 3.12 starts with some objects frozen.
+_only_young = False
 
 NO_FIT = (
     'take smaller images or a smaller train_dataloader.batch_size, give the modules lighter '
@@ -139,14 +141,17 @@ def young_garbage() -> Iterator[None]:
     A simulation collects garbage first. Where all of the more than a million objects of torch and
     mmdet are looked at, that takes as long as the simulation of a small model.
     """
-    if gc.get_freeze_count():  # Somebody's who knows when to end it.
+    global _only_young
+    if _only_young:
         yield
         return
+    _only_young = True
     gc.freeze()
     try:
         yield
     finally:
         gc.unfreeze()
+        _only_young = False
 
 
 def _as_simulated(cfg: Config) -> Tuple[Config, int]:

@@ -11,8 +11,13 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from fba_mm import localize
-from fba_mm.analysis import TrainingStep, measure_step, resident_bytes
-from fba_mm.analysis.memory_fit import fit_modules, predict_memory, resolve_num_modules
+from fba_mm.analysis import TrainingStep, measure_step, memory_fit, resident_bytes
+from fba_mm.analysis.memory_fit import (
+    fit_modules,
+    predict_memory,
+    resolve_num_modules,
+    young_garbage,
+)
 from fba_mm.analysis.operations import OperationCounter, few_slices
 from fba_mm.analysis.simulated_step import SimulatedStep
 from fba_mm.analysis.synthetic_batch import synthetic_batch
@@ -221,6 +226,19 @@ def test_parameters_alone_are_too_many():
     with pytest.raises(LocalLearningError, match=r'with num_modules=1 '):
         fit_modules(local_detector(), '1MB', SHAPE, lines.append)
     assert len(lines) == 2
+
+
+def test_garbage_is_looked_for_in_what_is_new(monkeypatch):
+    monkeypatch.setattr(memory_fit, '_only_young', False)
+    calls = []
+    for name in ('freeze', 'unfreeze'):
+        monkeypatch.setattr(memory_fit.gc, name, lambda name=name: calls.append(name))
+    with pytest.raises(ZeroDivisionError), young_garbage(), young_garbage():
+        assert calls == ['freeze']
+        raise ZeroDivisionError
+    assert calls == ['freeze', 'unfreeze']
+    with young_garbage():
+        assert calls == ['freeze', 'unfreeze', 'freeze']
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ class YOLOV1(SingleStageDetector):
 
     Example:
         >>> model = dict(
-        ...     type='YOLOV1',
+        ...     type='fba_mm.YOLOV1',
         ...     backbone=dict(type='ResNet', depth=34, out_indices=(3, ), norm_eval=False),
-        ...     bbox_head=dict(type='YOLOV1Head', num_classes=20, in_channels=512),
+        ...     bbox_head=dict(type='fba_mm.YOLOV1Head', num_classes=20, in_channels=512),
         ...     test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.5)))
     """
