@@ -18,7 +18,7 @@ class ClasswiseVOCMetric(VOCMetric):
         **kwargs: Those of ``VOCMetric``.
 
     Example:
-        >>> val_evaluator = dict(type='fba_mm.ClasswiseVOCMetric', metric='mAP', eval_mode='11points')
+        >>> val_evaluator = dict(type='fba_mm.ClasswiseVOCMetric', eval_mode='11points')
     """
 
     def compute_metrics(self, results: list) -> Dict[str, float]:
