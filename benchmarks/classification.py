@@ -92,7 +92,7 @@ class Classification(Comparison):
         args: argparse.Namespace,
         variant: Variant,
         seed: int,
-        epochs: Optional[int] = None,
+        length: Optional[int] = None,
         lr: Optional[float] = None,
     ) -> Config:
         """One training's config: the method's own, with the budget that was asked for.
@@ -101,7 +101,7 @@ class Classification(Comparison):
             args: Of the command line.
             variant: The method.
             seed: What chance starts from.
-            epochs: Unset, those of the command line or of the config.
+            length: In epochs; unset, that of the command line or of the config.
             lr: Learning rate; unset, the config's.
         """
         cfg = load_config(str(config_path(args, variant.method)))
@@ -111,7 +111,7 @@ class Classification(Comparison):
         cfg.train_cfg.update(loop)
         if args.images is not None:
             cfg.train_cfg.max_images = args.images  # Evenly from the data set.
-        epochs = epochs or args.epochs
+        epochs = length or args.length
         if epochs is not None:
             cfg.train_cfg.max_epochs = epochs
             cfg.param_scheduler = schedule(epochs)

@@ -1,14 +1,14 @@
 """Ways to train a model side by side: trainings, search, tables, pictures.
 
-What ``classification.py``, ``detection.py`` and ``segmentation.py`` share. Every way is trained
-with every seed, with the same budget, going on where it stopped. With ``--search`` each way first
-gets a learning rate of its own, chosen on images held out of the training set (``search.json``,
-``search.md``); the test set is evaluated once for each training on all training images, at its end.
-Steps of all ways are timed by turns, so that what else the machine does meets all alike. Ends with
-tables, ``results.json``, ``table.md``, ``costs.png``: the score over operations and peak memory of
-a step, as the FBA paper's Figure 1, ``modules.png`` for several numbers of modules, and
-``time.png``, the score over training time, once something has been trained for several numbers of
-epochs.
+What ``classification.py``, ``detection.py``, ``segmentation.py`` and ``super_resolution.py`` share.
+Every way is trained with every seed, with the same budget, going on where it stopped. With
+``--search`` each way first gets a learning rate of its own, chosen on images held out of the
+training set (``search.json``, ``search.md``); the test set is evaluated once for each training on
+all training images, at its end. Steps of all ways are timed by turns, so that what else the machine
+does meets all alike. Ends with tables, ``results.json``, ``table.md``, ``costs.png``: the score
+over operations and peak memory of a step, as the FBA paper's Figure 1, ``modules.png`` for several
+numbers of modules, and ``time.png``, the score over training time, once something has been trained
+for several lengths.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 from mmengine.config import Config
 from option_search import RateSearch, add_search_arguments, grid, hold_out, images_of
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from seeded_trainings import (
     ROOT,
     Results,
@@ -123,12 +123,15 @@ class Comparison:
 
     Args:
         name: Of the folder in ``work_dirs``.
-        scores: Keys of what a training reached, as shares; the first one is searched for and drawn.
+        scores: Keys of what a training reached; the first one is searched for and drawn.
         figures: Reads these, and ``classes``, the score of each, from a work directory.
         config: Default of ``--config``.
         local: Ways of local learning: name in tables, and what ``localize()`` is told of a config.
         methods: Default of ``--methods``, keys of ``EXACT`` and ``local``.
         of_each_class: Name of the table of ``classes``.
+        counted: What the length of a training is counted in, ``'epochs'`` or ``'iterations'``.
+        scale: Of scores in tables and pictures; 100 for shares.
+        unit: Of scores so scaled.
     """
 
     name: str
@@ -138,11 +141,32 @@ class Comparison:
     local: Dict[str, tuple] = field(default_factory=dict)
     methods: Sequence[str] = ()
     of_each_class: str = ''
+    counted: str = 'epochs'
+    scale: float = 100
+    unit: str = '%'
 
     @property
     def score(self) -> str:
-        """What is searched for and drawn."""
+        """What is drawn."""
         return self.scores[0]
+
+    @property
+    def searched(self) -> str:
+        """What is searched for, a key of what a training with held-out images reached."""
+        return self.score
+
+    @property
+    def label(self) -> str:
+        """What is drawn, with its unit."""
+        return f'{self.score}, {self.unit}'
+
+    def digits(self, score: str) -> int:
+        """How many a score has behind the point.
+
+        Args:
+            score: A key of what a training reached.
+        """
+        return 1
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add what says which ways there are, and of what.
@@ -157,6 +181,14 @@ class Comparison:
         parser.add_argument(
             '--modules', nargs='+', default=['4'], help="numbers of modules, or 'stages', 'blocks'"
         )
+        self.add_size_argument(parser)
+
+    def add_size_argument(self, parser: argparse.ArgumentParser) -> None:
+        """Add what says how large images are, ``args.size``.
+
+        Args:
+            parser: Of the command line.
+        """
         parser.add_argument(
             '--size',
             type=int,
@@ -164,6 +196,13 @@ class Comparison:
             metavar=('WIDTH', 'HEIGHT'),
             help="what images are resized to; default: the config's",
         )
+
+    def use(self, args: argparse.Namespace) -> None:
+        """Take from the command line what can't be known before.
+
+        Args:
+            args: Of the command line.
+        """
 
     def subject(self, args: argparse.Namespace) -> str:
         """What is trained, in some words.
@@ -201,7 +240,7 @@ class Comparison:
         args: argparse.Namespace,
         variant: Variant,
         seed: int,
-        epochs: Optional[int] = None,
+        length: Optional[int] = None,
         lr: Optional[float] = None,
     ) -> Config:
         """One training's config: the given one, with the budget that was asked for.
@@ -210,14 +249,14 @@ class Comparison:
             args: Of the command line.
             variant: The way to train.
             seed: What chance starts from.
-            epochs: Unset, those of the command line or of the config.
+            length: In epochs or iterations; unset, that of the command line or of the config.
             lr: Learning rate; unset, the config's.
         """
         cfg = load_config(args.config)
         cfg.randomness = dict(seed=seed)
         if lr is not None:
             cfg.optim_wrapper.optimizer.lr = lr
-        set_epochs(cfg, epochs or args.epochs or cfg.train_cfg.max_epochs)
+        set_length(cfg, length or args.length or length_of(cfg))
         if args.images is not None:
             cfg.train_dataloader.dataset.indices = args.images
         if args.batch is not None:
@@ -240,6 +279,23 @@ class Comparison:
             return EXACT[variant.method][1](cfg)
         return localize(cfg, num_modules=variant.modules, **self.local[variant.method][1](cfg))
 
+    def held_out(self, cfg: Config, folder: Path) -> Config:
+        """A config that is validated on a part of its training images, and never tested.
+
+        Args:
+            cfg: Of a training.
+            folder: Where annotations may go.
+        """
+        return hold_out(cfg, folder)
+
+    def references(self, args: argparse.Namespace) -> Dict[str, dict]:
+        """What is reached without any training: scores by name.
+
+        Args:
+            args: Of the command line.
+        """
+        return {}
+
     def training_step(self, cfg: Config, device: str) -> Callable[[], dict]:
         """One training step on random images and targets, to be measured.
 
@@ -253,34 +309,46 @@ class Comparison:
         return lambda: step(data)
 
 
-def epochs_of_equal_time(out: Path, of: str, epochs: float) -> int:
+def length_of_equal_time(out: Path, of: str, length: float) -> int:
     """How long BP trains in the time of another training: measured once, then kept.
 
     Args:
         out: Where it is written down.
         of: The other training.
-        epochs: BP's epochs in the same time, as they are measured now.
+        length: BP's epochs or iterations in the same time, as they are measured now.
     """
     path = out / 'equal_time.json'
     known = json.loads(path.read_text()) if path.exists() else {}
-    known.setdefault(of, max(round(epochs), 1))
+    known.setdefault(of, max(round(length), 1))
     path.write_text(json.dumps(known, indent=1))
     return known[of]
 
 
-def set_epochs(cfg: Config, epochs: int) -> None:
-    """Let a training last so many epochs, its schedule with it; it is validated at its end."""
-    former = cfg.train_cfg.max_epochs
-    cfg.train_cfg.update(max_epochs=epochs, val_interval=epochs)
+def length_of(cfg: Config) -> int:
+    """A training's epochs, or iterations if it counts those."""
+    return cfg.train_cfg.get('max_epochs') or cfg.train_cfg.max_iters
+
+
+def set_length(cfg: Config, length: int) -> None:
+    """Let a training last so long, its schedule with it; it is validated at its end.
+
+    Args:
+        cfg: Of a training. It is changed.
+        length: In epochs, or iterations if the training counts those.
+    """
+    former, in_epochs = length_of(cfg), 'max_epochs' in cfg.train_cfg
+    cfg.train_cfg.update(
+        {'max_epochs' if in_epochs else 'max_iters': length, 'val_interval': length}
+    )
     schedulers = cfg.param_scheduler
     for scheduler in schedulers if isinstance(schedulers, (list, tuple)) else [schedulers]:
-        if not scheduler.get('by_epoch', True):
+        if scheduler.get('by_epoch', True) != in_epochs:
             continue
         for key, least in (('begin', 0), ('T_max', 1), ('end', 1)):
             if key in scheduler:
-                scheduler[key] = max(round(scheduler[key] * epochs / former), least)
+                scheduler[key] = max(round(scheduler[key] * length / former), least)
         if 'milestones' in scheduler:
-            scheduler.milestones = [round(m * epochs / former) for m in scheduler.milestones]
+            scheduler.milestones = [round(m * length / former) for m in scheduler.milestones]
 
 
 def peak_bytes(step: Callable[[], dict], device: str) -> int:
@@ -304,14 +372,22 @@ def processor_seconds(
     return {name: statistics.median(found) for name, found in times.items() if found}
 
 
-def percent(by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]]) -> str:
-    """Mean and standard deviation over seeds, in percent."""
+def over_seeds(
+    by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]], scale: float, digits: int
+) -> str:
+    """Mean and standard deviation over seeds."""
     values = [value_of(one) for one in by_seed.values()]
-    return '–' if None in values or not values else spread([100 * value for value in values])
+    if None in values or not values:
+        return '–'
+    return spread([scale * value for value in values], digits)
 
 
 def tables(
-    results: Results, costs: Costs, rates: Dict[str, float], comparison: Comparison
+    results: Results,
+    costs: Costs,
+    rates: Dict[str, float],
+    comparison: Comparison,
+    references: Dict[str, dict],
 ) -> Dict[str, List[List[str]]]:
     """The rows of each table, its columns' names first.
 
@@ -320,16 +396,32 @@ def tables(
         costs: Of a step.
         rates: Learning rates.
         comparison: What is compared.
+        references: What is reached without any training.
     """
+
+    def scores(by_seed: Dict[int, dict]) -> List[str]:
+        return [
+            over_seeds(
+                by_seed,
+                lambda one, key=key: one[key],  # type: ignore[misc]
+                comparison.scale,
+                comparison.digits(key),
+            )
+            for key in comparison.scores
+        ]
+
     columns = ['training', 'lr', 'seeds', *comparison.scores, 's / step', 'time / BP']
     rows = [columns + ['processor time / BP', 'operations / BP', 'peak MiB', 'peak / BP']]
+    for name, found in references.items():
+        row = [name, '–', '–', *scores({0: found})]
+        rows.append(row + ['–'] * (len(rows[0]) - len(row)))
     for name, by_seed in results.items():
         rows.append(
             [
                 name,
                 f'{rates[name]:g}',
                 str(len(by_seed)),
-                *(percent(by_seed, lambda one, key=key: one[key]) for key in comparison.scores),
+                *scores(by_seed),
                 f'{costs.seconds[name]:.3f}',
                 ratio(costs.seconds, name),
                 ratio(costs.processor_seconds, name),
@@ -338,7 +430,7 @@ def tables(
                 ratio(costs.peaks, name),
             ]
         )
-    found = {'Accuracy, time and memory': rows}
+    tables = {'Accuracy, time and memory': rows}
     classes = list(
         dict.fromkeys(
             key
@@ -348,17 +440,22 @@ def tables(
         )
     )
     if classes:
-        found[comparison.of_each_class] = [['training', *classes]] + [
+        tables[comparison.of_each_class] = [['training', *classes]] + [
             [
                 name,
                 *(
-                    percent(by_seed, lambda one, key=key: one['classes'].get(key, 0.0))
+                    over_seeds(
+                        by_seed,
+                        lambda one, key=key: one['classes'].get(key, 0.0),  # type: ignore[misc]
+                        comparison.scale,
+                        1,
+                    )
                     for key in classes
                 ),
             ]
             for name, by_seed in results.items()
         ]
-    return found
+    return tables
 
 
 def ratio(values: dict, name: str) -> str:
@@ -366,19 +463,24 @@ def ratio(values: dict, name: str) -> str:
     return f'{values[name] / values[BP]:.2f}' if BP in values and name in values else '–'
 
 
-def mean_score(by_seed: Dict[int, dict], score: str) -> float:
-    """Mean over seeds, in percent."""
-    return statistics.mean(100 * one[score] for one in by_seed.values())
+def mean_score(by_seed: Dict[int, dict], comparison: Comparison) -> float:
+    """Mean over seeds of what is drawn."""
+    return statistics.mean(comparison.scale * one[comparison.score] for one in by_seed.values())
 
 
-def deviation(by_seed: Dict[int, dict], score: str) -> float:
-    """Standard deviation over seeds, in percent; 0 for one seed."""
-    values = [100 * one[score] for one in by_seed.values()]
+def deviation(by_seed: Dict[int, dict], comparison: Comparison) -> float:
+    """Standard deviation over seeds of what is drawn; 0 for one seed."""
+    values = [comparison.scale * one[comparison.score] for one in by_seed.values()]
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def draw_costs(
-    results: Results, costs: Costs, variants: List[Variant], score: str, title: str, path: Path
+    results: Results,
+    costs: Costs,
+    variants: List[Variant],
+    comparison: Comparison,
+    title: str,
+    path: Path,
 ) -> None:
     """Draw a score over operations and peak memory of a step, those of one method on a line."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout='constrained')
@@ -390,8 +492,8 @@ def draw_costs(
     for axes, (label, values, unit) in zip(panels, sides):
         for number, method in enumerate(dict.fromkeys(variant.title for variant in variants)):
             own = [variant for variant in variants if variant.title == method]
-            points = [(values[v.name] / unit, mean_score(results[v.name], score)) for v in own]
-            errors = [deviation(results[v.name], score) for v in own]
+            points = [(values[v.name] / unit, mean_score(results[v.name], comparison)) for v in own]
+            errors = [deviation(results[v.name], comparison) for v in own]
             marker = 'D-' if own[0].is_exact else 'o-'
             colour = colours[number % len(colours)]
             axes.errorbar(*zip(*points), errors, fmt=marker, capsize=3, color=colour, label=method)
@@ -403,59 +505,62 @@ def draw_costs(
         axes.margins(x=0.15, y=0.15)
         axes.set(xlabel=label)
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel=f'{score}, %')
+    panels[0].set(ylabel=comparison.label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc='outside right center')
     figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def trained_so_far(folder: Path) -> Dict[int, Dict[int, dict]]:
-    """What is there of a variant with the same settings: by epochs, then by seed.
+def trained_so_far(folder: Path, counted: str) -> Dict[int, Dict[int, dict]]:
+    """What is there of a variant with the same settings: by length, then by seed.
 
     Args:
         folder: Of the variant and the settings.
+        counted: What lengths are counted in.
     """
     found: Dict[int, Dict[int, dict]] = {}
-    for path in folder.glob('*_epochs/seed_*/result.json'):
-        epochs, seed = (int(re.sub(r'\D', '', part)) for part in path.parts[-3:-1])
-        found.setdefault(epochs, {})[seed] = json.loads(path.read_text())
+    for path in folder.glob(f'*_{counted}/seed_*/result.json'):
+        length, seed = (int(re.sub(r'\D', '', part)) for part in path.parts[-3:-1])
+        found.setdefault(length, {})[seed] = json.loads(path.read_text())
     return dict(sorted(found.items()))
 
 
 def draw_time(
     budgets: Dict[str, Dict[int, Dict[int, dict]]],
     seconds: Dict[str, float],
-    score: str,
+    comparison: Comparison,
     title: str,
     path: Path,
 ) -> None:
-    """Draw a score over training time, a line per variant, a point per number of epochs.
+    """Draw a score over training time, a line per variant, a point per length.
 
     Args:
         budgets: Of each variant, what :func:`trained_so_far` gives.
         seconds: Of a training step of each.
-        score: What is drawn.
+        comparison: What is compared.
         title: Of the picture.
         path: Where it goes.
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for name, by_epochs in budgets.items():
-        times = [epochs * seconds[name] / seconds[BP] for epochs in by_epochs]
-        values = [mean_score(by_seed, score) for by_seed in by_epochs.values()]
+    for name, by_length in budgets.items():
+        times = [length * seconds[name] / seconds[BP] for length in by_length]
+        values = [mean_score(by_seed, comparison) for by_seed in by_length.values()]
         axes.errorbar(
             times,
             values,
-            [deviation(by_seed, score) for by_seed in by_epochs.values()],
+            [deviation(by_seed, comparison) for by_seed in by_length.values()],
             fmt='D-' if name == BP else 'o-',
             capsize=3,
             label=name,
         )
-        for epochs, *point in zip(by_epochs, times, values):
-            axes.annotate(f'{epochs} epochs', point, xytext=(6, -12), textcoords='offset points')
+        for length, *point in zip(by_length, times, values):
+            axes.annotate(
+                f'{length} {comparison.counted}', point, xytext=(6, -12), textcoords='offset points'
+            )
     axes.margins(x=0.2, y=0.15)
     axes.legend()
-    axes.set(xlabel='training time, in epochs of BP', ylabel=f'{score}, %')
+    axes.set(xlabel=f'training time, in {comparison.counted} of BP', ylabel=comparison.label)
     axes.set_title(textwrap.fill(title, 90), fontsize=9)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
@@ -466,13 +571,13 @@ def draw_modules(
     results: Results,
     costs: Costs,
     variants: List[Variant],
-    score: str,
+    comparison: Comparison,
     title: str,
     path: Path,
 ) -> None:
     """Draw a score, peak memory and time over the number of modules; BP as a line."""
     values: Dict[str, Callable[[str], float]] = {
-        f'{score}, %': lambda name: mean_score(results[name], score),
+        comparison.label: lambda name: mean_score(results[name], comparison),
         'peak memory, MiB': lambda name: costs.peaks[name] / MIB,
         's / step': lambda name: costs.seconds[name],
     }
@@ -506,7 +611,9 @@ def parse_args(comparison: Comparison) -> argparse.Namespace:
     parser.add_argument(
         '--costs-only', action='store_true', help='measure a step of each way, train none'
     )
-    parser.add_argument('--epochs', type=int, help="default: the config's")
+    parser.add_argument(
+        f'--{comparison.counted}', dest='length', type=int, help="default: the config's"
+    )
     parser.add_argument('--images', type=int, help='train on so many')
     parser.add_argument('--batch', type=int, help="default: the config's")
     parser.add_argument(
@@ -550,7 +657,9 @@ def compare(comparison: Comparison) -> None:
     Raises:
         LocalLearningError: A training failed, or the command line asks for what can't be.
     """
-    args, score = parse_args(comparison), comparison.score
+    args = parse_args(comparison)
+    comparison.use(args)
+    score, counted = comparison.score, comparison.counted
     console = Console()
     out = args.out or ROOT / 'work_dirs' / comparison.name / comparison.folder(args)
     out.mkdir(parents=True, exist_ok=True)
@@ -567,45 +676,49 @@ def compare(comparison: Comparison) -> None:
             TrainingStep(configs[name])
         except LocalLearningError as error:
             raise SystemExit(f'error: {name}: {error}') from error
-    epochs = next(iter(configs.values())).train_cfg.max_epochs
+    length = length_of(next(iter(configs.values())))
     rates = {name: args.lr or cfg.optim_wrapper.optimizer.lr for name, cfg in configs.items()}
     trained = [name for name in by_name if name not in exact]
     subject = ', '.join(
-        [comparison.subject(args), f'{args.images or "all"} images', f'{epochs} epochs']
+        [comparison.subject(args), f'{args.images or "all"} images', f'{length} {counted}']
     )
 
     def folder_of(name: str, lr: float) -> Path:
         settings = f'{args.images or "all"}_images_batch_{args.batch}_size_{args.size}'
         return out / file_name(name) / file_name(settings) / f'lr_{lr:g}'
 
-    def training(name: str, seed: int, epochs: int) -> dict:
+    def training(name: str, seed: int, length: int) -> dict:
         lr = rates[name]
-        folder = folder_of(name, lr) / f'{epochs}_epochs' / f'seed_{seed}'
-        cfg = comparison.training_config(args, by_name[name], seed, epochs, lr)
-        return dict(train(folder, cfg, comparison.figures), epochs=epochs)
+        folder = folder_of(name, lr) / f'{length}_{counted}' / f'seed_{seed}'
+        cfg = comparison.training_config(args, by_name[name], seed, length, lr)
+        return dict(train(folder, cfg, comparison.figures), **{counted: length})
 
     def validation(name: str, lr: float, seed: int) -> dict:
-        cfg = hold_out(comparison.training_config(args, by_name[name], seed, lr=lr), out)
-        folder = folder_of(name, lr) / 'held_out' / f'{epochs}_epochs' / f'seed_{seed}'
+        cfg = comparison.held_out(comparison.training_config(args, by_name[name], seed, lr=lr), out)
+        folder = folder_of(name, lr) / 'held_out' / f'{length}_{counted}' / f'seed_{seed}'
         return train(folder, cfg, comparison.figures, may_diverge=True)
 
     def say(found: dict) -> str:
-        reached = 'diverged' if found.get('diverged') else f'{score} {100 * found[score]:.1f}'
+        key = score if score in found else comparison.searched
+        value = f'{comparison.scale * found.get(key, 0):.{comparison.digits(key)}f}'
+        reached = 'diverged' if found.get('diverged') else f'{key} {value}'
         return f'{reached}, {found["minutes"]:.1f} minutes'
 
     one_for_all = len(set(rates.values())) == 1
     chosen_by = f'lr {rates[trained[0]]:g} for all' if one_for_all else 'lr of each config'
     if args.search and not args.costs_only:
         cfg = comparison.training_config(args, by_name[trained[0]], args.search_seeds[0])
-        images = images_of(hold_out(cfg, out))
+        images = images_of(comparison.held_out(cfg, out))
         search = RateSearch(
             grid(rates[trained[0]], args.rates),
-            score,
+            comparison.searched,
             f'{subject}; to choose from, {images["train"]} training images to train on and '
-            f'{images["val"]} to validate on, seeds {args.search_seeds}: {score}, %',
+            f'{images["val"]} to validate on, seeds {args.search_seeds}: '
+            f'{comparison.searched}, {comparison.unit}',
             args.extensions,
             args.search_seeds,
-            scale=100,
+            scale=comparison.scale,
+            digits=comparison.digits(comparison.searched),
         )
         search.run(trained, validation, say, args.jobs, console)
         search.write(out)
@@ -619,7 +732,7 @@ def compare(comparison: Comparison) -> None:
         results = run_all(
             trained,
             args.seeds,
-            lambda name, seed: training(name, seed, epochs),
+            lambda name, seed: training(name, seed, length),
             say,
             args.jobs,
             console,
@@ -631,14 +744,14 @@ def compare(comparison: Comparison) -> None:
         lengths: Dict[int, List[str]] = {}
         for name in (variant.name for variant in variants if not variant.is_exact):
             share = costs.seconds[name] / costs.seconds[BP]
-            length = epochs_of_equal_time(out, f'{epochs} epochs of {name}', share * epochs)
-            lengths.setdefault(length, []).append(name)
-        for length, names in lengths.items():
-            name = f'BP, {length} epochs (time of {" and ".join(names)})'
+            same = length_of_equal_time(out, f'{length} {counted} of {name}', share * length)
+            lengths.setdefault(same, []).append(name)
+        for same, names in lengths.items():
+            name = f'BP, {same} {counted} (time of {" and ".join(names)})'
             found = run_all(
                 [name],
                 args.seeds,
-                lambda _, seed, length=length: training(BP, seed, length),
+                lambda _, seed, same=same: training(BP, seed, same),  # type: ignore[misc]
                 say,
                 args.jobs,
                 console,
@@ -651,26 +764,28 @@ def compare(comparison: Comparison) -> None:
     if args.costs_only:
         title = f'{comparison.subject(args)}, costs of a step, {args.device}'
     text = f'{title}\n'
-    for name, rows in tables(results, costs, rates, comparison).items():
+    for name, rows in tables(
+        results, costs, rates, comparison, comparison.references(args)
+    ).items():
         show(console, f'{name}: {title}', rows)
         text += f'\n{name}\n\n{markdown(rows)}'
     (out / 'table.md').write_text(text)
     found = dict(results=results, costs=vars(costs), lr=rates)
     (out / 'results.json').write_text(json.dumps(found, indent=1))
     if not args.costs_only:
-        draw_costs(results, costs, variants, score, title, out / 'costs.png')
+        draw_costs(results, costs, variants, comparison, title, out / 'costs.png')
         if len({variant.modules for variant in variants} - {None}) > 1:
-            draw_modules(results, costs, variants, score, title, out / 'modules.png')
+            draw_modules(results, costs, variants, comparison, title, out / 'modules.png')
         budgets = {
-            name: trained_so_far(folder_of(BP if name in exact else name, rates[name]))
+            name: trained_so_far(folder_of(BP if name in exact else name, rates[name]), counted)
             for name in by_name
         }
-        if BP in by_name and any(len(by_epochs) > 1 for by_epochs in budgets.values()):
+        if BP in by_name and any(len(by_length) > 1 for by_length in budgets.values()):
             draw_time(
                 budgets,
                 costs.seconds,
-                score,
-                title.replace(f', {epochs} epochs', '').replace(f', seeds {args.seeds}', ''),
+                comparison,
+                title.replace(f', {length} {counted}', '').replace(f', seeds {args.seeds}', ''),
                 out / 'time.png',
             )
     console.print(f'{out}/table.md, results.json and pictures')
@@ -678,7 +793,8 @@ def compare(comparison: Comparison) -> None:
 
 def show(console: Console, title: str, rows: List[List[str]]) -> None:
     """Print a table, its columns' names first."""
-    table = Table(*rows[0], title=title)
+    # Folded, not cut off, where there are more columns than a terminal has room for.
+    table = Table(*(Column(name, overflow='fold') for name in rows[0]), title=title)
     for row in rows[1:]:
         table.add_row(*row)
     console.print(table)

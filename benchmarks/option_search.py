@@ -120,9 +120,13 @@ def _write_annotations(dataset: dict, cfg: Config, folder: Path) -> Path:
 
 def images_of(cfg: Config) -> Dict[str, int]:
     """How many images a config trains on and is validated on."""
-    return {
-        split: len(_built(cfg[f'{split}_dataloader'].dataset, cfg)) for split in ('train', 'val')
-    }
+    found = {}
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        # mmagic has a list of them.
+        loaders = loader if isinstance(loader, list) else [loader]
+        found[split] = sum(len(_built(one.dataset, cfg)) for one in loaders)
+    return found
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:

@@ -136,7 +136,7 @@ def test_schedules_of_another_length(name, factor):
     """All that counts epochs is stretched alike; what counts iterations stays."""
     cfg = load_config(name)
     before, epochs = [dict(s) for s in cfg.param_scheduler], cfg.train_cfg.max_epochs
-    benchmark('compared_trainings').set_epochs(cfg, round(epochs * factor))
+    benchmark('compared_trainings').set_length(cfg, round(epochs * factor))
     assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == epochs * factor
     for old, new in zip(before, cfg.param_scheduler):
         for key in ('begin', 'end', 'T_max'):
@@ -145,7 +145,7 @@ def test_schedules_of_another_length(name, factor):
 
 
 def test_the_length_of_equal_time_is_measured_once(tmp_path):
-    of = benchmark('compared_trainings').epochs_of_equal_time
+    of = benchmark('compared_trainings').length_of_equal_time
     assert of(tmp_path, '8 epochs of FBA, K=4', 13.8) == 14
     assert of(tmp_path, '8 epochs of FBA, K=4', 15.1) == 14
     assert of(tmp_path, '16 epochs of FBA, K=4', 29.2) == 29
@@ -157,9 +157,10 @@ def test_trainings_of_several_lengths(tmp_path):
         folder = tmp_path / f'{epochs}_epochs/seed_{seed}'
         folder.mkdir(parents=True)
         (folder / 'result.json').write_text(json.dumps(dict(mAP=value)))
-    found = compared.trained_so_far(tmp_path)
+    found = compared.trained_so_far(tmp_path, 'epochs')
     assert found == {8: {0: dict(mAP=0.3), 1: dict(mAP=0.4)}, 20: {0: dict(mAP=0.5)}}
-    compared.draw_time({'BP': found}, {'BP': 1.0}, 'mAP', 'title', tmp_path / 'time.png')
+    comparison = benchmark('detection').COMPARISON
+    compared.draw_time({'BP': found}, {'BP': 1.0}, comparison, 'title', tmp_path / 'time.png')
     assert (tmp_path / 'time.png').stat().st_size > 1000
 
 
@@ -469,6 +470,89 @@ def test_a_search_from_the_command_line(
         assert (tmp_path / name).exists()
 
 
+@pytest.fixture()
+def photo_pairs(tmp_path):
+    """Folders of pairs as the converter makes them: 10 photos in 16 tiles each, and a whole one."""
+    pytest.importorskip('mmagic')
+    from PIL import Image
+
+    folders = {'train': [f'{n}_{t:03}' for n in range(10) for t in range(16)], 'Set5': ['baby']}
+    for name, images in folders.items():
+        for kind, side in (('GTmod12', 24), ('LRbicx2', 12)):
+            (tmp_path / name / kind).mkdir(parents=True)
+            for image in images:
+                Image.new('RGB', (side, side), (40, 90, 160)).save(
+                    tmp_path / name / kind / f'{image}.png'
+                )
+    return tmp_path
+
+
+def test_super_resolution_side_by_side(photo_pairs, monkeypatch):
+    """Iterations are counted, PSNR is in dB, and whole photos are held out, a part of them seen."""
+    module, option_search = benchmark('super_resolution'), benchmark('option_search')
+    held_out, trained = [], []
+
+    def train(folder, cfg, figures, may_diverge=False):
+        method = cfg.model.generator.type
+        (val,) = cfg.val_dataloader
+        (metrics,) = (one['metrics'] for one in cfg.val_evaluator)
+        assert cfg.train_cfg.max_iters == cfg.param_scheduler.T_max
+        trained.append((method, folder.parts[-2], cfg.optim_wrapper.optimizer.lr))
+        names = {metric['prefix'] for metric in metrics}
+        if 'held_out' in folder.parts:
+            assert names == {'held_out', 'held_out_Y'} and cfg.test_dataloader == [val]
+            held_out.append(
+                [
+                    {Path(name).name[0] for name in option_search.image_names(dataset, cfg)}
+                    for dataset in (cfg.train_dataloader.dataset, val.dataset)
+                ]
+            )
+            assert len(val.dataset.indices) == 4
+            return {'held_out Y PSNR': 30 - cfg.optim_wrapper.optimizer.lr, 'minutes': 1.0}
+        assert names == {'Set5', 'Set5_Y'} and val.dataset.data_root.endswith('Set5')
+        assert cfg.train_dataloader.batch_size == 8
+        assert cfg.train_dataloader.dataset.pipeline[3].gt_patch_size == 24
+        found = dict(dict.fromkeys(module.COMPARISON.scores, 31.256), classes={}, minutes=1.0)
+        folder.mkdir(parents=True)
+        (folder / 'result.json').write_text(json.dumps(found))
+        return found
+
+    train_folder, out = photo_pairs / 'train', photo_pairs / 'out'
+    command = ['super_resolution', '--train', str(train_folder), '--test']
+    command += [str(photo_pairs / 'Set5'), '--out', str(out), '--iterations', '40', '--search']
+    command += ['--rates', '1', '2', '--extensions', '0', '--batch', '8', '--size', '12']
+    monkeypatch.setattr(sys, 'argv', [*command, '--seeds', '3', '5', '--equal-time'])
+    costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, 'FBA, K=4': 1.5}
+    with mock.patch.multiple(
+        benchmark('compared_trainings'),
+        train=train,
+        TrainingStep=mock.DEFAULT,
+        peak_bytes=lambda step, device: 2**20,
+        predict_memory=lambda cfg, shape: SimpleNamespace(flops=1),
+        synthetic_batch=mock.DEFAULT,
+        seconds_by_turns=lambda *_: costs,
+        processor_seconds=lambda *_: costs,
+    ):
+        module.main()
+    lengths = [length for _, length, _ in trained]
+    assert lengths == ['40_iterations'] * 8 + ['60_iterations'] * 2
+    assert {lr for _, _, lr in trained[4:]} == {5e-4}
+    assert {kind for kind, _, _ in trained[8:]} == {'EDSRNet'}
+    photos, others = held_out[0]
+    assert not photos & others and len(photos) == 8 and 1 <= len(others) <= 2
+    assert all(sides == held_out[0] for sides in held_out)
+    table = (out / 'table.md').read_text()
+    for row in (
+        '| training | lr | seeds | Set5 Y PSNR | Set5 Y SSIM | Set5 RGB PSNR | Set5 RGB SSIM |',
+        '| FBA, K=4 | 0.0005 | 2 | 31.26 ± 0.00 | 31.2560 ± 0.0000 |',
+        '| BP, 60 iterations (time of FBA, K=4) | 0.0005 | 2 | 31.26 ± 0.00 |',
+        '| bicubic | – | – | inf |',
+    ):
+        assert row in table
+    assert 'held_out Y PSNR, dB' in (out / 'search.md').read_text()
+    assert (out / 'costs.png').exists() and (out / 'time.png').exists()
+
+
 def test_classifiers_side_by_side(tmp_path, monkeypatch):
     """Each method has a rate of its own; checkpointed BP learns what BP does, at its own cost."""
     module, trained = benchmark('classification'), []
@@ -535,7 +619,7 @@ def classification_config(data, method, size, **budget):
     """The training config of a method on images of a size."""
     module = benchmark('classification')
     args = SimpleNamespace(data=data, network='resnet32', size=size, methods=[method])
-    vars(args).update({name: budget.get(name) for name in ('images', 'epochs', 'batch')})
+    vars(args).update({name: budget.get(name) for name in ('images', 'length', 'batch')})
     (variant,) = module.COMPARISON.variants(args)
     return module.COMPARISON.training_config(args, variant, 0)
 
@@ -550,7 +634,7 @@ def test_images_of_another_size_are_moved_as_far(data, padding):
 @pytest.mark.parametrize('method', ['bp', 'predsim'])
 def test_images_of_another_size(method):
     """All that trains or validates sees it, and what an auxiliary network measures in it."""
-    cfg = classification_config('digits', method, 16, images=40, epochs=1, batch=8)
+    cfg = classification_config('digits', method, 16, images=40, length=1, batch=8)
     assert batch_shape(cfg) == (8, 3, 16, 16)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         train, val = (
