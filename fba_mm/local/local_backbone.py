@@ -55,6 +55,9 @@ _OTHER_IMAGES = (
 )
 # What neck and head see at once, at least: with less, passes aren't worth what they cost.
 _HEAD_PIXELS = 2**18
+# So many times as much is not split at all: on RetinaNet-R18, 4 images of 320×240, two passes take
+# 5 to 9 % more time for 0 to 6 % less peak.
+_HEAD_WHOLE = 2
 
 
 @MODELS.register_module()
@@ -86,7 +89,8 @@ class LocalBackbone(StubbableBackbone):
         head_batch_size: Images that a neck and head see at once, the model's own and the
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
             single-stage heads without batch normalization, others see the whole batch. Unset, as
-            few as have 512×512 pixels together, and with ``num_modules=1`` all. The last layers of
+            few as have 512×512 pixels together; all of a batch with no more than twice as many, and
+            with ``num_modules=1``. The last layers of
             networks that make images see so many, too, unset a quarter of the batch, or all of it
             with ``num_modules=1``; they run once more for it, in the backward pass.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
@@ -290,6 +294,8 @@ class LocalBackbone(StubbableBackbone):
             return self.head_batch_size
         if not isinstance(images, Tensor):
             return None  # Views of self-supervised learning: their loss sees all of them.
+        if images[:, 0].numel() <= _HEAD_WHOLE * _HEAD_PIXELS:
+            return None
         return max(_HEAD_PIXELS // images[0, 0].numel(), 1)
 
     def unread_levels(self, model: nn.Module) -> FrozenSet[int]:

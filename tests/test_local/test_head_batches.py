@@ -215,24 +215,29 @@ def test_slices():
 
 
 @pytest.mark.parametrize(
-    'num_modules, size, height, expected',
+    'num_modules, size, images, height, expected',
     [
-        (4, None, 800, 1),
-        (4, None, 512, 1),
-        (4, None, 256, 2),
-        (4, None, 64, 8),
-        (4, 3, 800, 3),
-        (1, None, 800, None),
+        (4, None, 64, 800, 1),
+        (4, None, 64, 512, 1),
+        (4, None, 64, 256, 2),
+        (4, None, 64, 64, 8),
+        (4, None, 17, 64, 8),
+        (4, None, 16, 64, None),
+        (4, None, 1, 800, None),
+        (4, None, 2, 800, 1),
+        (4, 3, 64, 800, 3),
+        (4, 3, 4, 64, 3),
+        (1, None, 64, 800, None),
     ],
 )
-def test_images_at_once(num_modules, size, height, expected):
-    """As few as have 512×512 pixels; back-propagation stays as it is."""
+def test_images_at_once(num_modules, size, images, height, expected):
+    """As few as have 512×512 pixels, or all if they have twice as many; BP stays as it is."""
     backbone = build(model_with(size, num_modules)).backbone
-    assert backbone.images_at_once(torch.empty(64, 3, height, 512, device='meta')) == expected
+    assert backbone.images_at_once(torch.empty(images, 3, height, 512, device='meta')) == expected
 
 
 def test_by_the_size_of_the_images(monkeypatch):
-    monkeypatch.setattr('fba_mm.local.local_backbone._HEAD_PIXELS', 64 * 64)
+    monkeypatch.setattr('fba_mm.local.local_backbone._HEAD_PIXELS', 64 * 64 // 2)
     model = build(model_with(None))
     seen = []
     model.bbox_head.register_forward_hook(lambda head, x, y: seen.append(len(x[0][0])))
