@@ -86,6 +86,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list:
+    return sorted({*globals(), *_WHERE})
+
+
 def __getattr__(name: str) -> object:
     # MMEngine resolves type='fba_mm.NAME' as an attribute of the package.
     if name in _WHERE:

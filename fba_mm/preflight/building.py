@@ -6,6 +6,7 @@ import inspect
 import re
 import traceback
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, Iterator, Optional, Set
 
 from mmengine.config import Config
@@ -14,6 +15,8 @@ from torch import nn
 
 from ..config import config_scope
 from ..errors import LocalLearningError
+
+_PACKAGE = __name__.partition('.')[0]
 
 
 @contextmanager
@@ -35,9 +38,14 @@ def readable_errors(what: str, fix: str = 'check the config') -> Iterator[None]:
         reason = reason_of(error)
         unknown = re.search(r': (\S+) is not in the (\S+(?: \S+)*?) registry', reason)
         if unknown:
+            own = unknown[1] in dir(import_module(_PACKAGE))
+            how = (
+                f"it is this package's: set type='{_PACKAGE}.{unknown[1]}'"
+                if own
+                else 'check its spelling, or name the module that registers it in custom_imports'
+            )
             raise LocalLearningError(
-                f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), check '
-                'its spelling, or name the module that registers it in custom_imports'
+                f'{what}: nothing is registered as {unknown[1]!r} ({unknown[2]} registry), {how}'
             ) from error
         meant = argument_meant(error)
         if meant is not None:

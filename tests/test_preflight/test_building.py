@@ -19,6 +19,10 @@ def test_the_data_preprocessor_may_stand_beside_the_model():
             KeyError('Nothing is not in the mmdet::model registry. Please check whether ...'),
             r"nothing is registered as 'Nothing' \(mmdet::model registry\), check its spelling",
         ),
+        (
+            KeyError('ReflectPad is not in the mmpretrain::transform registry. Please ...'),
+            r"registered as 'ReflectPad' .*, it is this package's: set type='fba_mm.ReflectPad'$",
+        ),
         (KeyError('a'), r'KeyError: a\): check the config$'),
         (ValueError('one\n  two'), r'ValueError: one two\): check the config$'),
         (AssertionError(), r'AssertionError: no reason given\): check the config$'),
