@@ -35,7 +35,7 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
         data='digits' if small else 'cifar10_jpeg',
         network='resnet32',
         images=64 if small else None,
-        epochs=1,
+        length=1,  # Epochs.
         batch=32 if small else BATCH,
         size=None,
         methods=METHODS[:2] if small else METHODS,
@@ -52,7 +52,7 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
         # Side by side they slow each other down, at worst as if one came after the other.
         epoch = sum(seconds.values()) * TRAINING_IMAGES / BATCH
         left = deadline - time.time() - START_SECONDS
-        args.epochs = int(min(max(0.8 * left / epoch, 1), 60))
+        args.length = int(min(max(0.8 * left / epoch, 1), 60))
     with tempfile.TemporaryDirectory() as folder:
 
         def one(method: str, seed: int) -> dict:
@@ -61,7 +61,7 @@ def trained(deadline: float, small: bool, device: str) -> Dict[str, dict]:
 
         results = run_all(list(variants), [0], one, str, len(variants), Console())
     return {
-        method: dict(by_seed[0], epochs=args.epochs, step_ms=1000 * seconds[method])
+        method: dict(by_seed[0], epochs=args.length, step_ms=1000 * seconds[method])
         for method, by_seed in results.items()
     }
 
