@@ -403,7 +403,7 @@ def tables(
         return [
             over_seeds(
                 by_seed,
-                lambda one, key=key: one[key],  # type: ignore[misc]
+                lambda one, key=key: one[key],
                 comparison.scale,
                 comparison.digits(key),
             )
@@ -446,7 +446,7 @@ def tables(
                 *(
                     over_seeds(
                         by_seed,
-                        lambda one, key=key: one['classes'].get(key, 0.0),  # type: ignore[misc]
+                        lambda one, key=key: one['classes'].get(key, 0.0),
                         comparison.scale,
                         1,
                     )
@@ -751,7 +751,7 @@ def compare(comparison: Comparison) -> None:
             found = run_all(
                 [name],
                 args.seeds,
-                lambda _, seed, same=same: training(BP, seed, same),  # type: ignore[misc]
+                lambda _, seed, same=same: training(BP, seed, same),
                 say,
                 args.jobs,
                 console,
