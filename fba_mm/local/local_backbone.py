@@ -90,9 +90,9 @@ class LocalBackbone(StubbableBackbone):
             auxiliary networks'. Less memory and the same gradients; it holds for anchor-based
             single-stage heads without batch normalization, others see the whole batch. Unset, as
             few as have 512×512 pixels together; all of a batch with no more than twice as many, and
-            with ``num_modules=1``. The last layers of
-            networks that make images see so many, too, unset a quarter of the batch, or all of it
-            with ``num_modules=1``; they run once more for it, in the backward pass.
+            with ``num_modules=1``. The last layers of networks that make images see so many, too,
+            unset a quarter of the batch, or all of it with ``num_modules=1``; they run once more
+            for it, in the backward pass.
         reserve: Memory to keep free in the last module, for the model's own neck and head, when
             ``num_modules`` is a number: a share of what the backbone keeps for its backward pass.
             Unset, 0.2 where the auxiliary networks have lighter detection heads of their own (the
