@@ -372,11 +372,8 @@ def processor_seconds(
     return {name: statistics.median(found) for name, found in times.items() if found}
 
 
-def over_seeds(
-    by_seed: Dict[int, dict], value_of: Callable[[dict], Optional[float]], scale: float, digits: int
-) -> str:
-    """Mean and standard deviation over seeds."""
-    values = [value_of(one) for one in by_seed.values()]
+def over_seeds(values: Sequence[Optional[float]], scale: float, digits: int) -> str:
+    """Mean and standard deviation over seeds, as text."""
     if None in values or not values:
         return '–'
     return spread([scale * value for value in values], digits)
@@ -402,10 +399,7 @@ def tables(
     def scores(by_seed: Dict[int, dict]) -> List[str]:
         return [
             over_seeds(
-                by_seed,
-                lambda one, key=key: one[key],
-                comparison.scale,
-                comparison.digits(key),
+                [one[key] for one in by_seed.values()], comparison.scale, comparison.digits(key)
             )
             for key in comparison.scores
         ]
@@ -445,8 +439,7 @@ def tables(
                 name,
                 *(
                     over_seeds(
-                        by_seed,
-                        lambda one, key=key: one['classes'].get(key, 0.0),
+                        [one['classes'].get(key, 0.0) for one in by_seed.values()],
                         comparison.scale,
                         1,
                     )
