@@ -3,9 +3,11 @@
 What a benchmark's ``--search`` does: every method is trained at the same rates on four fifths of
 the training images and validated on the others. The best rate is its own; where that one is at the
 edge of the grid, one more is tried beyond, as often for every method as ``extensions`` says. With
-several ``--search-seeds``, a method's two best rates are trained with the others as well, and the
-better mean decides: a rate at the edge of what is stable can look best with one seed. The test set
-has no part in it.
+several ``--search-seeds``, a method's two best rates are trained with the others as well: a rate at
+the edge of what is stable can look best with one seed. Of the two, the smaller one is chosen where
+its mean is within a standard error of the better one's (Breiman et al., Classification and
+Regression Trees, 1984): what seeds can't tell apart, the safer rate decides. The test set has no
+part in it.
 """
 
 import argparse
@@ -268,8 +270,19 @@ class RateSearch:
         return sorted(means, key=lambda rate: -means[rate])
 
     def best(self, name: str) -> float:
-        """The first of a method's :meth:`ranked` rates."""
-        return self.ranked(name)[0]
+        """A method's smallest rate whose mean score is within the best one's standard error.
+
+        Args:
+            name: The method.
+
+        Raises:
+            LocalLearningError: Every training diverged.
+        """
+        ranked = self.ranked(name)
+        scores = [one[self.score] for one in self.tried[name][ranked[0]].values()]
+        error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else 0.0
+        lowest = statistics.mean(scores) - error
+        return min(rate for rate in ranked if self.mean(name, rate) >= lowest)
 
     def beyond(self, name: str) -> Optional[float]:
         """The rate to try next if a method's best is at the edge of those tried, or None."""

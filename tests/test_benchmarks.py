@@ -223,7 +223,7 @@ def test_a_rate_that_another_seed_does_badly_with_is_not_chosen():
     """The two best rates of each method are trained with all seeds, and their means compared."""
     search, trained = searched(
         dict(
-            steady=lambda rate, seed: 0.5 - abs(rate - 0.03) - seed / 100,
+            steady=lambda rate, seed: 0.5 - abs(rate - 0.03) - seed / 1000,
             unstable=lambda rate, seed: rate if rate < 0.04 or not seed else rate / 5,
             diverging=lambda rate, seed: rate if rate < 0.04 or not seed else None,
         ),
@@ -236,6 +236,16 @@ def test_a_rate_that_another_seed_does_badly_with_is_not_chosen():
     rows = {row[0]: row[1:] for row in search.table()}
     assert rows['unstable'] == ['2.0', '**3.0, 3.0**', '4.5, 0.9', '–', '0.03']
     assert rows['diverging'] == ['2.0', '**3.0, 3.0**', '4.5, diverged', '–', '0.03']
+
+
+@pytest.mark.parametrize('higher, chosen', [((0.34, 0.28), 0.02), ((0.33, 0.31), 0.03)])
+def test_of_rates_that_seeds_cannot_tell_apart_the_smaller_one_is_chosen(higher, chosen):
+    """Within a standard error of the better mean, which one score doesn't have."""
+    scores = {0.02: (0.31, 0.29), 0.03: higher, 0.045: (0.2, 0.2)}
+    search, _ = searched(dict(one=lambda rate, seed: scores[rate][seed]), 0, (0, 1))
+    assert search.ranked('one') == [0.03, 0.02]
+    assert search.chosen() == dict(one=chosen)
+    assert searched(dict(one=lambda rate: scores[rate][0]), 0)[0].chosen() == dict(one=0.03)
 
 
 def coco_config(folder, numbers):
