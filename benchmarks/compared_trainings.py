@@ -536,10 +536,10 @@ def draw_time(
         path: Where it goes.
     """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
-    for name, by_length in budgets.items():
+    for number, (name, by_length) in enumerate(budgets.items()):
         times = [length * seconds[name] / seconds[BP] for length in by_length]
         values = [mean_score(by_seed, comparison) for by_seed in by_length.values()]
-        axes.errorbar(
+        line, *_ = axes.errorbar(
             times,
             values,
             [deviation(by_seed, comparison) for by_seed in by_length.values()],
@@ -547,9 +547,17 @@ def draw_time(
             capsize=3,
             label=name,
         )
+        # Points of two lines often lie side by side: labels on different sides, in their colours.
+        beside = (
+            dict(xytext=(-6, 8), ha='right') if number % 2 else dict(xytext=(6, -12), ha='left')
+        )
         for length, *point in zip(by_length, times, values):
             axes.annotate(
-                f'{length} {comparison.counted}', point, xytext=(6, -12), textcoords='offset points'
+                f'{length} {comparison.counted}',
+                point,
+                textcoords='offset points',
+                color=line.get_color(),
+                **beside,
             )
     axes.margins(x=0.2, y=0.15)
     axes.legend()

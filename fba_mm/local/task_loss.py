@@ -72,14 +72,19 @@ class FeatureStub(StubbableBackbone):
     Args:
         channels: Channels of the maps that it returns, for building a neck on top.
         strides: Their strides, in pixels, for placing anchors.
+        needs_all: Whether a head must read all of them, for one that would choose.
     """
 
     def __init__(
-        self, channels: Optional[Sequence[int]] = None, strides: Optional[Sequence[int]] = None
+        self,
+        channels: Optional[Sequence[int]] = None,
+        strides: Optional[Sequence[int]] = None,
+        needs_all: bool = False,
     ):
         super().__init__()
         self.channels = channels
         self.strides = strides
+        self.needs_all = needs_all
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Return the features that were given to :meth:`answering`."""

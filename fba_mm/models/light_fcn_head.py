@@ -1,6 +1,6 @@
 """The decode head of a small segmentor; needs mmseg."""
 
-from typing import Any, Sequence
+from typing import Any, Optional, Sequence
 
 import torch
 from mmcv.cnn import ConvModule
@@ -15,9 +15,7 @@ from ..pooling import average_pool_to
 
 @MODELS.register_module()
 class LightFCNHead(BaseDecodeHead):
-    """Adds up the maps of all levels, reduced to few channels, and classifies the sum's positions.
-
-    All levels take part, for each has layers that no other loss trains, such as Swin's norms.
+    """Adds up maps of some levels, reduced to few channels, and classifies the sum's positions.
 
     What a segmentor's loss keeps is the logits of all pixels, ``num_classes`` for each, and at 150
     classes that is more than a module of the backbone. The head therefore learns from the label of
@@ -25,7 +23,8 @@ class LightFCNHead(BaseDecodeHead):
     of a sixteenth of the pixels at 4.
 
     Args:
-        in_channels: Channels of the backbone's maps, finest first.
+        in_channels: Channels of the maps that are read, finest first.
+        in_index: Indices of the maps that are read. Unset, all.
         positions_of: Index of the map whose positions are classified: finer ones are pooled to
             them, coarser ones enlarged. Where there are fewer maps it is the last.
         label_stride: One label of so many is learned from, in height and in width.
@@ -33,7 +32,7 @@ class LightFCNHead(BaseDecodeHead):
         **kwargs: Other arguments of mmseg's ``BaseDecodeHead``.
 
     Raises:
-        LocalLearningError: ``label_stride`` is no number from 1.
+        LocalLearningError: ``label_stride`` is no number from 1, or ``positions_of`` none from 0.
 
     Example:
         >>> head = LightFCNHead([16, 32, 64], channels=8, num_classes=3)
@@ -44,6 +43,7 @@ class LightFCNHead(BaseDecodeHead):
     def __init__(
         self,
         in_channels: Sequence[int],
+        in_index: Optional[Sequence[int]] = None,
         positions_of: int = 1,
         label_stride: int = 4,
         norm_cfg: dict = dict(type='BN'),
@@ -51,7 +51,7 @@ class LightFCNHead(BaseDecodeHead):
     ):
         super().__init__(
             in_channels,
-            in_index=list(range(len(in_channels))),
+            in_index=list(range(len(in_channels)) if in_index is None else in_index),
             input_transform='multiple_select',
             norm_cfg=norm_cfg,
             **kwargs,
@@ -59,9 +59,7 @@ class LightFCNHead(BaseDecodeHead):
         self.label_stride = check_count(
             'label_stride', label_stride, what='a number', fix=', which is every label'
         )
-        self.positions_of = min(
-            check_count('positions_of', positions_of, least=0), len(in_channels) - 1
-        )
+        self.positions_of = check_count('positions_of', positions_of, least=0)
         # Added up before they are normed: it is one convolution of all maps side by side.
         self.reduce = nn.ModuleList(
             nn.Conv2d(width, self.channels, 1, bias=False) for width in in_channels
@@ -74,10 +72,13 @@ class LightFCNHead(BaseDecodeHead):
         """Logits (N, num_classes, H, W) at the positions of one of the maps.
 
         Args:
-            inputs: The backbone's maps, (N, C, H, W) each.
+            inputs: All of the backbone's maps, (N, C, H, W) each.
         """
-        size = inputs[self.positions_of].shape[2:]
-        maps = [self._at(size, x, reduce) for x, reduce in zip(inputs, self.reduce)]
+        size = inputs[min(self.positions_of, len(inputs) - 1)].shape[2:]
+        maps = [
+            self._at(size, inputs[index], reduce)
+            for index, reduce in zip(self.in_index, self.reduce)
+        ]
         return self.cls_seg(self.fuse(sum(maps[1:], maps[0])))
 
     def _at(self, size: torch.Size, x: Tensor, reduce: nn.Module) -> Tensor:

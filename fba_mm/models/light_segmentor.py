@@ -1,7 +1,7 @@
 """A small segmentor to learn from: the own head of an auxiliary network."""
 
 from importlib.util import find_spec
-from typing import Any, Optional
+from typing import Any, List, Optional, Sequence
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -23,11 +23,15 @@ def light_fcn(
 ) -> nn.Module:
     """MMSegmentation's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
 
-    mmseg is needed only once a head is built.
+    Of maps with the same stride it reads the deepest one, and none that is finer than the positions
+    that it classifies. A shallower map beside them, from the bank or the module itself, would be a
+    short way around the blocks between: the module would learn what a pixel is from what it looks
+    like nearby, and leave less to the modules behind it. mmseg is needed only once a head is built.
 
     Args:
-        backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives; its ``channels``
-            are the head's ``in_channels``.
+        backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives: the ``channels`` and
+            ``strides`` of its maps. All are read where ``strides`` are missing, or ``needs_all``
+            says so: Swin's levels have norms that no other loss trains.
         num_classes: Number of classes, that of the model.
         channels: Channels of the head.
         positions_of: Index of the backbone's map whose positions the head classifies; 1 is that of
@@ -58,11 +62,18 @@ def light_fcn(
         )
     check_count('LightFCN: num_classes', num_classes)
     check_count('LightFCN: channels', channels)
+    in_index = decode_head.pop('in_index', None)
+    if in_index is None:
+        strides = None if backbone.get('needs_all') else backbone.get('strides')
+        in_index = (
+            list(range(len(in_channels))) if strides is None else _deepest(strides, positions_of)
+        )
     from . import light_fcn_head  # noqa: F401  It imports mmseg.
 
     head = dict(
         type='LightFCNHead',
-        in_channels=list(in_channels),
+        in_channels=[in_channels[index] for index in in_index],
+        in_index=in_index,
         channels=channels,
         num_classes=num_classes,
         positions_of=positions_of,
@@ -82,6 +93,13 @@ def light_fcn(
 
 # Reduced blocks before it have as few channels, unless the auxiliary network says otherwise.
 light_fcn.block_channels = 64
+
+
+def _deepest(strides: Sequence[int], positions_of: int) -> List[int]:
+    """Indices of the last map of each stride, from the stride of one map on."""
+    last = {stride: index for index, stride in enumerate(strides)}
+    finest = strides[min(positions_of, len(strides) - 1)]
+    return [index for stride, index in last.items() if stride >= finest]
 
 
 def _scoped(loss: dict) -> dict:

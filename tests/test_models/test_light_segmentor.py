@@ -59,6 +59,36 @@ def test_all_maps_take_part_at_the_positions_of_one():
         )
 
 
+@pytest.mark.parametrize(
+    'stub, settings, read',
+    [
+        (dict(strides=[4, 8, 8, 8]), {}, [3]),  # dilated, as most of mmseg's
+        (dict(strides=[4, 8, 16, 32]), {}, [1, 2, 3]),
+        (dict(strides=[4, 8, 16, 16]), {}, [1, 3]),
+        (dict(strides=[4, 8, 8, 8]), dict(positions_of=0), [0, 3]),
+        (dict(strides=[4, 8, 16, 32]), dict(positions_of=9), [3]),
+        (dict(strides=[4, 8, 8, 8], needs_all=True), {}, [0, 1, 2, 3]),
+        (dict(strides=[4, 8, 8, 8]), dict(in_index=[2, 3]), [2, 3]),
+        ({}, dict(positions_of=0), [0, 1, 2, 3]),
+    ],
+)
+def test_the_maps_that_are_read(stub, settings, read):
+    """Of those with the same stride the deepest, and none finer than the positions."""
+    channels = [8, 16, 24, 32]
+    source = dict(type='FeatureStub', channels=channels, **stub)
+    model = MODELS.build(dict(LIGHT['head'], backbone=source, **settings))
+    sizes = [64 // stride for stride in stub.get('strides', [4, 8, 16, 32])]
+    features = [
+        torch.rand(2, width, size, size, requires_grad=True)
+        for width, size in zip(channels, sizes)
+    ]
+    logits = model.decode_head(features)
+    positions = min(settings.get('positions_of', 1), 3)
+    assert logits.shape == (2, NUM_CLASSES, sizes[positions], sizes[positions])
+    logits.square().sum().backward()
+    assert [i for i, feature in enumerate(features) if feature.grad is not None] == read
+
+
 def test_labels_of_small_images():
     sample = labelled_batch((1, 3))['data_samples'][:1]
     assert head(label_stride=8).decode_head._stack_batch_gt(sample).shape == (1, 1, 1, 1)

@@ -13,13 +13,16 @@ from ...tasks import num_classes_of
 from ..task_loss import StubbableBackbone
 
 
-def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) -> nn.Module:
+def build_own_head(
+    head: dict, channels: Sequence[int], strides: Sequence[int], needs_all: bool = False
+) -> nn.Module:
     """Build a model without a backbone on the maps that an auxiliary network makes.
 
     Args:
         head: Config of the model, without ``backbone``; its ``neck.in_channels`` is filled in.
         channels: Channels of the maps.
         strides: Their strides, in pixels.
+        needs_all: Whether a head that reads some of the maps alone would leave layers untrained.
 
     Raises:
         LocalLearningError: It has no type or has a backbone, or can't be built.
@@ -33,9 +36,10 @@ def build_own_head(head: dict, channels: Sequence[int], strides: Sequence[int]) 
         raise LocalLearningError(
             'auxiliary.head has a backbone: leave it out, the module is its backbone'
         )
-    head = dict(
-        head, backbone=dict(type='FeatureStub', channels=list(channels), strides=list(strides))
+    stub = dict(
+        type='FeatureStub', channels=list(channels), strides=list(strides), needs_all=needs_all
     )
+    head = dict(head, backbone=stub)
     # The module's loss is computed on batches that the model has already preprocessed.
     head.pop('data_preprocessor', None)
     kind = _registered(head['type'])

@@ -172,7 +172,10 @@ class SLM(Auxiliary):
             None
             if head is None
             else build_own_head(
-                head, self.level_channels, [stage.stride for stage in cut_point.levels]
+                head,
+                self.level_channels,
+                [stage.stride for stage in cut_point.levels],
+                cut_point.reduced_output is not None,
             )
         )
         self.bank_use: Optional[BankUse] = None
