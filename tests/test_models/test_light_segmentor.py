@@ -79,8 +79,7 @@ def test_the_maps_that_are_read(stub, settings, read):
     model = MODELS.build(dict(LIGHT['head'], backbone=source, **settings))
     sizes = [64 // stride for stride in stub.get('strides', [4, 8, 16, 32])]
     features = [
-        torch.rand(2, width, size, size, requires_grad=True)
-        for width, size in zip(channels, sizes)
+        torch.rand(2, width, size, size, requires_grad=True) for width, size in zip(channels, sizes)
     ]
     logits = model.decode_head(features)
     positions = min(settings.get('positions_of', 1), 3)
