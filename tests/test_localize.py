@@ -229,6 +229,7 @@ def test_what_no_light_head_is_for():
                 type='SLM',
                 head=dict(
                     type='LightFCN',
+                    channels=128,
                     num_classes=19,
                     align_corners=False,
                     loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
@@ -634,11 +635,19 @@ def test_light_segmentors_learn_the_models_labels():
     stock.model.decode_head.ignore_index, stock.model.decode_head.loss_decode = 7, loss
     cfg = localize(stock, auxiliary='light')
     expected = dict(
-        type='LightFCN', num_classes=19, ignore_index=7, align_corners=False, loss_decode=loss
+        type='LightFCN',
+        channels=128,
+        num_classes=19,
+        ignore_index=7,
+        align_corners=False,
+        loss_decode=loss,
     )
     assert cfg.model.backbone.auxiliary == dict(type='SLM', head=expected)
     assert localize(stock).model.backbone.auxiliary == cfg.model.backbone.auxiliary
     assert stock_form(cfg).model == stock.model
+    # A quarter of the model's own channels, but for small ones.
+    stock.model.decode_head.channels = 256
+    assert 'channels' not in localize(stock, auxiliary='light').model.backbone.auxiliary.head
     # Of a cascade it is the last head that makes the prediction; losses that look at several
     # outputs are not taken over.
     first = dict(stock.model.decode_head, num_classes=2)

@@ -18,6 +18,7 @@ def light_fcn(
     channels: int = 64,
     positions_of: int = 1,
     label_stride: int = 4,
+    in_index: Optional[Sequence[int]] = None,
     loss_decode: Optional[dict] = None,
     **decode_head: Any,
 ) -> nn.Module:
@@ -37,6 +38,7 @@ def light_fcn(
         positions_of: Index of the backbone's map whose positions the head classifies; 1 is that of
             stride 8.
         label_stride: One label of so many is learned from, in height and in width.
+        in_index: Indices of the maps that are read, where they shall be others.
         loss_decode: Unset, cross entropy.
         **decode_head: What shall differ in the head's config, as ``ignore_index``.
 
@@ -44,7 +46,8 @@ def light_fcn(
         A ``mmseg.EncoderDecoder``.
 
     Raises:
-        LocalLearningError: mmseg isn't installed, or ``backbone`` tells no channels.
+        LocalLearningError: mmseg isn't installed, ``backbone`` tells no channels, or ``in_index``
+            names maps that there are not.
 
     Example:
         >>> auxiliary = dict(type='SLM', head=dict(type='LightFCN', num_classes=19))
@@ -62,18 +65,20 @@ def light_fcn(
         )
     check_count('LightFCN: num_classes', num_classes)
     check_count('LightFCN: channels', channels)
-    in_index = decode_head.pop('in_index', None)
+    every = list(range(len(in_channels)))
     if in_index is None:
         strides = None if backbone.get('needs_all') else backbone.get('strides')
-        in_index = (
-            list(range(len(in_channels))) if strides is None else _deepest(strides, positions_of)
+        in_index = every if strides is None else _deepest(strides, positions_of)
+    elif not isinstance(in_index, (list, tuple)) or not in_index or set(in_index) - set(every):
+        raise LocalLearningError(
+            f'LightFCN: in_index={in_index}: give some of {every}, the maps that there are'
         )
     from . import light_fcn_head  # noqa: F401  It imports mmseg.
 
     head = dict(
         type='LightFCNHead',
         in_channels=[in_channels[index] for index in in_index],
-        in_index=in_index,
+        in_index=list(in_index),
         channels=channels,
         num_classes=num_classes,
         positions_of=positions_of,

@@ -98,6 +98,9 @@ def test_labels_of_small_images():
     [
         (dict(chanels=8), 'cannot be built as a LightFCN: .*chanels'),
         (dict(label_stride=0), 'label_stride=0: give a number from 1'),
+        (dict(in_index=[1, 9]), r'in_index=\[1, 9\]: give some of \[0, 1, 2, 3\]'),
+        (dict(in_index=3), r'in_index=3: give some of'),
+        (dict(in_index=[]), r'in_index=\[\]: give some of'),
     ],
 )
 def test_settings_that_are_refused(settings, message):
