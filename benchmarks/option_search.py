@@ -89,8 +89,14 @@ def hold_out(
 
 def _built(dataset: dict, cfg: Config):
     scope = cfg.get('default_scope') or 'mmengine'
-    with DefaultScope.overwrite_default_scope(scope):
-        return DATASETS.build(dict(dataset, pipeline=[]))
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            return DATASETS.build(dict(dataset, pipeline=[]))
+    except FileNotFoundError as error:
+        raise LocalLearningError(
+            f'{error.filename or error} is not there: build or unpack the data first, or give the '
+            "folder as data_root in the config's data sets"
+        ) from error
 
 
 def image_names(dataset: dict, cfg: Config) -> List[str]:

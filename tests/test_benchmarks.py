@@ -280,6 +280,13 @@ def coco_config(folder, numbers):
     )
 
 
+def test_data_that_are_not_there(tmp_path):
+    cfg = coco_config(tmp_path, range(20))
+    cfg.train_dataloader.dataset.ann_file = str(tmp_path / 'none.json')
+    with pytest.raises(LocalLearningError, match=r'none\.json is not there: build or unpack'):
+        benchmark('option_search').hold_out(cfg, tmp_path)
+
+
 def test_held_out_images(tmp_path):
     """Each image is on one side, the same one in any order of the file; the test set is on none."""
     option_search, sides = benchmark('option_search'), []
