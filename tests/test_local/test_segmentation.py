@@ -60,6 +60,20 @@ def test_isolation(kind, backbone, auxiliary):
     check_isolation(segmentor(3, kind, backbone, auxiliary), labelled_batch())
 
 
+@pytest.mark.parametrize(
+    'kind, backbone, read', [('FCNHead', None, [3]), ('UPerHead', swin(), [0, 1, 2, 3])]
+)
+def test_a_light_head_leaves_no_layer_untrained(kind, backbone, read):
+    """Swin's levels have norms, which it reads for; a dilated ResNet's have none."""
+    model = build(segmentor(4, kind, backbone, LIGHT))
+    assert all(aux.head.decode_head.in_index == read for aux in model.backbone.auxiliary)
+    before = {name: p.detach().clone() for name, p in model.backbone.named_parameters()}
+    # So that a layer moves that has no weight decay and a small gradient, too.
+    trainer = Trainer(model, optimizer=lambda params: torch.optim.Adam(params, lr=0.01))
+    trainer.step(labelled_batch())
+    assert [n for n, p in model.backbone.named_parameters() if torch.equal(p, before[n])] == []
+
+
 def test_isolation_with_heads_like_the_models():
     auxiliary = localize(training(), 3, auxiliary='own').model.backbone.auxiliary
     assert set(auxiliary.head) >= {'decode_head', 'auxiliary_head'}
