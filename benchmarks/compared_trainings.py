@@ -707,7 +707,7 @@ def compare(comparison: Comparison) -> None:
 
     one_for_all = len(set(rates.values())) == 1
     chosen_by = f'lr {rates[trained[0]]:g} for all' if one_for_all else 'lr of each config'
-    if args.search and not args.costs_only:
+    if (args.search or args.search_only) and not args.costs_only:
         cfg = comparison.training_config(args, by_name[trained[0]], args.search_seeds[0])
         images = images_of(comparison.held_out(cfg, out))
         search = RateSearch(
@@ -724,6 +724,8 @@ def compare(comparison: Comparison) -> None:
         search.run(trained, validation, say, args.jobs, console)
         search.write(out)
         show(console, search.setting, search.table())
+        if args.search_only:
+            return
         rates.update(search.chosen())
         rates.update(dict.fromkeys(exact, rates.get(BP)))
         chosen_by = f'lr of each chosen on {images["val"]} held-out training images'

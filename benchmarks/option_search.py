@@ -145,6 +145,11 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         help='choose the learning rate of each method on images held out of the training set',
     )
     parser.add_argument(
+        '--search-only',
+        action='store_true',
+        help='as --search, and end with it: for what is tried, test images stay untouched',
+    )
+    parser.add_argument(
         '--rates',
         type=float,
         nargs='+',

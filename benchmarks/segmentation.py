@@ -12,13 +12,29 @@ from pathlib import Path
 from typing import Dict
 
 from compared_trainings import Comparison, compare
+from mmengine.config import Config
 from seeded_trainings import scalars
 
-from fba_mm import command_line
+from fba_mm import command_line, localize
+
+
+def light(cfg: Config, **settings) -> dict:
+    """An auxiliary network with a light head that differs from the default's."""
+    auxiliary = localize(cfg, auxiliary='light').model.backbone.auxiliary
+    return dict(auxiliary, head=dict(auxiliary.head, **settings))
+
 
 # Of local learning: name in tables, and what localize() is told.
 LOCAL: Dict[str, tuple] = {
     'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
+    'fba_light_all_maps': (
+        'FBA, light heads, all maps',
+        lambda cfg: dict(auxiliary=light(cfg, in_index=[0, 1, 2, 3])),
+    ),
+    'fba_light_wide': (
+        'FBA, light heads, 128 channels',
+        lambda cfg: dict(auxiliary=light(cfg, channels=128)),
+    ),
     'fba_own': ('FBA, own heads', lambda cfg: dict(auxiliary='own')),
     'fba_shared': ('FBA, shared head', lambda cfg: dict(auxiliary='shared')),
 }

@@ -447,9 +447,8 @@ def test_a_search_from_the_command_line(
         path.write_text(json.dumps(found))
         return found
 
-    command = [name, '--config', str(FOLDER.parent / config), '--out', str(tmp_path), '--search']
+    command = [name, '--config', str(FOLDER.parent / config), '--out', str(tmp_path)]
     command += ['--methods', 'bp', 'bp_checkpointed', local, '--rates', '0.5', '1', '2']
-    monkeypatch.setattr(sys, 'argv', [*command, '--seeds', '3', '5', '--equal-time'])
     title = f'FBA, {title}, K=4'
     costs = {'BP': 1.0, 'BP, checkpointed (exact)': 1.3, title: 1.9}
     with mock.patch.multiple(
@@ -464,6 +463,14 @@ def test_a_search_from_the_command_line(
         seconds_by_turns=lambda *_: costs,
         processor_seconds=lambda *_: costs,
     ):
+        monkeypatch.setattr(sys, 'argv', [*command, '--search-only'])
+        module.main()
+        assert len(trained) == 2 * 3 + 1 and all(held_out for _, held_out, *_ in trained)
+        assert (tmp_path / 'search.md').exists() and not (tmp_path / 'results.json').exists()
+        trained.clear()
+        monkeypatch.setattr(
+            sys, 'argv', [*command, '--search', '--seeds', '3', '5', '--equal-time']
+        )
         module.main()
     # BP's best is at the edge.
     parts, equal_time = dict(bp=[0.5, 1, 2, 4], local=[0.5, 1, 2]), round(1.9 * epochs)
