@@ -72,19 +72,19 @@ class FeatureStub(StubbableBackbone):
     Args:
         channels: Channels of the maps that it returns, for building a neck on top.
         strides: Their strides, in pixels, for placing anchors.
-        needs_all: Whether a head must read all of them, for one that would choose.
+        own_levels: Indices of those that don't come from the bank, for a head that reads no others.
     """
 
     def __init__(
         self,
         channels: Optional[Sequence[int]] = None,
         strides: Optional[Sequence[int]] = None,
-        needs_all: bool = False,
+        own_levels: Optional[Sequence[int]] = None,
     ):
         super().__init__()
         self.channels = channels
         self.strides = strides
-        self.needs_all = needs_all
+        self.own_levels = own_levels
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
         """Return the features that were given to :meth:`answering`."""

@@ -1,7 +1,7 @@
 """A small segmentor to learn from: the own head of an auxiliary network."""
 
 from importlib.util import find_spec
-from typing import Any, List, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from mmengine.registry import MODELS
 from torch import nn
@@ -24,21 +24,19 @@ def light_fcn(
 ) -> nn.Module:
     """MMSegmentation's EncoderDecoder with a :class:`LightFCNHead`: few channels, few positions.
 
-    Of maps with the same stride it reads the deepest one, and none that is finer than the positions
-    that it classifies. A shallower map beside them, from the bank or the module itself, would be a
-    short way around the blocks between: the module would learn what a pixel is from what it looks
-    like nearby, and leave less to the modules behind it. mmseg is needed only once a head is built.
+    It reads the maps that the module and its SLM make. Those of the bank, of modules before, carry
+    no gradient: what the head can tell from them, the module needn't learn. mmseg is needed only
+    once a head is built.
 
     Args:
-        backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives: the ``channels`` and
-            ``strides`` of its maps. All are read where ``strides`` are missing, or ``needs_all``
-            says so: Swin's levels have norms that no other loss trains.
+        backbone: Config of the :class:`FeatureStub` that :class:`SLM` gives: the ``channels`` of
+            its maps, and ``own_levels``, those that are read; without them, all are.
         num_classes: Number of classes, that of the model.
         channels: Channels of the head.
         positions_of: Index of the backbone's map whose positions the head classifies; 1 is that of
             stride 8.
         label_stride: One label of so many is learned from, in height and in width.
-        in_index: Indices of the maps that are read, where they shall be others.
+        in_index: Indices of the maps that are read, where these shall be others.
         loss_decode: Unset, cross entropy.
         **decode_head: What shall differ in the head's config, as ``ignore_index``.
 
@@ -67,8 +65,7 @@ def light_fcn(
     check_count('LightFCN: channels', channels)
     every = list(range(len(in_channels)))
     if in_index is None:
-        strides = None if backbone.get('needs_all') else backbone.get('strides')
-        in_index = every if strides is None else _deepest(strides, positions_of)
+        in_index = backbone.get('own_levels') or every
     elif not isinstance(in_index, (list, tuple)) or not in_index or set(in_index) - set(every):
         raise LocalLearningError(
             f'LightFCN: in_index={in_index}: give some of {every}, the maps that there are'
@@ -98,13 +95,6 @@ def light_fcn(
 
 # Reduced blocks before it have as few channels, unless the auxiliary network says otherwise.
 light_fcn.block_channels = 64
-
-
-def _deepest(strides: Sequence[int], positions_of: int) -> List[int]:
-    """Indices of the last map of each stride, from the stride of one map on."""
-    last = {stride: index for index, stride in enumerate(strides)}
-    finest = strides[min(positions_of, len(strides) - 1)]
-    return [index for stride, index in last.items() if stride >= finest]
 
 
 def _scoped(loss: dict) -> dict:

@@ -60,30 +60,18 @@ def test_all_maps_take_part_at_the_positions_of_one():
 
 
 @pytest.mark.parametrize(
-    'stub, settings, read',
-    [
-        (dict(strides=[4, 8, 8, 8]), {}, [3]),  # dilated, as most of mmseg's
-        (dict(strides=[4, 8, 16, 32]), {}, [1, 2, 3]),
-        (dict(strides=[4, 8, 16, 16]), {}, [1, 3]),
-        (dict(strides=[4, 8, 8, 8]), dict(positions_of=0), [0, 3]),
-        (dict(strides=[4, 8, 16, 32]), dict(positions_of=9), [3]),
-        (dict(strides=[4, 8, 8, 8], needs_all=True), {}, [0, 1, 2, 3]),
-        (dict(strides=[4, 8, 8, 8]), dict(in_index=[2, 3]), [2, 3]),
-        ({}, dict(positions_of=0), [0, 1, 2, 3]),
-    ],
+    'own_levels, in_index, read',
+    [(None, None, [0, 1, 2]), ([1, 2], None, [1, 2]), ([2], None, [2]), ([2], [0, 2], [0, 2])],
 )
-def test_the_maps_that_are_read(stub, settings, read):
-    """Of those with the same stride the deepest, and none finer than the positions."""
-    channels = [8, 16, 24, 32]
-    source = dict(type='FeatureStub', channels=channels, **stub)
-    model = MODELS.build(dict(LIGHT['head'], backbone=source, **settings))
-    sizes = [64 // stride for stride in stub.get('strides', [4, 8, 16, 32])]
-    features = [
-        torch.rand(2, width, size, size, requires_grad=True) for width, size in zip(channels, sizes)
-    ]
+def test_the_maps_that_are_read(own_levels, in_index, read):
+    """Those that aren't the bank's, unless others are asked for; positions are the same."""
+    settings = {} if in_index is None else dict(in_index=in_index)
+    model = MODELS.build(
+        dict(LIGHT['head'], backbone=dict(SOURCE, own_levels=own_levels), **settings)
+    )
+    features = [torch.rand(shape, requires_grad=True) for shape in MAPS]
     logits = model.decode_head(features)
-    positions = min(settings.get('positions_of', 1), 3)
-    assert logits.shape == (2, NUM_CLASSES, sizes[positions], sizes[positions])
+    assert logits.shape == (2, NUM_CLASSES, 8, 8)
     logits.square().sum().backward()
     assert [i for i, feature in enumerate(features) if feature.grad is not None] == read
 

@@ -14,7 +14,10 @@ from ..task_loss import StubbableBackbone
 
 
 def build_own_head(
-    head: dict, channels: Sequence[int], strides: Sequence[int], needs_all: bool = False
+    head: dict,
+    channels: Sequence[int],
+    strides: Sequence[int],
+    own_levels: Optional[Sequence[int]] = None,
 ) -> nn.Module:
     """Build a model without a backbone on the maps that an auxiliary network makes.
 
@@ -22,7 +25,7 @@ def build_own_head(
         head: Config of the model, without ``backbone``; its ``neck.in_channels`` is filled in.
         channels: Channels of the maps.
         strides: Their strides, in pixels.
-        needs_all: Whether a head that reads some of the maps alone would leave layers untrained.
+        own_levels: Indices of the maps that don't come from the bank; unset, it isn't known.
 
     Raises:
         LocalLearningError: It has no type or has a backbone, or can't be built.
@@ -37,7 +40,7 @@ def build_own_head(
             'auxiliary.head has a backbone: leave it out, the module is its backbone'
         )
     stub = dict(
-        type='FeatureStub', channels=list(channels), strides=list(strides), needs_all=needs_all
+        type='FeatureStub', channels=list(channels), strides=list(strides), own_levels=own_levels
     )
     head = dict(head, backbone=stub)
     # The module's loss is computed on batches that the model has already preprocessed.

@@ -175,7 +175,7 @@ class SLM(Auxiliary):
                 head,
                 self.level_channels,
                 [stage.stride for stage in cut_point.levels],
-                cut_point.reduced_output is not None,
+                [s.level for s in cut_point.levels if s.level not in cut_point.earlier_levels],
             )
         )
         self.bank_use: Optional[BankUse] = None

@@ -90,9 +90,9 @@ class StageTail(Auxiliary):
                 if stage.stage > cut_point.stage:
                     stride = max(round(stage.stride / cut_point.stride), 1)
                     self.shortcuts[str(stage.level)] = PooledShortcut(stage.channels, stride)
-        # Its bank is there for being read.
-        strides = [stage.stride for stage in cut_point.levels]
-        self.head = build_own_head(head, self.level_channels, strides, needs_all=True)
+        self.head = build_own_head(
+            head, self.level_channels, [stage.stride for stage in cut_point.levels]
+        )
 
     def features(self, x: Tensor, step: LocalStep) -> Tuple[Tensor, ...]:
         """What the head sees.

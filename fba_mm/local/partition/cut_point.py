@@ -66,6 +66,7 @@ class CutPoint:
         reduced_block: ``reduced_block(in_channels, out_channels, stride) -> nn.Module``.
         block: Index of the module's last segment among all of the backbone's.
         earlier_channels: Channels of the earlier modules' outputs.
+        earlier_levels: Indices of the levels that earlier modules make.
         later: The segments that follow the module, in order, up to the backbone's last.
         copy_block: ``copy_block(path) -> nn.Module``, a copy of a later block with its weights.
             The block itself is ``step.source.backbone.get_submodule(path)`` in an iteration.
@@ -89,6 +90,7 @@ class CutPoint:
     reduced_block: Callable[[int, int, int], nn.Module]
     block: int = 0
     earlier_channels: Tuple[int, ...] = ()
+    earlier_levels: Tuple[int, ...] = ()
     later: Tuple[LaterBlock, ...] = ()
     copy_block: Optional[Callable[[str], nn.Module]] = None
     as_map: Callable[[Tensor], Tensor] = same
@@ -149,6 +151,11 @@ def cut_points(
             reduced_block=unrolled.reduced_block,
             block=module[-1],
             earlier_channels=tuple(footprints[m[-1]].channels for m in modules[:k]),
+            earlier_levels=tuple(
+                segment.level
+                for segment in unrolled.segments[: module.start]
+                if segment.level is not None
+            ),
             later=blocks[module.stop :],
             copy_block=partial(_copy_block, backbone),
             as_map=unrolled.as_map,
