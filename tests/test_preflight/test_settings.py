@@ -169,6 +169,7 @@ CHANGED = {
             channels=4,
             positions_of=2,
             label_stride=1,
+            in_index=[0, 2],
             loss_decode=dict(type='CrossEntropyLoss', loss_weight=2.0),
             decode_head=dict(ignore_index=3),
         ),
