@@ -24,9 +24,9 @@ _LABELS = (
     'align_corners',
     'loss_decode',
 )
-# Channels of a light segmentor: this share of the decode head's, and no fewer than these. Twice as
-# many learn more (FCN on digit masks), and at a real network's size cost 1 % of its operations.
-_SHARE, _LEAST_CHANNELS = 4, 64
+# Channels of a light segmentor: the decode head's divided by this, and no fewer than these. Twice
+# as many learned more on digit masks (one seed), and cost FCN-R50 1 to 2 % of its operations.
+_DIVISOR, _LEAST_CHANNELS = 4, 64
 # Settings of mmseg's cross entropy with which a stripe of rows doesn't tell its part of the loss.
 _WITHOUT_STRIPES = ('use_sigmoid', 'use_mask', 'class_weight')
 
@@ -58,7 +58,7 @@ class Segmentation(Task):
         if 'num_classes' not in labels:
             return None
         own: Any = head.get('channels')
-        channels = own // _SHARE if is_count(own) else 0
+        channels = own // _DIVISOR if is_count(own) else 0
         width = dict(channels=channels) if channels > _LEAST_CHANNELS else {}
         return dict(type='LightFCN', **width, **labels)
 
