@@ -144,6 +144,7 @@ def config_scope(cfg: Mapping) -> ContextManager:
         cfg: The config.
 
     Example:
+        >>> cfg = load_config('mmpretrain::resnet/resnet18_8xb32_in1k.py')
         >>> with config_scope(cfg):
         ...     model = MODELS.build(cfg.model)
     """

@@ -9,4 +9,5 @@ class LocalLearningError(ValueError):
 
     Example:
         >>> raise LocalLearningError('num_modules=0: give at least 1 (1 is back-propagation)')
+        LocalLearningError: num_modules=0: give at least 1 (1 is back-propagation)
     """

@@ -17,6 +17,7 @@ def method_owner(of: Any, method: str) -> type:
         The class; ``object`` if there is none.
 
     Example:
+        >>> from mmdet.models import RetinaNet
         >>> method_owner(RetinaNet, 'loss')
         <class 'mmdet.models.detectors.single_stage.SingleStageDetector'>
     """

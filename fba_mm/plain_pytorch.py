@@ -59,6 +59,8 @@ class LocalLearning:
             training, the model is in evaluation mode or a loss is no number.
 
     Example:
+        >>> import torchvision
+        >>> loader = [(torch.rand(4, 3, 64, 64), torch.tensor([0, 3, 9, 3]))]
         >>> model = torchvision.models.resnet18(num_classes=10)
         >>> local = LocalLearning(model, nn.functional.cross_entropy, num_modules=4)
         >>> optimizer = torch.optim.SGD(local.parameters(), lr=0.1)

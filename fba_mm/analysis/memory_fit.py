@@ -260,6 +260,7 @@ def fit_modules(
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=1)
         >>> fit_modules(cfg, '1.3GB').model.backbone.num_modules
+        Modules that fit memory_budget=1.3GB (1,240 MiB) ...
         4
     """
     budget = parse_memory(memory_budget)
@@ -323,9 +324,10 @@ def resolve_num_modules(
             ``memory_budget`` are there one without the other.
 
     Example:
-        >>> cfg.model.backbone
-        {'type': 'LocalBackbone', 'num_modules': 'auto', 'memory_budget': '8GB', ...}
+        >>> r50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+        >>> cfg = localize(r50, num_modules='auto', memory_budget='1.3GB')
         >>> resolve_num_modules(cfg).model.backbone.num_modules
+        Modules that fit memory_budget=1.3GB (1,240 MiB) ...
         4
     """
     model = cfg.get('model') or {}

@@ -96,9 +96,10 @@ class SimulatedStep(TrainingStep):
         LocalLearningError: The config can't be trained.
 
     Example:
+        >>> cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         >>> step = SimulatedStep(cfg, (2, 3, 800, 1333))
         >>> with step.running():
-        ...     step(step.batch())
+        ...     losses = step(step.batch())
     """
 
     def __init__(self, cfg: Config, shape: Shape, guess_loss: bool = False):
@@ -157,6 +158,7 @@ class without_memory(TorchDispatchMode):
         fake: What the parameters' tensors shall belong to.
 
     Example:
+        >>> cfg = load_config('fba_mm::retinanet_r50_fba.py')
         >>> with without_memory():
         ...     backbone = MODELS.build(cfg.model.backbone)
     """

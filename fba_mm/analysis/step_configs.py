@@ -41,7 +41,7 @@ def trains_locally(cfg: Config) -> bool:
         LocalLearningError: It has no model with a backbone or generator.
 
     Example:
-        >>> trains_locally(load_config('configs/retinanet_r50_fba.py'))
+        >>> trains_locally(load_config('fba_mm::retinanet_r50_fba.py'))
         True
     """
     return type_name(backbone_of(cfg).get('type')) == 'LocalBackbone'
@@ -55,6 +55,7 @@ def in_mixed_precision(cfg: Config, dtype: str = 'bfloat16') -> Config:
         dtype: ``'bfloat16'`` or ``'float16'``.
 
     Example:
+        >>> cfg = load_config('fba_mm::retinanet_r50_fba.py')
         >>> in_mixed_precision(cfg).optim_wrapper.type
         'AmpLocalOptimWrapper'
     """

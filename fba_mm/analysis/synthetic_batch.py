@@ -133,8 +133,8 @@ def synthetic_batch(model: nn.Module, shape: Shape, seed: int = 0) -> dict:
         LocalLearningError: The task is another one, or the shape can't be.
 
     Example:
-        >>> data = synthetic_batch(model, (2, 3, 64, 64))
-        >>> losses = model.train_step(data, optim_wrapper)
+        >>> step = TrainingStep(load_config('fba_mm::demo/retinanet_r34_fba_digits.py'))
+        >>> losses = step(synthetic_batch(step.model, (2, 3, 64, 64)))
     """
     images, channels, height, width = _checked(shape, model)
     generator = torch.Generator().manual_seed(seed)

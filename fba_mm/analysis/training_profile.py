@@ -144,8 +144,10 @@ def profile_training(
     Example:
         >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=4)
         >>> local, bp = profile_training(baselines(cfg, 2, ['bp']), (2, 3, 128, 128), rounds=0)
-        >>> local.memory.peak_bytes / bp.memory.peak_bytes
-        0.9
+        local, K=4: ... MiB, its first step ... s (1 of 2)
+        BP: ... MiB, its first step ... s (2 of 2)
+        >>> round(local.memory.peak_bytes / bp.memory.peak_bytes, 1)
+        0.3
     """
     check_device(device)
     profiles, ready, round_seconds = [], [], 0.0

@@ -25,8 +25,8 @@ class TrainingStep:
         device: Where to train.
 
     Example:
-        >>> step = TrainingStep(Config.fromfile('configs/demo/retinanet_r34_fba_digits.py'))
-        >>> losses = step(batch)  # a batch of the config's dataloader
+        >>> step = TrainingStep(load_config('fba_mm::demo/retinanet_r34_fba_digits.py'))
+        >>> losses = step(synthetic_batch(step.model, (2, 3, 64, 64)))
     """
 
     def __init__(self, cfg: Config, device: str = 'cpu'):

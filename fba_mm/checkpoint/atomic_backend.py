@@ -20,7 +20,7 @@ def replacing(path: Union[str, Path]) -> Iterator[BinaryIO]:
 
     Example:
         >>> with replacing('work_dirs/best.pth') as file:
-        ...     torch.save(checkpoint, file)
+        ...     torch.save(dict(epoch=1), file)
     """
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)

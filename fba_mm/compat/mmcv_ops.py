@@ -90,6 +90,7 @@ def without_compiled_ops():
     Compiled ops read memory, which the tensors of a simulation don't have.
 
     Example:
+        >>> cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         >>> with without_compiled_ops():
         ...     prediction = predict_memory(cfg, (2, 3, 800, 1333))
     """

@@ -16,7 +16,8 @@ def install_mmseg_name() -> None:
     Example:
         >>> from fba_mm.compat import install_mmseg_name
         >>> install_mmseg_name()
-        >>> Config.fromfile('configs/segmentation/ade20k/fcn_r50_fba.py')
+        >>> load_config('fba_mm::segmentation/ade20k/fcn_r50_fba.py').model.type
+        'EncoderDecoder'
     """
     from mmengine.config.utils import MODULE2PACKAGE
 

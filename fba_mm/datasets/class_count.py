@@ -17,6 +17,7 @@ def class_counts(dataset: dict, kind: Optional[type]) -> Iterator[Tuple[int, str
         A number and where it was found, in words, for each place that tells one.
 
     Example:
+        >>> from mmpretrain.datasets import CIFAR10
         >>> list(class_counts(dict(type='CIFAR10'), CIFAR10))
         [(10, 'CIFAR10 has 10 classes')]
     """

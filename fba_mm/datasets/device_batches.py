@@ -117,7 +117,7 @@ class DeviceBatches:
         LocalLearningError: Shapes, types or labels that don't fit.
 
     Example:
-        >>> dataset = HandwrittenDigits('train')
+        >>> dataset = fba_mm.HandwrittenDigits('train')
         >>> batches = DeviceBatches.from_dataset(dataset, 64, device='cpu')
         >>> data = next(iter(batches))
         >>> data['inputs'].shape, len(data['data_samples'])

@@ -167,7 +167,8 @@ def why_not_split(model: nn.Module) -> str:
         The reason, as a clause; empty if they do.
 
     Example:
-        >>> why_not_split(MODELS.build(cfg.model).train())
+        >>> cfg = load_config('fba_mm::demo/retinanet_r34_digits.py')
+        >>> why_not_split(TrainingStep(cfg).model)
         'batch normalization is trained (backbone.bn1)'
     """
     for name, module in model.named_modules():

@@ -84,6 +84,7 @@ def ways_to_train(cfg: Config, images: Optional[int] = None) -> List[Union[Way, 
         LocalLearningError: The config has no backbone or generator.
 
     Example:
+        >>> cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
         >>> [way.name for way in ways_to_train(cfg) if isinstance(way, Way)][:3]
         ['as shipped', 'losses in slices', 'with_cp=True']
     """

@@ -106,7 +106,7 @@ def check_types(cfg: Config) -> None:
 
     Example:
         >>> check_types(Config(dict(custom_hooks=dict(type='FBAHook'))))
-        LocalLearningError: custom_hooks={'type': 'FBAHook'}: give a list
+        LocalLearningError: custom_hooks={'type': 'FBAHook'}: give None or a list
     """
     for name, annotation in _annotations(Runner.__init__).items():
         value = cfg.get(name)

@@ -37,7 +37,7 @@ class HandwrittenDigits(BaseDataset):
         LocalLearningError: An unknown split or size, or scikit-learn is missing.
 
     Example:
-        >>> dataset = HandwrittenDigits('test', pipeline=[dict(type='PackInputs')])
+        >>> dataset = HandwrittenDigits('test', pipeline=[dict(type='mmpretrain.PackInputs')])
         >>> len(dataset), dataset[0]['inputs'].shape
         (382, torch.Size([3, 32, 32]))
     """

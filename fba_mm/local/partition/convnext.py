@@ -88,6 +88,7 @@ class NormedLevel(BaseModule):
         norm: ``norm(channels) -> nn.Module``.
 
     Example:
+        >>> from mmpretrain.models.utils import LayerNorm2d
         >>> NormedLevel(64, True, LayerNorm2d)(torch.rand(2, 64, 8, 8)).shape
         torch.Size([2, 64])
     """

@@ -40,7 +40,8 @@ def recompute_spans(
             largest module, or a name of no segment.
 
     Example:
-        >>> recompute_spans(footprints, segments, [range(17)], 'stages')  # a ResNet-50's
+        >>> whole = LocalBackbone(dict(type='mmdet.ResNet', depth=50), num_modules=2)
+        >>> recompute_spans(whole.footprints, whole.segments, [range(17)], 'stages')
         [[range(0, 4), range(4, 8), range(8, 14), range(14, 17)]]
     """
     if recompute == 'blocks':

@@ -30,7 +30,10 @@ class YOLOV1Loss(nn.Module):
 
     Example:
         >>> loss = YOLOV1Loss()
-        >>> losses = loss(boxes, confidences, classes, targets)
+        >>> cells = torch.zeros(1, 7, 7, dtype=torch.bool)
+        >>> targets = GridTargets(cells, torch.zeros(1, 7, 7, 4), torch.zeros(1, 7, 7), ~cells)
+        >>> boxes, classes = torch.rand(1, 7, 7, 2, 4), torch.rand(1, 7, 7, 20)
+        >>> losses = loss(boxes, torch.rand(1, 7, 7, 2), classes, targets)
         >>> sorted(losses)
         ['loss_centre', 'loss_class', 'loss_noobj', 'loss_object', 'loss_size']
     """
