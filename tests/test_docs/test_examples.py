@@ -16,7 +16,6 @@ from typing import Iterator
 
 import pytest
 import torch
-
 from mmengine.registry import MODELS
 
 import fba_mm
