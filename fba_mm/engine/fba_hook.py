@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..arguments import check_number
 from ..distributed import Placement, Whole, placement_of, weight_averages
 from ..distributed.processes import joint_errors
 from ..errors import LocalLearningError
@@ -111,16 +112,22 @@ class FBAHook(IterationSeedHook):
             :class:`LossCheck`. ``'skip'``: there is no backward pass of that loss, and a warning;
             on a GPU this waits for each loss. With MMDetection's ``CheckInvalidLossHook``, training
             stops.
+        exact_from: Share of the training, between 0 and 1, after which the whole network is
+            trained by the model's own loss, back-propagation with the backbone recomputed in three
+            spans. Modules then learn what those behind them need. Memory is that of
+            ``--checkpoint 3`` from there on. Unset, modules are trained locally to the end.
 
     Raises:
-        LocalLearningError: Unknown ``scope`` or ``invalid_loss``; in training: a loss is no number;
-            before training: ``'skip'`` in several processes or with ``head_batch_size``, no or
-            several LocalBackbones, another optimizer wrapper, an auxiliary network that doesn't
+        LocalLearningError: Unknown ``scope`` or ``invalid_loss``, ``exact_from`` is not between 0
+            and 1; in training: a loss is no number; before training: ``'skip'`` in several
+            processes or with ``head_batch_size``, ``exact_from`` where parameters or modules are
+            spread over processes, or with one module, no or several LocalBackbones, another optimizer wrapper, an auxiliary network that doesn't
             fit, or another model wrapper than :class:`LocalDataParallel`,
             :class:`LocalShardedDataParallel` and :class:`LocalModuleParallel`.
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
+        >>> custom_hooks = [dict(type='FBAHook', exact_from=0.7)]  # 12 epochs: from the ninth on
     """
 
     # As MMEngine's hooks have it.
@@ -135,10 +142,14 @@ class FBAHook(IterationSeedHook):
         bank_dtype: Optional[str] = None,
         log_terms: bool = False,
         invalid_loss: str = 'stop',
+        exact_from: Optional[float] = None,
     ):
         if invalid_loss not in ('stop', 'skip'):
             raise LocalLearningError(f"invalid_loss={invalid_loss!r}: give 'stop' or 'skip'")
+        if exact_from is not None:
+            check_number('FBAHook.exact_from', exact_from, above=0, below=1)
         self.invalid_loss = invalid_loss
+        self.exact_from = exact_from
         self._check: Optional[LossCheck] = None
         self.bank = FeatureBank(scope, bank_dtype)
         self.log_terms = log_terms
@@ -171,6 +182,7 @@ class FBAHook(IterationSeedHook):
         runner.optim_wrapper = local_form(runner.optim_wrapper, settings)
         local_backbone = check_local_training(model, type(runner.optim_wrapper), self.bank.scope)
         placement.check(runner, self.bank.scope)
+        self._check_exact_phase(placement, local_backbone)
         (name,) = local_backbones(model)
         check_settings(local_backbone, name, settings)
         _check_checkpointing(runner.cfg.get('activation_checkpointing'), name)
@@ -189,6 +201,20 @@ class FBAHook(IterationSeedHook):
         runner.logger.info(f'{what}:\n{local_backbone.describe()}')
         if placement.describe():
             runner.logger.info(placement.describe())
+
+    def _check_exact_phase(self, placement: Placement, local_backbone: LocalBackbone) -> None:
+        if self.exact_from is None:
+            return
+        if not placement.is_whole:
+            raise LocalLearningError(
+                f'FBAHook.exact_from={self.exact_from!r} takes the whole network in each process: '
+                "set model_wrapper_cfg.type='LocalDataParallel', or leave it out"
+            )
+        if local_backbone.num_modules == 1:
+            raise LocalLearningError(
+                f'FBAHook.exact_from={self.exact_from!r} ends local learning, and num_modules=1 '
+                'has none: leave it out, or give more modules'
+            )
 
     def _loss_check(self, runner: Runner, local_backbone: LocalBackbone) -> LossCheck:
         mode = self.invalid_loss
@@ -249,11 +275,27 @@ class FBAHook(IterationSeedHook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Seed this iteration's random generators, so that a resumed training draws the same."""
         super().before_train_iter(runner, batch_idx, data_batch)
+        if (
+            self.exact_from is not None
+            and runner.iter >= self.exact_from * runner.max_iters
+            and self._local_backbone.num_modules > 1
+        ):
+            self._train_exactly(runner)
         self._generator.manual_seed(
             (runner.seed or 0) * 1_000_003 + runner.iter + self._seed_rank() * 1_000_000_007
         )
         if self._check is not None:
             self._check.begin(runner.iter)
+
+    def _train_exactly(self, runner: Runner) -> None:
+        local_backbone = self._local_backbone
+        local_backbone.train_exactly()
+        if self._check is not None:
+            self._check.num_modules = 1
+        runner.logger.info(
+            f'Iteration {runner.iter + 1} of {runner.max_iters}: no longer local learning, '
+            f'exact_from={self.exact_from}:\n{local_backbone.describe()}'
+        )
 
     def _seed_rank(self) -> int:
         return self._placement.seed_rank

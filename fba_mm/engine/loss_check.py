@@ -24,7 +24,7 @@ class LossCheck:
     Args:
         mode: ``'stop'``, or ``'skip'``: leave out the backward pass of that loss, so that the
             weights that it alone trains stay as they are, and warn. Each loss is waited for then.
-        num_modules: K.
+        num_modules: K; set when it changes.
 
     Raises:
         LocalLearningError: ``mode`` is neither; in training, a loss is no number.
@@ -32,7 +32,7 @@ class LossCheck:
 
     def __init__(self, mode: str, num_modules: int):
         self.mode = mode
-        self._num_modules = num_modules
+        self.num_modules = num_modules
         self._iteration = 0
         self._waiting: List[Tuple[int, Tensor, Dict[str, Tensor]]] = []
 
@@ -72,7 +72,7 @@ class LossCheck:
         """
         waiting, self._waiting = self._waiting, []
         if loss is not None:
-            waiting.append((self._num_modules - 1, loss, {}))
+            waiting.append((self.num_modules - 1, loss, {}))
         losses = [one.detach().float().reshape(()) for _, one, _ in waiting]
         if not losses or self._is_number(torch.stack(losses)):
             return True
@@ -87,8 +87,8 @@ class LossCheck:
     def _report(self, index: int, loss: Tensor, terms: Dict[str, Tensor]) -> bool:
         place = (
             'the model itself'
-            if self._num_modules == 1
-            else (f'module {index + 1} of {self._num_modules}')
+            if self.num_modules == 1
+            else (f'module {index + 1} of {self.num_modules}')
         )
         values = ', '.join(
             f'{name} {float(value.detach())}'

@@ -55,6 +55,8 @@ _OTHER_IMAGES = (
 )
 # What neck and head see at once, at least: with less, passes aren't worth what they cost.
 _HEAD_PIXELS = 2**18
+# Of the whole network once it is trained exactly, as ``--checkpoint 3`` of tools/train.py.
+_EXACT_SPANS = 3
 # So many times as much is not split at all: on RetinaNet-R18, 4 images of 320×240, two passes take
 # 5 to 9 % more time for 0 to 6 % less peak.
 _HEAD_WHOLE = 2
@@ -250,6 +252,33 @@ class LocalBackbone(StubbableBackbone):
     def num_modules(self) -> int:
         """Number of modules, K."""
         return len(self.module_segments)
+
+    def train_exactly(self) -> None:
+        """From now on, train the whole backbone by the model's own loss: back-propagation.
+
+        It is recomputed in three spans. Auxiliary networks stay as they are, frozen.
+
+        Raises:
+            LocalLearningError: There is one module: it is trained so already.
+
+        Example:
+            >>> local = LocalBackbone(dict(type='mmdet.ResNet', depth=18), num_modules=4)
+            >>> local.train_exactly()
+            >>> local.num_modules, len(local.spans[0])
+            (1, 3)
+        """
+        if self.num_modules == 1:
+            raise LocalLearningError(
+                'num_modules=1 is trained by back-propagation from the start: give more modules'
+            )
+        for parameter in self.auxiliary.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        self.module_segments = [range(len(self.segments))]
+        trained = sum(not footprint.frozen for footprint in self.footprints)
+        self.spans = recompute_spans(
+            self.footprints, self.segments, self.module_segments, min(_EXACT_SPANS, trained)
+        )
 
     def local_parameters(self, index: int) -> List[nn.Parameter]:
         """Parameters that only module ``index``'s loss trains: its layers' and its auxiliary's.

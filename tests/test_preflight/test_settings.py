@@ -205,6 +205,7 @@ CHANGED = {
             bank_dtype=dict(scope='all', bank_dtype='bfloat16'),
             log_terms=True,
             invalid_loss='skip',
+            exact_from=0.5,
         ),
     ),
     'LocalAccuracyHook': (dict(), dict(scope='off')),
