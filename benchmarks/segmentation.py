@@ -27,6 +27,10 @@ def light(cfg: Config, **settings) -> dict:
 # Of local learning: name in tables, and what localize() is told.
 LOCAL: Dict[str, tuple] = {
     'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
+    'fba_light_exact_end': (
+        'FBA, light heads, exact from 0.7 on',
+        lambda cfg: dict(auxiliary='light', exact_from=0.7),
+    ),
     'fba_light_all_maps': (
         'FBA, light heads, all maps',
         lambda cfg: dict(auxiliary=light(cfg, in_index=[0, 1, 2, 3])),

@@ -239,6 +239,11 @@ def check_local(args: argparse.Namespace, budget_alone: bool = False) -> None:
             f'--auxiliary {words(args.auxiliary)} goes with --local: give --local 4, or set '
             'model.backbone.auxiliary in the config'
         )
+    if getattr(args, 'exact_from', None) is not None:
+        raise LocalLearningError(
+            f'--exact-from {args.exact_from} ends what --local begins: give --local 4, or set '
+            'exact_from of FBAHook in the config'
+        )
     if args.memory_budget is not None and not budget_alone:
         raise LocalLearningError(
             f'--memory-budget {args.memory_budget} goes with --local auto: give that, or set '

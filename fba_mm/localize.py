@@ -51,6 +51,7 @@ def localize(
     memory_budget: Optional[Union[str, int, float]] = None,
     recompute: Optional[Union[int, str, Sequence[str]]] = None,
     slices: bool = True,
+    exact_from: Optional[float] = None,
 ) -> Config:
     """Make any OpenMMLab config train its backbone by local learning.
 
@@ -86,6 +87,7 @@ def localize(
         slices: Compute losses in slices where the result is the same; see :func:`sliced`. Where
             modules have heads of their own and the model an RPN, whose maps start at stride 4, also
             keep nothing of the neck but its input, and recompute it in the backward pass.
+        exact_from: Share of the training after which it is back-propagation; see :class:`FBAHook`.
 
     Returns:
         A new config.
@@ -122,7 +124,10 @@ def localize(
         local_backbone.recompute = recompute
 
     hooks = [hook for name, hook in custom_hooks(cfg) if name != 'FBAHook']
-    cfg.custom_hooks = hooks + [dict(type='FBAHook', scope=scope)]
+    hook = dict(type='FBAHook', scope=scope)
+    if exact_from is not None:
+        hook['exact_from'] = exact_from
+    cfg.custom_hooks = [*hooks, hook]
     wrapper = cfg.get('model_wrapper_cfg') or {}
     if type_name(wrapper.get('type')) not in _LOCAL_WRAPPERS:
         cfg.model_wrapper_cfg = ConfigDict(

@@ -48,6 +48,13 @@ def parse_args() -> argparse.Namespace:
         'config', help='path of a config, or its name in a package (mmdet::retinanet/...)'
     )
     command_line.add_local(parser, "the config's backbone")
+    parser.add_argument(
+        '--exact-from',
+        type=float,
+        metavar='SHARE',
+        help='with --local, end it after this share of the training (0.7, for one), and train the '
+        'whole network by back-propagation from there on, its backbone recomputed',
+    )
     command_line.add_exact(parser)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument(
@@ -153,6 +160,11 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
             raise LocalLearningError(
                 '--checkpoint-head goes without --local: --checkpoint recomputes within each module'
             )
+        if args.exact_from is not None and args.memory_budget is not None:
+            raise LocalLearningError(
+                '--exact-from goes without --memory-budget, which plans for local learning alone: '
+                'give a number of modules, and see what --checkpoint 3 takes'
+            )
         cfg = localize(
             cfg,
             num_modules=args.local,
@@ -160,6 +172,7 @@ def settle(cfg: Config, args: argparse.Namespace) -> Config:
             memory_budget=args.memory_budget,
             recompute=args.checkpoint,
             slices=not args.no_slices,
+            exact_from=args.exact_from,
         )
     elif args.memory_budget is not None:
         cfg = fit_budget(cfg, args.memory_budget)

@@ -2,7 +2,7 @@
 
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
 from ..config import custom_hooks, type_name
@@ -53,8 +53,11 @@ def check_training(cfg: Config, model: nn.Module) -> OptimWrapper:
                 f"optim_wrapper.type={kind!r} is not registered: set it to 'LocalOptimWrapper'"
             )
         hook = fba_hooks[0]
-        scope = hook.get('scope', 'past') if isinstance(hook, dict) else hook.bank.scope
-        check_local_training(model, wrapper, scope)
+        if isinstance(hook, dict):
+            settings = {key: value for key, value in hook.items() if key != 'priority'}
+            with readable_errors('custom_hooks cannot be built'), config_scope(cfg):
+                hook = HOOKS.build(settings)
+        check_local_training(model, wrapper, hook.bank.scope)
         check_keys(cfg.optim_wrapper, model)
     optimizer = (cfg.optim_wrapper.get('optimizer') or {}).get('type')
     if isinstance(optimizer, str) and registered(OPTIMIZERS, optimizer, cfg) is None:

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fba_mm import FBAHook, LocalDataParallel, LocalLearningError, LocalModuleParallel
+from fba_mm import (
+    FBAHook,
+    LocalDataParallel,
+    LocalLearningError,
+    LocalModuleParallel,
+    localize,
+)
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -108,6 +114,12 @@ def test_modules_that_are_spread_over_processes():
     for error in run_in_processes(2, spread_modules):
         assert isinstance(error, LocalLearningError)
         assert "whole network in each process: set model_wrapper_cfg.type='Loc" in str(error)
+
+
+def test_localize_hands_it_on():
+    config = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    assert localize(config, exact_from=0.7).custom_hooks[-1].exact_from == 0.7
+    assert 'exact_from' not in localize(config).custom_hooks[-1]
 
 
 def exact_step(rank, count):

@@ -193,6 +193,8 @@ def test_local_with_nonsense(value, data, config, tmp_path, capsys):
         (['--auxiliary', 'light'], ['--auxiliary light', '--local 4']),
         (['--no-slices'], ['--no-slices goes with --local']),
         (['--checkpoint-head'], ['--checkpoint-head goes with --checkpoint']),
+        (['--exact-from', '0.7'], ['--exact-from 0.7 ends what --local begins', 'give --local 4']),
+        (['--local', '4', '--exact-from', '70'], ['exact_from=70.0', 'greater than 0 less than 1']),
         (['--memory-budget', '8'], ["'8'", "'8GB'"]),
         (['--memory-budget', '1.2MB'], ['less than parameters and optimizer state alone', 'MiB']),
         (['--local', 'auto'], ['--memory-budget 8GB']),
