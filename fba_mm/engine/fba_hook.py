@@ -120,10 +120,11 @@ class FBAHook(IterationSeedHook):
     Raises:
         LocalLearningError: Unknown ``scope`` or ``invalid_loss``, ``exact_from`` is not between 0
             and 1; in training: a loss is no number; before training: ``'skip'`` in several
-            processes or with ``head_batch_size``, ``exact_from`` where parameters or modules are
-            spread over processes, or with one module, no or several LocalBackbones, another optimizer wrapper, an auxiliary network that doesn't
-            fit, or another model wrapper than :class:`LocalDataParallel`,
-            :class:`LocalShardedDataParallel` and :class:`LocalModuleParallel`.
+            processes or with ``head_batch_size``, ``exact_from`` with one module, or where
+            parameters or modules are spread over processes, no or several LocalBackbones, another
+            optimizer wrapper, an auxiliary network that doesn't fit, or another model wrapper than
+            :class:`LocalDataParallel`, :class:`LocalShardedDataParallel` and
+            :class:`LocalModuleParallel`.
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
