@@ -124,7 +124,7 @@ def localize(
         local_backbone.recompute = recompute
 
     hooks = [hook for name, hook in custom_hooks(cfg) if name != 'FBAHook']
-    hook = dict(type='FBAHook', scope=scope)
+    hook: dict = dict(type='FBAHook', scope=scope)
     if exact_from is not None:
         hook['exact_from'] = exact_from
     cfg.custom_hooks = [*hooks, hook]

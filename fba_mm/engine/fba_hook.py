@@ -128,7 +128,7 @@ class FBAHook(IterationSeedHook):
 
     Example:
         >>> custom_hooks = [dict(type='FBAHook', scope='past')]
-        >>> custom_hooks = [dict(type='FBAHook', exact_from=0.7)]  # 12 epochs: from the ninth on
+        >>> custom_hooks = [dict(type='FBAHook', exact_from=0.7)]  # the last 30 % exactly
     """
 
     # As MMEngine's hooks have it.
