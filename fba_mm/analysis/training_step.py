@@ -1,5 +1,6 @@
 """One training step of a config, outside of a runner, to measure it."""
 
+import math
 from types import SimpleNamespace
 from typing import Any, Dict
 
@@ -38,7 +39,8 @@ class TrainingStep:
         for hook in hooks.values():
             hook.attach(self.model, self.optim_wrapper)
         self.hooks = [hook for name, hook in hooks.items() if name == 'FBAHook']
-        self._iteration = SimpleNamespace(seed=0, iter=0)
+        # Of a training without end: what is measured is its local phase.
+        self._iteration = SimpleNamespace(seed=0, iter=0, max_iters=math.inf)
 
     def _build_model(self, cfg: Config, device: str) -> nn.Module:
         return build_model(cfg).to(device)

@@ -13,6 +13,8 @@ from fba_mm import (
     LocalModuleParallel,
     localize,
 )
+from fba_mm.analysis import TrainingStep
+from fba_mm.analysis.synthetic_batch import synthetic_batch
 
 from ..conftest import batch, build, own_head, retinanet
 from ..local_training import Trainer
@@ -120,6 +122,13 @@ def test_localize_hands_it_on():
     config = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
     assert localize(config, exact_from=0.7).custom_hooks[-1].exact_from == 0.7
     assert 'exact_from' not in localize(config).custom_hooks[-1]
+
+
+def test_what_is_measured_is_the_local_phase():
+    step = TrainingStep(localize('fba_mm::demo/retinanet_r34_digits.py', exact_from=0.5))
+    for _ in range(3):
+        step(synthetic_batch(step.model, (1, 3, 64, 64)))
+    assert step.model.backbone.num_modules == 4
 
 
 def exact_step(rank, count):
