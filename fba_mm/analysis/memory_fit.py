@@ -258,10 +258,10 @@ def fit_modules(
             budget is none.
 
     Example:
-        >>> cfg = localize('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', num_modules=1)
-        >>> fit_modules(cfg, '1.3GB').model.backbone.num_modules
-        Modules that fit memory_budget=1.3GB (1,240 MiB) ...
-        4
+        >>> cfg = localize('fba_mm::demo/retinanet_r34_digits.py', num_modules=1)
+        >>> fit_modules(cfg, '50MB').model.backbone.num_modules
+        Modules that fit memory_budget=50MB (47.7 MiB) ...
+        2
     """
     budget = parse_memory(memory_budget)
     if not trains_locally(cfg):
@@ -324,11 +324,11 @@ def resolve_num_modules(
             ``memory_budget`` are there one without the other.
 
     Example:
-        >>> r50 = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-        >>> cfg = localize(r50, num_modules='auto', memory_budget='1.3GB')
+        >>> config = 'fba_mm::demo/retinanet_r34_digits.py'
+        >>> cfg = localize(config, num_modules='auto', memory_budget='50MB')
         >>> resolve_num_modules(cfg).model.backbone.num_modules
-        Modules that fit memory_budget=1.3GB (1,240 MiB) ...
-        4
+        Modules that fit memory_budget=50MB (47.7 MiB) ...
+        2
     """
     model = cfg.get('model') or {}
     backbone = model.get(backbone_key(model))

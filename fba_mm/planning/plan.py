@@ -191,10 +191,10 @@ def plan_training(
             is none.
 
     Example:
-        >>> cfg = load_config('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
-        >>> plan = plan_training(cfg, '3GB')
+        >>> cfg = load_config('fba_mm::demo/retinanet_r34_digits.py')
+        >>> plan = plan_training(cfg, '50MB')
         >>> plan.chosen.way.name
-        'accumulation, 1 image at a time'
+        'with_cp=True'
         >>> cfg = plan.chosen.way.configure(cfg)
     """
     budget = None if memory_budget is None else parse_memory(memory_budget)
