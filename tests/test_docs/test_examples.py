@@ -65,6 +65,15 @@ TAKES_MORE = {
 }
 
 
+# What takes seconds each; the tests of these functions call them so, too.
+LONG = {
+    'analysis.training_profile.profile_training',
+    'datasets.digits_on_photos.build_digits_on_photos',
+    'datasets.photo_pairs.build_photo_pairs',
+    'planning.plan.plan_training',
+}
+
+
 def all_examples() -> Iterator[doctest.DocTest]:
     """Docstrings with examples, of all modules."""
     finder = doctest.DocTestFinder(exclude_empty=True)
@@ -118,7 +127,7 @@ def quiet(monkeypatch):
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize('name', sorted(EXAMPLES.keys() - TAKES_MORE.keys()))
+@pytest.mark.parametrize('name', sorted(EXAMPLES.keys() - TAKES_MORE.keys() - LONG))
 def test_an_example_prints_what_it_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not run(EXAMPLES[name])
