@@ -27,6 +27,7 @@ def light(cfg: Config, **settings) -> dict:
 # Of local learning: name in tables, and what localize() is told.
 LOCAL: Dict[str, tuple] = {
     'fba_light': ('FBA, light heads', lambda cfg: dict(auxiliary='light')),
+    # What a step takes is that of its local phase.
     'fba_light_exact_end': (
         'FBA, light heads, exact from 0.7 on',
         lambda cfg: dict(auxiliary='light', exact_from=0.7),

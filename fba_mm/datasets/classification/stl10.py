@@ -41,7 +41,8 @@ class STL10(PublishedDataset):
         LocalLearningError: An unknown split; files are missing, incomplete, or can't be fetched.
 
     Example:
-        >>> dataset = STL10('data/stl10', split='test', pipeline=[dict(type='PackInputs')])
+        >>> pipeline = [dict(type='mmpretrain.PackInputs')]
+        >>> dataset = STL10('data/stl10', split='test', pipeline=pipeline)
         >>> dataset[0]['inputs'].shape
         torch.Size([3, 96, 96])
     """

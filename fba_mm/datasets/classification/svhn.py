@@ -36,7 +36,8 @@ class SVHN(PublishedDataset):
         LocalLearningError: An unknown split; the file is missing, incomplete, or can't be fetched.
 
     Example:
-        >>> dataset = SVHN('data/svhn', split='test', pipeline=[dict(type='PackInputs')])
+        >>> pipeline = [dict(type='mmpretrain.PackInputs')]
+        >>> dataset = SVHN('data/svhn', split='test', pipeline=pipeline)
         >>> dataset[0]['inputs'].shape
         torch.Size([3, 32, 32])
     """
